@@ -1,0 +1,108 @@
+"""
+Real input for the network: handwritten digits as images (N, 1, 32, 32) in [0, 1], with a fixed split.
+
+By default the 1,797 digits of scikit-learn (8x8 pixels, 16 grey levels; UCI "Optical Recognition of Handwritten
+Digits", Alpaydin & Kaynak 1998). `load(folder)` reads MNIST's four IDX files, plain or gzip, instead:
+http://yann.lecun.com/exdb/mnist/ describes the format.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TEST_DIGITS = 360  # a fifth of scikit-learn's 1,797
+
+
+class DigitsError(ValueError):
+    """A data set that cannot be read; the message is one line that names the file and what was found in it."""
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Images (N,1,32,32) float32 in [0,1] and their labels (N,) int64 in 0..9, to train on and to test on."""
+
+    name: str
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+
+
+def one_hot(labels: Tensor) -> Tensor:
+    """Labels (N,) as targets (N,10) for the mean squared error: 1 for the digit, 0 elsewhere."""
+    return F.one_hot(labels, 10).to(torch.get_default_dtype())
+
+
+def load(mnist: Path | None = None) -> Digits:
+    """MNIST from a folder of IDX files, else scikit-learn's digits; raises DigitsError on a malformed file."""
+    return _scikit_learn() if mnist is None else _mnist(mnist)
+
+
+@cache
+def _scikit_learn() -> Digits:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pixels = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 16  # N,1,8,8
+    images = F.interpolate(pixels, size=(32, 32), mode="bilinear", align_corners=False)  # N,1,32,32
+    labels = torch.tensor(bunch.target, dtype=torch.int64)
+    # RandomState's streams are frozen by NumPy's policy, so the split is the same everywhere.
+    order = torch.from_numpy(np.random.RandomState(0).permutation(len(images)))
+    train, test = order[TEST_DIGITS:], order[:TEST_DIGITS]
+    return Digits("scikit-learn's digits", images[train], labels[train], images[test], labels[test])
+
+
+def _mnist(folder: Path) -> Digits:
+    if not folder.is_dir():
+        raise DigitsError(f"--mnist {folder}: there is no such folder")
+    train_images, train_labels = _mnist_part(folder, "train")
+    test_images, test_labels = _mnist_part(folder, "t10k")
+    return Digits("MNIST", train_images, train_labels, test_images, test_labels)
+
+
+def _mnist_part(folder: Path, part: str) -> tuple[Tensor, Tensor]:
+    images_file, pixels = _idx(folder, f"{part}-images-idx3-ubyte", dimensions=3)
+    labels_file, labels = _idx(folder, f"{part}-labels-idx1-ubyte", dimensions=1)
+    if pixels.shape[1:] != (28, 28):
+        height, width = pixels.shape[1:]
+        raise DigitsError(f"{images_file}: images of {height}x{width} pixels, expected 28x28")
+    if len(pixels) != len(labels):
+        raise DigitsError(f"{images_file} has {len(pixels)} images, {labels_file} has {len(labels)} labels")
+    if len(labels) == 0:
+        raise DigitsError(f"{labels_file}: no labels")
+    if labels.max() > 9:
+        raise DigitsError(f"{labels_file}: label {labels.max()} at index {labels.argmax()}, expected 0 to 9")
+    images = torch.tensor(pixels, dtype=torch.float32)[:, None] / 255  # N,1,28,28
+    return F.pad(images, (2, 2, 2, 2)), torch.tensor(labels, dtype=torch.int64)
+
+
+def _idx(folder: Path, name: str, dimensions: int) -> tuple[Path, np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:
+    """The array in an IDX file of unsigned bytes: magic 0 0 8 dimensions, big-endian sizes, then the bytes."""
+    path = next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
+    if path is None:
+        raise DigitsError(f"--mnist {folder}: there is neither {name} nor {name}.gz")
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DigitsError(f"{path}: not a whole gzip file: {error}") from error
+    magic, header = bytes((0, 0, 8, dimensions)), 4 + 4 * dimensions
+    if content[:4] != magic:
+        raise DigitsError(f"{path}: magic number 0x{content[:4].hex()}, expected 0x{magic.hex()}")
+    if len(content) < header:
+        raise DigitsError(f"{path}: truncated: {len(content)} bytes, expected {header} of header")
+    shape = tuple(int(n) for n in np.frombuffer(content, ">u4", count=dimensions, offset=4))
+    expected = header + int(np.prod(shape, dtype=object))
+    if len(content) != expected:
+        fault = "truncated" if len(content) < expected else "too long"
+        sizes = "x".join(map(str, shape))
+        raise DigitsError(f"{path}: {fault}: {len(content)} bytes, expected {expected} for {sizes}")
+    return path, np.frombuffer(content, np.uint8, offset=header).reshape(shape)

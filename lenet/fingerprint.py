@@ -1,0 +1,51 @@
+"""What a run ran on: versions and hardware, so that figures are compared with their like only."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+PACKAGES = ("hypothesis", "pytest", "pytest-benchmark", "scikit-learn")
+
+
+def fingerprint() -> dict[str, str]:
+    """The stack's versions and hardware by name, each in words."""
+    stack = {
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+        "CPU capability": torch.backends.cpu.get_cpu_capability(),
+    }
+    if torch.cuda.is_available():
+        stack |= {"GPU": torch.cuda.get_device_name(), "CUDA": str(torch.version.cuda)}
+        stack["cuDNN"] = str(torch.backends.cudnn.version())
+    for package in PACKAGES:
+        try:
+            stack[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return stack
+
+
+def headline(stack: dict[str, str]) -> str:
+    """The same in one line: PyTorch, Python, processor and cores, GPU."""
+    gpu = f", {stack['GPU']}" if "GPU" in stack else ""
+    return f"torch {stack['torch']}, Python {stack['python']}, {stack['processor']}, {stack['cores']} cores{gpu}"
+
+
+def _processor() -> str:
+    """The processor's model name: from /proc/cpuinfo where there is one, else as the platform calls it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,69 @@
+"""
+The reference network: the LeNet of PyTorch's "Neural Networks" tutorial.
+
+https://docs.pytorch.org/tutorials/beginner/blitz/neural_networks_tutorial.html, after LeCun, Bottou, Bengio & Haffner
+1998, "Gradient-Based Learning Applied to Document Recognition", Proc. IEEE 86(11), figure 2.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FORWARD_FLOPS = 833_040
+"""Floating-point operations of one image's forward pass: two for each multiply-add of the five layers' products."""
+
+TRAINING_FLOPS = 2_263_920
+"""The same for forward and backward pass: thrice the forward pass, less the gradient by the image, which none needs."""
+
+
+class Net(nn.Module):
+    """Ten scores, no softmax, for each 32x32 image: (N, 1, 32, 32) -> (N, 10). 61,706 parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 6, 5)
+        self.conv2 = nn.Conv2d(6, 16, 5)
+        self.fc1 = nn.Linear(16 * 5 * 5, 120)
+        self.fc2 = nn.Linear(120, 84)
+        self.fc3 = nn.Linear(84, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        c1 = F.relu(self.conv1(images))  # N,6,28,28
+        s2 = F.max_pool2d(c1, 2)  # N,6,14,14
+        c3 = F.relu(self.conv2(s2))  # N,16,10,10
+        s4 = F.max_pool2d(c3, 2)  # N,16,5,5
+        flat = torch.flatten(s4, 1)  # N,400
+        f5 = F.relu(self.fc1(flat))  # N,120
+        f6 = F.relu(self.fc2(f5))  # N,84
+        logits: Tensor = self.fc3(f6)  # N,10
+        return logits
+
+
+def feature_maps(net: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """
+    What each filter found in the images: conv1's 6 maps (N,6,28,28) and conv2's 16 (N,16,10,10), after their ReLU.
+
+    The maps are read off as `net` runs, without a graph, from its submodules `conv1` and `conv2`. Raises LookupError
+    where the net's forward pass does not call them.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def note(name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        seen[name] = F.relu(output)
+
+    names = ("conv1", "conv2")
+    hooks = [net.get_submodule(name).register_forward_hook(partial(note, name)) for name in names]
+    try:
+        with torch.no_grad():
+            net(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if missing := [name for name in names if name not in seen]:
+        raise LookupError(f"the forward pass of {type(net).__name__} does not call its submodule {missing[0]}")
+    return seen

@@ -1,0 +1,328 @@
+"""
+The tutorial's Net in float64 NumPy, and how far from it a correct result may lie.
+
+This module imports no torch: whatever it agrees with, it agrees with independently. `solve` gives the exact
+logits, loss and gradients of a case (exact: float64's own rounding is 2**29 times finer than float32's) and, with
+each of them, its rounding budget: the unit in which an error is measured.
+
+The budget is Monte Carlo arithmetic (Parker 1997, "Monte Carlo Arithmetic: exploiting randomness in floating-point
+arithmetic", UCLA CSD-970002; Denis, de Oliveira Castro & Petit 2016, "Verificarlo", ARITH 23). The network is computed
+`REPLICAS` more times, and in each replica every dot product z = sum_k a_k b_k + c of n terms is disturbed by
+
+    sqrt((n + 1) * v**2 + u**2) * sqrt(sum_k (a_k b_k)**2 + c**2 + z**2) * (xi + xi_shared)
+
+with u the unit roundoff of what is stored and v that of the accumulator. The first factor counts roundings, n + 1 while
+adding and one when storing; the second is the size of what is rounded: the partial sums of a random sum grow like the
+root of the sum of squares, those of terms of one sign like z. xi is standard normal for each element and xi_shared for
+each operation: identical units round identically, so errors may add coherently. An element's budget is the root of its
+replicas' mean square deviation plus that of its whole tensor.
+
+Decisions (which of a pooling window and zero is the largest) are not continuous, so they are budgeted apart. All
+replicas take the exact computation's decisions. A decision that rounding could turn, because its margin is less than
+`THRESHOLD` spreads of that margin, is open: the backward pass is repeated with the gradient of every open decision
+given or taken away at random, and once with the decisions of a replica that rounds each dot product just once, as
+hardware does, so that what is nearly tied is tied. What this does to an element of a gradient widens its budget. So
+every case can be judged, ties and kinks included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[np.float64]
+Parameters: TypeAlias = Mapping[str, Array]
+
+THRESHOLD = 8.0
+"""How many budgets an error may be: the power of two above the worst of `properties/calibration.json`, see there."""
+
+REPLICAS = 6
+"""Disturbed copies of a computation; a gradient tensor's own elements make up for their small number."""
+
+SHAPES: dict[str, tuple[int, ...]] = {
+    "conv1.weight": (6, 1, 5, 5),
+    "conv1.bias": (6,),
+    "conv2.weight": (16, 6, 5, 5),
+    "conv2.bias": (16,),
+    "fc1.weight": (120, 400),
+    "fc1.bias": (120,),
+    "fc2.weight": (84, 120),
+    "fc2.bias": (84,),
+    "fc3.weight": (10, 84),
+    "fc3.bias": (10,),
+}
+"""The ten parameters, in the order of `net.parameters()`: 61,706 numbers."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What a computation claims: unit roundoff of what it stores and of its sums, half its smallest number."""
+
+    name: str
+    unit: float
+    accumulator: float
+    underflow: float
+
+
+PRECISIONS = {
+    precision.name: precision
+    for precision in (
+        Precision("float64", 2.0**-53, 2.0**-53, 2.0**-1074),
+        Precision("float32", 2.0**-24, 2.0**-24, 2.0**-150),
+        Precision("tf32", 2.0**-11, 2.0**-24, 2.0**-150),
+        Precision("float16", 2.0**-11, 2.0**-24, 2.0**-25),
+        Precision("bfloat16", 2.0**-8, 2.0**-24, 2.0**-134),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Bounded:
+    """An exact tensor and its budget, element by element."""
+
+    value: Array
+    budget: Array
+
+    def ratio(self, got: Array) -> Array:
+        """|got - value| / budget: 0 where both are the same (infinite and NaN included), inf where the budget is 0."""
+        same = (got == self.value) | (np.isnan(got) & np.isnan(self.value))
+        with np.errstate(all="ignore"):
+            ratio = np.abs(got - self.value) / self.budget
+        return np.where(same, 0.0, np.where(np.isnan(ratio), np.inf, ratio))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a correct network and loss give for one case, each with its budget."""
+
+    logits: Bounded  # N,10
+    loss: Bounded  # scalar
+    gradients: dict[str, Bounded]  # of the loss by each parameter
+    open_decisions: int
+
+
+class _Rounding:
+    """
+    Copies of one computation along axis 0, R = REPLICAS + 2 of them; R = 1 without a precision.
+
+    The first copy is exact, the last rounds each result once to the nearest, those between are disturbed.
+    """
+
+    def __init__(self, precision: Precision | None, seed: int = 0) -> None:
+        self.precision = precision
+        self.random = np.random.default_rng(seed)
+
+    def dot(self, a: Array, b: Array, c: Array | None = None) -> Array:
+        """a @ b + c, (R,m,n) @ (R,n,k) -> (R,m,k), with R 1 where all copies share an operand."""
+        z = a @ b if c is None else a @ b + c
+        if self.precision is None:
+            return z
+        energy = a[0] ** 2 @ b[0] ** 2 if c is None else a[0] ** 2 @ b[0] ** 2 + c[0] ** 2
+        return self.disturb(z, energy, a.shape[-1])
+
+    def disturb(self, z: Array, energy: Array, terms: int) -> Array:
+        """Sums z (R,...) of `terms` terms whose squares add up to `energy`, each copy with its own rounding error."""
+        if self.precision is None:
+            return z
+        unit, accumulator, underflow = self.precision.unit, self.precision.accumulator, self.precision.underflow
+        scale = np.sqrt(((terms + 1) * accumulator**2 + unit**2) * (energy + z[0] ** 2))
+        scale += np.where(energy > 0, np.sqrt(terms + 1) * underflow, 0.0)
+        z = np.broadcast_to(z, (REPLICAS + 2, *z.shape[1:])).copy()
+        shared = self.random.standard_normal((REPLICAS, *[1] * (z.ndim - 1)))
+        z[1:-1] += scale * (self.random.standard_normal((REPLICAS, *z.shape[1:])) + shared)
+        mantissa, exponent = np.frexp(z[-1])
+        z[-1] = np.ldexp(np.round(mantissa / unit) * unit, exponent)
+        return z
+
+
+class _Gate:
+    """
+    ReLU and max-pooling in one: the largest of the candidates on the last axis and zero, (R,N,...,m) -> (R,N,...).
+
+    m is 4 for a pooling window in row-major order, 1 for a ReLU alone. Of equals the first wins, and zero before all:
+    `torch.nn.functional.max_pool2d` and `relu` hand the gradient out so.
+    """
+
+    def __init__(self, z: Array) -> None:
+        self.output = np.maximum(z.max(axis=-1), 0.0)
+        self.taken = _winner(z[0])
+        self.rounded = _winner(z[-1])
+        self.doubt = self._doubt(z)
+
+    def _doubt(self, z: Array) -> Array:
+        """
+        For each candidate, N,...,m: about the root of the chance that rounding turns it into the winner.
+
+        In the winner's own place: the same for zero. It is 0 from THRESHOLD spreads on, and before that at least
+        2 / THRESHOLD, so that a single turn, however unlikely, uses up no more than half of what an error may be.
+        """
+        winner = np.where(self.taken, z, 0.0).sum(axis=-1, keepdims=True)
+        margin = winner - np.where(self.taken, 0.0, z)
+        spread = np.sqrt(np.mean((margin[1:-1] - margin[0]) ** 2, axis=0))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            chance = np.maximum(np.exp(-((margin[0] / spread) ** 2) / 4), 2 / THRESHOLD)
+        return np.where(margin[0] < THRESHOLD * spread, chance, 0.0)
+
+    def turns(self, random: np.random.Generator) -> Array:
+        """
+        The share of the gradient that each candidate gets, REPLICAS+1,N,...,m, when open decisions fall at random.
+
+        Identical units round identically, so in turn they fall each for itself, alike in all images, and alike in all
+        windows. Signs come with a magnitude, lest two turns cancel in every replica. The last share is the rounded
+        replica's.
+        """
+        shape = (REPLICAS, *self.doubt.shape)
+        signs = random.choice([-1.0, 1.0], shape) * random.uniform(0.5, 1.5, shape)
+        if signs.size:
+            signs[1::3] = signs[1::3, :1]
+            signs[2::3] = signs[2::3].reshape(REPLICAS // 3, -1, shape[-1])[:, 0].reshape(-1, *[1] * (len(shape) - 2), shape[-1])
+        gained = signs * self.doubt
+        lost = np.where(self.taken, 0.0, gained).sum(axis=-1, keepdims=True)
+        return np.concatenate([self.taken * (1 - lost) + gained, self.rounded[None]])
+
+
+def _winner(z: Array) -> NDArray[np.bool_]:
+    """The first of the largest candidates on the last axis; none where zero is as large."""
+    first = z.argmax(axis=-1)[..., None] == np.arange(z.shape[-1])
+    return np.asarray(first & (z > 0))
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What the forward pass leaves for the backward pass; every array has the copies on axis 0."""
+
+    rows: dict[str, Array]  # what each layer's weight is multiplied by: R,rows,inputs
+    gates: list[_Gate]  # after conv1, conv2, fc1, fc2
+    logits: Array  # R,N,10
+
+
+def _patches(maps: Array) -> Array:
+    """Every 5x5 window of every channel as a row: (R,N,C,H,W) -> (R, N*(H-4)*(W-4), C*25)."""
+    windows = sliding_window_view(maps, (5, 5), axis=(-2, -1)).transpose(0, 1, 3, 4, 2, 5, 6)
+    copies, batch, height, width, channels, _, _ = windows.shape
+    return windows.reshape(copies, batch * height * width, channels * 25)
+
+
+def _unpatch(rows: Array, batch: int) -> Array:
+    """The transpose of `_patches` for conv2: each row's 150 numbers added where they came from, -> (R,N,6,14,14)."""
+    rows = rows.reshape(len(rows), batch, 10, 10, 6, 5, 5)
+    maps = np.zeros((len(rows), batch, 6, 14, 14))
+    for i in range(5):
+        for j in range(5):
+            maps[..., i : i + 10, j : j + 10] += rows[..., i, j].transpose(0, 1, 4, 2, 3)
+    return maps
+
+
+def _windows(rows: Array, batch: int, size: int) -> Array:
+    """A convolution's rows as 2x2 pooling windows: (R, N*size*size, C) -> (R,N,size/2,size/2,C,4)."""
+    half, channels = size // 2, rows.shape[-1]
+    grid = rows.reshape(len(rows), batch, half, 2, half, 2, channels)
+    return grid.transpose(0, 1, 2, 4, 6, 3, 5).reshape(len(rows), batch, half, half, channels, 4)
+
+
+def _unwindows(windows: Array) -> Array:
+    """The inverse of `_windows`: (R,N,h,h,C,4) -> (R, N*4*h*h, C)."""
+    r, n, h, _, c, _ = windows.shape
+    return windows.reshape(r, n, h, h, c, 2, 2).transpose(0, 1, 2, 5, 3, 6, 4).reshape(r, n * 4 * h * h, c)
+
+
+def _matrix(weight: Array) -> Array:
+    """A layer's weight (R,O,...) as the matrix (R,I,O) that its input rows are multiplied by."""
+    return weight.reshape(len(weight), weight.shape[1], -1).swapaxes(-1, -2)
+
+
+def _forward(p: Parameters, images: Array, rounding: _Rounding) -> _Pass:
+    rows: dict[str, Array] = {}
+
+    def layer(name: str, inputs: Array) -> Array:
+        rows[name] = inputs
+        return rounding.dot(inputs, _matrix(p[f"{name}.weight"]), p[f"{name}.bias"][:, None, :])
+
+    batch = len(images)
+    gate1 = _Gate(_windows(layer("conv1", _patches(images[None])), batch, 28))
+    pooled1 = gate1.output.transpose(0, 1, 4, 2, 3)  # R,N,6,14,14
+    gate2 = _Gate(_windows(layer("conv2", _patches(pooled1)), batch, 10))
+    pooled2 = gate2.output.transpose(0, 1, 4, 2, 3)  # R,N,16,5,5
+    gate3 = _Gate(layer("fc1", pooled2.reshape(len(pooled2), batch, 400))[..., None])
+    gate4 = _Gate(layer("fc2", gate3.output)[..., None])
+    return _Pass(rows, [gate1, gate2, gate3, gate4], layer("fc3", gate4.output))
+
+
+def _backward(
+    p: Parameters, rows: dict[str, Array], shares: list[Array], delta: Array, rounding: _Rounding
+) -> dict[str, Array]:
+    """The gradients by each parameter, from delta, that by the logits, and the share that each gate's candidates get."""
+    gradients: dict[str, Array] = {}
+
+    def layer(name: str, delta: Array) -> Array:
+        """Note the gradients by one layer's weight and bias; its weight is the matrix that takes delta further back."""
+        weight = p[f"{name}.weight"]
+        gradient = rounding.dot(delta.swapaxes(-1, -2), rows[name])
+        gradients[f"{name}.weight"] = gradient.reshape(-1, *weight.shape[1:])
+        gradients[f"{name}.bias"] = rounding.dot(np.ones((1, 1, delta.shape[1])), delta)[:, 0]
+        return _matrix(weight).swapaxes(-1, -2)
+
+    batch = delta.shape[1]
+    share1, share2, share3, share4 = shares
+    delta4 = rounding.dot(delta, layer("fc3", delta)) * share4[..., 0]
+    delta3 = rounding.dot(delta4, layer("fc2", delta4)) * share3[..., 0]
+    flat = rounding.dot(delta3, layer("fc1", delta3))
+    pooled2 = flat.reshape(len(flat), batch, 16, 5, 5)
+    delta2 = _unwindows(pooled2.transpose(0, 1, 3, 4, 2)[..., None] * share2)  # R,N*100,16
+    matrix = layer("conv2", delta2)
+    energy = _unpatch(delta2[:1] ** 2 @ matrix[:1] ** 2, batch)[0]
+    pooled1 = rounding.disturb(_unpatch(delta2 @ matrix, batch), energy, 16 * 25)
+    delta1 = _unwindows(pooled1.transpose(0, 1, 3, 4, 2)[..., None] * share1)  # R,N*784,6
+    layer("conv1", delta1)
+    return gradients
+
+
+def _mse(logits: Array, targets: Array, rounding: _Rounding) -> tuple[Array, Array]:
+    """The mean squared error (R,) and its gradient by the logits (R,N,10)."""
+    difference = rounding.disturb(logits - targets, (logits[0] - targets) ** 2, 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        loss = np.sum(difference**2, axis=(1, 2), keepdims=True) / targets.size
+        energy = np.sum(difference[0] ** 4, keepdims=True) / np.float64(targets.size) ** 2
+        delta = 2 * difference / targets.size
+    return rounding.disturb(loss, energy, targets.size)[:, 0, 0], rounding.disturb(delta, delta[0] ** 2, 1)
+
+
+def _bounded(copies: Array, turned: Array | None = None) -> Bounded:
+    """The first copy, with the disturbed ones' deviation from it, and that of the passes in which decisions turned."""
+    exact = copies[0]
+    square = (copies[1:-1] - exact) ** 2
+    variance = square.mean(axis=0) + (square.mean() if exact.size else 0.0)
+    if turned is not None:
+        square = (np.broadcast_to(turned, (REPLICAS + 1, *exact.shape)) - exact) ** 2
+        variance += square[:-1].mean(axis=0) + square[-1]
+    return Bounded(exact, np.sqrt(variance))
+
+
+def _copies(parameters: Parameters) -> dict[str, Array]:
+    return {name: np.asarray(value, np.float64)[None] for name, value in parameters.items()}
+
+
+def solve(parameters: Parameters, images: Array, targets: Array, precision: Precision, seed: int = 0) -> Answer:
+    """Logits, MSE loss and its gradients for images (N,1,32,32) and targets (N,10), with budgets at `precision`."""
+    p = _copies(parameters)
+    rounding = _Rounding(precision, seed)
+    run = _forward(p, images, rounding)
+    loss, delta = _mse(run.logits, targets, rounding)
+    gradients = _backward(p, run.rows, [gate.taken[None] for gate in run.gates], delta, rounding)
+    open_decisions = sum(int(np.count_nonzero(gate.doubt)) for gate in run.gates)
+    turned: dict[str, Array] = {}
+    if open_decisions:
+        exact = {name: rows[:1] for name, rows in run.rows.items()}
+        shares = [gate.turns(rounding.random) for gate in run.gates]
+        turned = _backward(p, exact, shares, delta[:1], _Rounding(None))
+    return Answer(
+        logits=_bounded(run.logits),
+        loss=_bounded(loss),
+        gradients={name: _bounded(gradients[name], turned.get(name)) for name in SHAPES},
+        open_decisions=open_decisions,
+    )

@@ -1,0 +1,128 @@
+"""
+What is judged: from an option's text to a `Subject`, and a clear refusal of what cannot be judged.
+
+A subject is a module, a file or any object in one of them, `package.module`, `package.module:Name`, `path/to/file.py`
+or `path/to/file.py:Name`. What it does not define is taken from `lenet`. A class derived from `nn.Module` stands for
+`Net`, a function named `sgd_update` or `train_step` for itself.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+import lenet
+
+CONTRACT = ("Net", "sgd_update", "train_step")
+
+
+class SubjectError(ValueError):
+    """A subject that cannot be judged; the message is one line that says what was asked for and what was found."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is judged, by its contracts: `Net()`, `sgd_update(parameters, lr)`, `train_step(net, images, targets, lr)`."""
+
+    spec: str
+    Net: Callable[[], nn.Module]
+    sgd_update: Callable[[Iterable[nn.Parameter], float], None]
+    train_step: Callable[[nn.Module, Tensor, Tensor, float], Tensor]
+
+    @property
+    def name(self) -> str:
+        """A short name: the spec without its folders."""
+        return self.spec.rsplit("/", 1)[-1]
+
+
+def load(spec: str) -> Subject:
+    """The subject that `spec` names; raises SubjectError where there is none, or none that can be judged."""
+    place, _, name = spec.partition(":")
+    found: Any = _file(spec, Path(place)) if place.endswith(".py") else _module(spec, place)
+    if name:
+        try:
+            found = reduce(getattr, name.split("."), found)
+        except AttributeError:
+            public = ", ".join(n for n in dir(found) if not n.startswith("_")) or "nothing"
+            raise SubjectError(f"--subject {spec}: {place} has no {name}; it defines {public}") from None
+    subject = Subject(spec, **{part: getattr(lenet, part) for part in CONTRACT} | _parts(spec, found))
+    _check(subject)
+    return subject
+
+
+def _file(spec: str, path: Path) -> Any:
+    if not path.is_file():
+        raise SubjectError(f"--subject {spec}: there is no file {path}")
+    description = importlib.util.spec_from_file_location(path.stem, path)
+    assert description is not None and description.loader is not None, "a path that ends in .py has a loader"
+    module = importlib.util.module_from_spec(description)
+    sys.modules.setdefault(path.stem, module)  # dataclasses and pickle look their module up there
+    with _importing(spec):
+        description.loader.exec_module(module)
+    return module
+
+
+def _module(spec: str, name: str) -> Any:
+    try:
+        exists = importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        exists = False
+    if not exists:
+        raise SubjectError(f"--subject {spec}: there is no module {name!r}; a file is given as path/to/file.py")
+    with _importing(spec):
+        return importlib.import_module(name)
+
+
+@contextmanager
+def _importing(spec: str) -> Iterator[None]:
+    """Turn whatever a subject raises while it is imported into a SubjectError."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise SubjectError(f"--subject {spec}: raised while it was imported: {_line(error)}") from error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def _parts(spec: str, found: Any) -> dict[str, Any]:
+    """What `found` defines of the contract, by name."""
+    if isinstance(found, type) and issubclass(found, nn.Module):
+        return {"Net": found}
+    if getattr(found, "__name__", None) in CONTRACT and callable(found):
+        return {found.__name__: found}
+    if parts := {name: getattr(found, name) for name in CONTRACT if hasattr(found, name)}:
+        return parts
+    raise SubjectError(f"--subject {spec}: defines none of {', '.join(CONTRACT)}, and is no nn.Module class")
+
+
+def _check(subject: Subject) -> None:
+    """Refuse a subject that is not callable, or whose Net cannot load the reference's parameters."""
+    for part in CONTRACT:
+        if not callable(getattr(subject, part)):
+            raise SubjectError(f"--subject {subject.spec}: its {part} is not callable")
+    try:
+        state = subject.Net().state_dict()
+    except Exception as error:
+        raise SubjectError(f"--subject {subject.spec}: its Net() raised {_line(error)}") from error
+    wanted = {name: tuple(value.shape) for name, value in lenet.Net().state_dict().items()}
+    got = {name: tuple(value.shape) for name, value in state.items()}
+    differences = [f"{name} {list(shape)} is missing" for name, shape in wanted.items() if name not in got]
+    differences += [f"{name} {list(shape)} is not in lenet.Net" for name, shape in got.items() if name not in wanted]
+    differences += [
+        f"{name} is {list(got[name])} where lenet.Net has {list(shape)}"
+        for name, shape in wanted.items()
+        if name in got and got[name] != shape
+    ]
+    if differences:
+        raise SubjectError(f"--subject {subject.spec}: its Net cannot load lenet.Net's state: {'; '.join(differences)}")

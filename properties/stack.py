@@ -1,0 +1,99 @@
+"""A stack: the subject, device and dtype that the laws judge, and what it makes of a case."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lenet import oracle
+from lenet.oracle import Answer, Array
+from lenet.subject import Subject
+from properties.strategies import Case
+
+
+def float64(tensor: Tensor) -> Array:
+    """The numbers of a tensor of any dtype on any device, exactly."""
+    return tensor.detach().to("cpu", torch.float64).numpy()
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A subject on a device in a dtype."""
+
+    subject: Subject
+    device: torch.device
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return f"{self.subject.name} on {self.device} in {self.precision.name}"
+
+    @property
+    def precision(self) -> oracle.Precision:
+        """The precision that this stack claims: its dtype's."""
+        return oracle.PRECISIONS[str(self.dtype).removeprefix("torch.")]
+
+    def tensor(self, values: Array) -> Tensor:
+        """The values rounded to this stack's dtype, on its device."""
+        return torch.tensor(values).to(self.device, self.dtype)
+
+    def net(self, case: Case) -> nn.Module:
+        """The subject's Net with the case's parameters."""
+        net = self.subject.Net().to(self.device, self.dtype)
+        net.load_state_dict({name: self.tensor(value) for name, value in case.parameters().items()})
+        return net
+
+    def images(self, case: Case) -> Tensor:
+        """The case's images (N,1,32,32) in its memory layout."""
+        if case.layout == "expanded" and case.batch:
+            return self.tensor(case.pixels()[:1]).expand(case.batch, -1, -1, -1)
+        images = self.tensor(case.pixels())
+        if case.layout == "channels_last":
+            # With one channel PyTorch calls both layouts channels_last, so write these strides out.
+            return images.as_strided(images.shape, (1024, 1, 32, 1))
+        if case.layout == "strided":
+            frame = torch.full((case.batch, 1, 33, 66), float("nan"), device=self.device, dtype=self.dtype)
+            frame[:, :, 1:, 1:65:2] = images
+            return frame[:, :, 1:, 1:65:2]
+        return images
+
+    def targets(self, case: Case) -> Tensor:
+        """The case's targets (N,10)."""
+        return self.tensor(case.goals())
+
+    def logits(self, case: Case) -> Tensor:
+        """(N,10)."""
+        logits: Tensor = self.net(case)(self.images(case))
+        return logits
+
+    def loss(self, net: nn.Module, case: Case) -> Tensor:
+        """The mean squared error of the net on the case, with its graph."""
+        return F.mse_loss(net(self.images(case)), self.targets(case))
+
+    def exact(self, case: Case) -> Answer:
+        """The oracle's answer to the case as this stack sees it (inputs rounded to its dtype), with its budget."""
+        return _exact(case, self.dtype)
+
+
+@lru_cache(maxsize=64)
+def _exact(case: Case, dtype: torch.dtype) -> Answer:
+    def rounded(values: Array) -> Array:
+        return float64(torch.tensor(values).to(dtype))
+
+    return oracle.solve(
+        {name: rounded(value) for name, value in case.parameters().items()},
+        rounded(case.pixels()),
+        rounded(case.goals()),
+        oracle.PRECISIONS[str(dtype).removeprefix("torch.")],
+        seed=case.seed,
+    )
+
+
+def gradients(net: nn.Module) -> dict[str, Tensor]:
+    """The gradients of a net's parameters by name; those that are None are left out."""
+    return {name: p.grad.detach().clone() for name, p in net.named_parameters() if p.grad is not None}
