@@ -27,7 +27,7 @@ every case can be judged, ties and kinks included.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -101,20 +101,22 @@ class Answer:
     """What a correct network and loss give for one case, each with its budget."""
 
     logits: Bounded  # N,10
-    loss: Bounded  # scalar
-    gradients: dict[str, Bounded]  # of the loss by each parameter
-    open_decisions: int
+    loss: Bounded  # a number
+    gradients: dict[str, Bounded]  # of the loss, by each parameter
+    open_decisions: int  # that rounding could turn
 
 
 class _Rounding:
     """
-    Copies of one computation along axis 0, R = REPLICAS + 2 of them; R = 1 without a precision.
+    Copies of one computation along axis 0, R = replicas + 2 of them; R = 1 without a precision.
 
-    The first copy is exact, the last rounds each result once to the nearest, those between are disturbed.
+    The first copy is exact, the last rounds each result once to the nearest, the `replicas` between are disturbed.
     """
 
-    def __init__(self, precision: Precision | None, seed: int = 0) -> None:
+    def __init__(self, precision: Precision | None, seed: int = 0, replicas: int = REPLICAS) -> None:
         self.precision = precision
+        self.replicas = replicas
+        self.directions: list[Array] = []
         self.random = np.random.default_rng(seed)
 
     def dot(self, a: Array, b: Array, c: Array | None = None) -> Array:
@@ -132,12 +134,24 @@ class _Rounding:
         unit, accumulator, underflow = self.precision.unit, self.precision.accumulator, self.precision.underflow
         scale = np.sqrt(((terms + 1) * accumulator**2 + unit**2) * (energy + z[0] ** 2))
         scale += np.where(energy > 0, np.sqrt(terms + 1) * underflow, 0.0)
-        z = np.broadcast_to(z, (REPLICAS + 2, *z.shape[1:])).copy()
-        shared = self.random.standard_normal((REPLICAS, *[1] * (z.ndim - 1)))
-        z[1:-1] += scale * (self.random.standard_normal((REPLICAS, *z.shape[1:])) + shared)
+        z = np.broadcast_to(z, (self.replicas + 2, *z.shape[1:])).copy()
+        shared = self._shared().reshape(-1, *[1] * (z.ndim - 1))
+        z[1:-1] += scale * (self.random.standard_normal((self.replicas, *z.shape[1:])) + shared)
         mantissa, exponent = np.frexp(z[-1])
         z[-1] = np.ldexp(np.round(mantissa / unit) * unit, exponent)
         return z
+
+
+    def _shared(self) -> Array:
+        """
+        One standard normal a replica, (replicas,), whose mean square is 1 and which is orthogonal to the latest ones.
+
+        So where a whole network's errors are shared, as with constant weights, few replicas give their size reliably.
+        """
+        if not self.directions:
+            basis, _ = np.linalg.qr(self.random.standard_normal((self.replicas, self.replicas)))
+            self.directions = list(basis.T * np.sqrt(self.replicas))
+        return self.directions.pop()
 
 
 class _Gate:
@@ -149,41 +163,40 @@ class _Gate:
     """
 
     def __init__(self, z: Array) -> None:
+        self.z = z
         self.output = np.maximum(z.max(axis=-1), 0.0)
         self.taken = _winner(z[0])
-        self.rounded = _winner(z[-1])
-        self.doubt = self._doubt(z)
 
-    def _doubt(self, z: Array) -> Array:
+    def doubt(self) -> Array:
         """
         For each candidate, N,...,m: about the root of the chance that rounding turns it into the winner.
 
         In the winner's own place: the same for zero. It is 0 from THRESHOLD spreads on, and before that at least
         2 / THRESHOLD, so that a single turn, however unlikely, uses up no more than half of what an error may be.
         """
-        winner = np.where(self.taken, z, 0.0).sum(axis=-1, keepdims=True)
-        margin = winner - np.where(self.taken, 0.0, z)
+        winner = np.where(self.taken, self.z, 0.0).sum(axis=-1, keepdims=True)
+        margin = winner - np.where(self.taken, 0.0, self.z)
         spread = np.sqrt(np.mean((margin[1:-1] - margin[0]) ** 2, axis=0))
         with np.errstate(invalid="ignore", divide="ignore"):
             chance = np.maximum(np.exp(-((margin[0] / spread) ** 2) / 4), 2 / THRESHOLD)
         return np.where(margin[0] < THRESHOLD * spread, chance, 0.0)
 
-    def turns(self, random: np.random.Generator) -> Array:
+    def turns(self, doubt: Array, random: np.random.Generator) -> Array:
         """
         The share of the gradient that each candidate gets, REPLICAS+1,N,...,m, when open decisions fall at random.
 
-        Identical units round identically, so in turn they fall each for itself, alike in all images, and alike in all
+        Identical units round identically, so by turns they fall each for itself, alike in all images, and alike in all
         windows. Signs come with a magnitude, lest two turns cancel in every replica. The last share is the rounded
         replica's.
         """
-        shape = (REPLICAS, *self.doubt.shape)
-        signs = random.choice([-1.0, 1.0], shape) * random.uniform(0.5, 1.5, shape)
-        if signs.size:
-            signs[1::3] = signs[1::3, :1]
-            signs[2::3] = signs[2::3].reshape(REPLICAS // 3, -1, shape[-1])[:, 0].reshape(-1, *[1] * (len(shape) - 2), shape[-1])
-        gained = signs * self.doubt
+        batch, *places, m = doubt.shape
+        shapes = ((batch, *places, m), (1, *places, m), (1, *[1] * len(places), m))
+        signs = [
+            random.choice([-1.0, 1.0], shapes[i % 3]) * random.uniform(0.5, 1.5, shapes[i % 3]) for i in range(REPLICAS)
+        ]
+        gained = np.stack([sign * doubt for sign in signs])
         lost = np.where(self.taken, 0.0, gained).sum(axis=-1, keepdims=True)
-        return np.concatenate([self.taken * (1 - lost) + gained, self.rounded[None]])
+        return np.concatenate([self.taken * (1 - lost) + gained, _winner(self.z[-1])[None]])
 
 
 def _winner(z: Array) -> NDArray[np.bool_]:
@@ -314,11 +327,12 @@ def solve(parameters: Parameters, images: Array, targets: Array, precision: Prec
     run = _forward(p, images, rounding)
     loss, delta = _mse(run.logits, targets, rounding)
     gradients = _backward(p, run.rows, [gate.taken[None] for gate in run.gates], delta, rounding)
-    open_decisions = sum(int(np.count_nonzero(gate.doubt)) for gate in run.gates)
+    doubts = [gate.doubt() for gate in run.gates]
+    open_decisions = sum(int(np.count_nonzero(doubt)) for doubt in doubts)
     turned: dict[str, Array] = {}
     if open_decisions:
         exact = {name: rows[:1] for name, rows in run.rows.items()}
-        shares = [gate.turns(rounding.random) for gate in run.gates]
+        shares = [gate.turns(doubt, rounding.random) for gate, doubt in zip(run.gates, doubts, strict=True)]
         turned = _backward(p, exact, shares, delta[:1], _Rounding(None))
     return Answer(
         logits=_bounded(run.logits),
@@ -326,3 +340,67 @@ def solve(parameters: Parameters, images: Array, targets: Array, precision: Prec
         gradients={name: _bounded(gradients[name], turned.get(name)) for name in SHAPES},
         open_decisions=open_decisions,
     )
+
+
+def updated(parameters: Parameters, answer: Answer, lr: float, precision: Precision) -> dict[str, Bounded]:
+    """The parameters after one step of SGD: weight - lr * gradient, the gradient's budget and two roundings included."""
+    after = {}
+    for name, gradient in answer.gradients.items():
+        value = parameters[name] - lr * gradient.value
+        roundings = precision.unit * np.hypot(value, lr * gradient.value) + precision.underflow
+        after[name] = Bounded(value, np.hypot(lr * gradient.budget, roundings))
+    return after
+
+
+def update_error(parameter: Array, gradient: Array, lr: float, got: Array) -> Array:
+    """
+    got - (parameter - lr * gradient), with no rounding that matters: an error of got's last bit is seen in any dtype.
+
+    Error-free transformations in float64: Dekker's product and Knuth's sum (Ogita, Rump & Oishi 2005, "Accurate sum
+    and dot product", SIAM J. Sci. Comput. 26(6), algorithms 3.1 to 3.3).
+    """
+    product, product_tail = _exact_product(np.float64(lr), gradient)
+    rest, rest_tail = _exact_sum(parameter, -product)
+    return np.asarray((got - rest) - (rest_tail - product_tail))
+
+
+def _exact_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """a + b as the nearest number and what it leaves."""
+    total = a + b
+    of_b = total - a
+    return total, (a - (total - of_b)) + (b - of_b)
+
+
+def _exact_product(a: np.float64, b: Array) -> tuple[Array, Array]:
+    """a * b as the nearest number and what it leaves; exact where nothing underflows."""
+    factor = 2.0**27 + 1
+    product = a * b
+    a_high, b_high = factor * a - (factor * a - a), factor * b - (factor * b - b)
+    a_low, b_low = a - a_high, b - b_high
+    return product, ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+
+
+def train(
+    parameters: Parameters, batches: Iterable[tuple[Array, Array]], lr: float, precision: Precision, seed: int = 0
+) -> tuple[dict[str, Array], list[float]]:
+    """
+    Train by SGD on batches of (images, targets), three times over: exactly, disturbed, and rounded once an operation.
+
+    Returns the parameters of the three, (3,...) each, for `predict`; and the exact run's loss at every step. Each run
+    takes its own decisions, so how far the three drift apart is how far rounding carries a run of this length.
+    """
+    p, losses = _copies(parameters), []
+    rounding = _Rounding(precision, seed, replicas=1)
+    for images, targets in batches:
+        run = _forward(p, images, rounding)
+        loss, delta = _mse(run.logits, targets, rounding)
+        gradients = _backward(p, run.rows, [_winner(gate.z) for gate in run.gates], delta, rounding)
+        p = {name: rounding.disturb(p[name] - lr * g, (lr * g[0]) ** 2, 1) for name, g in gradients.items()}
+        losses.append(float(loss[0]))
+    return {name: p[name] for name in SHAPES}, losses
+
+
+def predict(copies: dict[str, Array], images: Array) -> Bounded:
+    """The logits (N,10) of the exactly trained parameters, and how far the other runs' lie from them, over all."""
+    logits = _forward(copies, images, _Rounding(None)).logits
+    return Bounded(logits[0], np.full(logits.shape[1:], np.sqrt(np.mean((logits[1:] - logits[0]) ** 2))))

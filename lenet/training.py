@@ -73,7 +73,7 @@ class Settings:
 
     epochs: int = 10
     lr: float = 0.5
-    batch: int = 32
+    batch: int = 16
     optimizer: Literal["manual", "sgd"] = "manual"
     seed: int = 0
 

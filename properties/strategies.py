@@ -37,7 +37,7 @@ LAYOUTS = ("contiguous", "channels_last", "strided", "expanded")
 BATCHES = (1, 2, 0, 3, 5, 8, 17)
 
 TINY, HUGE = 2.0**-30, 2.0**30
-"""Factors of the tiny and huge images: squares of their products stay well inside float32's range, 2**-126 to 2**127."""
+"""Factors of the tiny and huge images: what becomes of them stays inside float32's range, 2**-126 to 2**127."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,30 @@ def cases(
         seed=st.integers(0, 2**32 - 1),
     )
     return st.deferred(lambda: drawn if only is None else st.just(only))
+
+
+SIZES = (1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 100)
+"""Numbers of elements below, at and above the SIMD widths of every dtype."""
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Parameters of the given sizes with their gradients, none of which is zero, as a recipe."""
+
+    sizes: tuple[int, ...] = (1,)
+    exponent: int = 0
+    seed: int = 0
+
+    def build(self) -> list[tuple[Array, Array]]:
+        """Each parameter (n,) and its gradient (n,), in float64; the gradient is 2**exponent times as large."""
+        random = np.random.RandomState([self.seed, 4])
+        return [(random.standard_normal(n), random.standard_normal(n) * 2.0**self.exponent) for n in self.sizes]
+
+
+def vectors() -> SearchStrategy[Vectors]:
+    """One to five parameters of sizes that SIMD code treats differently."""
+    sizes = st.lists(st.sampled_from(SIZES), min_size=1, max_size=5).map(tuple)
+    return st.builds(Vectors, sizes=sizes, exponent=st.integers(-20, 20), seed=st.integers(0, 2**32 - 1))
 
 
 def learning_rates() -> SearchStrategy[float]:

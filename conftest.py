@@ -1,0 +1,112 @@
+"""How pytest runs here: the options that say what is judged, the run's header, and Hypothesis's profiles."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+from threadpoolctl import threadpool_limits
+
+from lenet import subject
+from lenet.fingerprint import fingerprint, headline
+from lenet.oracle import PRECISIONS
+from properties import strategies
+from properties.stack import Stack
+
+DEFAULT_DEVICES = ("cpu", "cuda")
+DEFAULT_DTYPES = ("float32", "float64")
+
+settings.register_profile("quick", max_examples=15, deadline=None)
+settings.register_profile("ci", max_examples=30, deadline=None, derandomize=True, database=None, print_blob=True)
+settings.register_profile("thorough", max_examples=1000, deadline=None, print_blob=True)
+settings.load_profile("quick")
+
+STACKS = pytest.StashKey[list[Stack]]()
+ABSENT = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("lenet", "what is judged")
+    group.addoption("--subject", action="append", metavar="SPEC", help="package.module, file.py, either with :Name")
+    group.addoption("--device", metavar="DEVICES", help="comma-separated, such as cpu,cuda; default: what is there")
+    group.addoption("--dtype", metavar="DTYPES", help="comma-separated, such as float32,bfloat16")
+    group.addoption("--case", metavar="CASE", help="judge this one case, as a failure printed it: 'Case(batch=3, ...)'")
+    group.addoption("--record", type=Path, metavar="DIR", help="write what was found to JSON files in this folder")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    share_cores()
+    dtypes = config.getoption("dtype")
+    specs = config.getoption("subject") or [os.environ.get("LENET_SUBJECT") or "lenet"]
+    devices, absent = _devices(config.getoption("device"))
+    try:
+        subjects = [subject.load(spec) for spec in specs]
+        if text := config.getoption("case"):
+            strategies.only = strategies.parse(text)
+    except subject.SubjectError as error:
+        raise pytest.UsageError(str(error)) from error
+    except ValueError as error:
+        raise pytest.UsageError(f"--case: {error}") from error
+    chosen = [_dtype(name) for name in (dtypes.split(",") if dtypes else DEFAULT_DTYPES)]
+    config.stash[ABSENT] = absent
+    config.stash[STACKS] = [Stack(s, device, dtype) for s in subjects for device in devices for dtype in chosen]
+
+
+def share_cores() -> None:
+    """Keep parallel workers from taking each other's cores: numbers stay the same, time does not."""
+    if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+        threads = max(1, (os.cpu_count() or 1) // int(workers))
+        torch.set_num_threads(threads)
+        threadpool_limits(threads)
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    stacks = config.stash[STACKS]
+    lines = [f"stack: {headline(fingerprint())}"]
+    for name in dict.fromkeys(stack.subject.name for stack in stacks):
+        own = [stack for stack in stacks if stack.subject.name == name]
+        devices = ", ".join(dict.fromkeys(str(stack.device) for stack in own))
+        dtypes = ", ".join(dict.fromkeys(stack.precision.name for stack in own))
+        lines.append(f"judging: {name} on {devices} in {dtypes}")
+    lines += [f"not judged: {device}, which is not there" for device in config.stash[ABSENT]]
+    return lines
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Whatever takes a `stack` runs once for each that is judged; a device that is not there is a visible skip."""
+    if "stack" not in metafunc.fixturenames:
+        return
+    stacks = metafunc.config.stash[STACKS]
+    present = [pytest.param(s, id=f"{s.subject.name}-{s.device}-{s.precision.name}") for s in stacks]
+    skipped = [
+        pytest.param(None, id=device, marks=pytest.mark.skip(reason=f"{device} is not there"))
+        for device in metafunc.config.stash[ABSENT]
+    ]
+    metafunc.parametrize("stack", present + skipped, scope="session")
+
+
+def _devices(option: str | None) -> tuple[list[torch.device], list[str]]:
+    """The devices to judge, and those left out: a default may be absent, what was asked for by name may not."""
+    present, absent = [], []
+    for name in option.split(",") if option else DEFAULT_DEVICES:
+        try:
+            device = torch.device(name)
+            torch.ones(1, device=device).cpu()
+            present.append(device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            if option:
+                reason = str(error).strip().splitlines()[0]
+                raise pytest.UsageError(f"--device {name}: there is no such device ({reason})") from error
+            absent.append(name)
+    return present, absent
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name, None)
+    if name in PRECISIONS and isinstance(dtype, torch.dtype):
+        return dtype
+    known = ", ".join(name for name in PRECISIONS if hasattr(torch, name))
+    raise pytest.UsageError(f"--dtype {name}: not one of {known}")

@@ -1,0 +1,94 @@
+"""
+The only three ways to compare numbers here: exact, within the roundings of one expression, within budget.
+
+Each raises AssertionError with a message that stands alone: which element of which tensor, what it is, what it should
+be, by how much it misses, and the case. What was judged is counted in `ledger`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from lenet import oracle
+from lenet.oracle import THRESHOLD, Array, Bounded, Precision
+from properties.stack import float64
+
+
+@dataclass
+class Ledger:
+    """What the law under way has judged so far."""
+
+    examples: int = 0
+    worst: float = 0.0  # error / budget
+    drawn: dict[str, Any] = field(default_factory=dict)  # what the latest example was drawn as
+    notes: list[str] = field(default_factory=list)  # figures that the law wants stated
+
+    def clear(self) -> None:
+        """Begin a new law."""
+        self.examples, self.worst, self.drawn, self.notes = 0, 0.0, {}, []
+
+
+ledger = Ledger()
+
+
+def assert_exact(got: Tensor, want: Tensor, what: str) -> None:
+    """Every element is bit for bit the wanted number (any NaN for a NaN; 0 and -0 are the same)."""
+    _assert_shape(got.shape, want.shape, what)
+    assert got.dtype == want.dtype, f"{what} is {got.dtype}, not {want.dtype}"
+    numbers, wanted = float64(got), float64(want)
+    wrong = ~((numbers == wanted) | (np.isnan(numbers) & np.isnan(wanted)))
+    if wrong.any():
+        at = np.unravel_index(wrong.argmax(), wrong.shape)
+        raise AssertionError(
+            f"{_element(what, at)} is {numbers[at]!r}, exactly {wanted[at]!r} is right; {_count(wrong)}"
+        )
+
+
+def assert_updated(got: Tensor, parameter: Array, gradient: Array, lr: float, precision: Precision, what: str) -> None:
+    """
+    `got` is parameter - lr * gradient, within the roundings that the expression takes.
+
+    They are three: of lr to the dtype, of the product, of the difference; a fused multiply-add takes fewer.
+    """
+    numbers = float64(got)
+    _assert_shape(numbers.shape, parameter.shape, what)
+    error = np.abs(oracle.update_error(parameter, gradient, lr, numbers))
+    allowed = precision.unit * (np.abs(numbers) + 2 * np.abs(lr * gradient)) + 2 * precision.underflow
+    wrong = ~(error <= allowed)
+    if wrong.any():
+        at = np.unravel_index(np.where(wrong, error / allowed, 0).argmax(), wrong.shape)
+        raise AssertionError(
+            f"{_element(what, at)} is {numbers[at]!r}, {parameter[at]!r} - {lr!r} * {gradient[at]!r} is right: "
+            f"off by {error[at]:.3g}, its roundings allow {allowed[at]:.3g}; {_count(wrong)}"
+        )
+
+
+def assert_within_budget(got: Tensor, exact: Bounded, what: str) -> None:
+    """Every element is within THRESHOLD budgets of the oracle's."""
+    numbers = float64(got)
+    _assert_shape(numbers.shape, exact.value.shape, what)
+    ratio = exact.ratio(numbers)
+    ledger.worst = max(ledger.worst, float(ratio.max(initial=0.0)))
+    wrong = ratio > THRESHOLD
+    if wrong.any():
+        at = np.unravel_index(ratio.argmax(), ratio.shape)
+        raise AssertionError(
+            f"{_element(what, at)} is {numbers[at]!r}, the oracle's is {exact.value[at]!r}: "
+            f"{ratio[at]:.1f} budgets of {exact.budget[at]:.3g} off, {THRESHOLD:g} are allowed; {_count(wrong)}"
+        )
+
+
+def _assert_shape(got: tuple[int, ...], want: tuple[int, ...], what: str) -> None:
+    assert tuple(got) == tuple(want), f"{what} has shape {tuple(got)}, {tuple(want)} is right"
+
+
+def _element(what: str, at: tuple[Any, ...]) -> str:
+    return f"{what}[{', '.join(map(str, at))}]" if at else what
+
+
+def _count(wrong: np.ndarray[Any, np.dtype[np.bool_]]) -> str:
+    return f"{int(wrong.sum()):,} of {wrong.size:,} elements are wrong"

@@ -1,0 +1,156 @@
+"""The record of a run of the laws: what each says, what it judged, and the counterexample of one that does not hold."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lenet.files import write_atomically
+from lenet.fingerprint import fingerprint
+from lenet.oracle import THRESHOLD
+from properties.closeness import ledger
+from properties.stack import Stack
+from properties.strategies import Case
+
+PROPERTY = "law"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Record(config), "law-record")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and (handle := getattr(item.obj, "hypothesis", None)):
+            if not hasattr(handle.inner_test, "counted"):
+                handle.inner_test = _counted(handle.inner_test)
+
+
+def _counted(law: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(law)
+    def counted(*args: Any, **drawn: Any) -> None:
+        ledger.examples += 1
+        ledger.drawn = {name: value for name, value in drawn.items() if not isinstance(value, Stack)}
+        law(*args, **drawn)
+
+    counted.counted = True  # type: ignore[attr-defined]  # parametrized laws share one function
+    return counted
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report = yield
+    if isinstance(item, pytest.Function) and "stack" in item.fixturenames:
+        if report.when == "setup":
+            ledger.clear()
+        if report.when == "call" or (report.when == "setup" and report.outcome != "passed"):
+            entry = _entry(item, report)
+            report.user_properties.append((PROPERTY, entry))
+            if report.outcome == "failed":
+                report.sections.append(("the law", _explanation(entry)))
+    return report
+
+
+def _entry(item: pytest.Function, report: pytest.TestReport) -> dict[str, Any]:
+    failed = report.outcome == "failed"
+    stack = item.callspec.params["stack"]
+    return {
+        "id": item.nodeid,
+        "group": item.path.stem.removeprefix("test_"),
+        "law": item.originalname,
+        "wording": inspect.cleandoc(item.obj.__doc__ or ""),
+        "stack": "" if stack is None else str(stack),
+        "outcome": report.outcome,
+        "examples": 0 if report.outcome == "skipped" else max(1, ledger.examples),
+        "worst": ledger.worst,
+        "seconds": report.duration,
+        "notes": ledger.notes,
+        "counterexample": ", ".join(f"{name}={value!r}" for name, value in ledger.drawn.items()) if failed else "",
+        "message": report.longrepr.reprcrash.message if failed and hasattr(report.longrepr, "reprcrash") else "",
+        "reason": report.longrepr[2] if report.outcome == "skipped" else "",
+        "command": _command(item) if failed else "",
+    }
+
+
+def _command(item: pytest.Function) -> str:
+    """What judges this law on this counterexample again."""
+    stack = item.callspec.params["stack"]
+    words = [f'pytest "{item.nodeid}"', f"--device {stack.device}", f"--dtype {stack.precision.name}"]
+    if stack.subject.spec != "lenet":
+        words.append(f"--subject {stack.subject.spec}")
+    cases = [value for value in ledger.drawn.values() if isinstance(value, Case)]
+    if len(cases) == 1:
+        words.append(f'--case "{cases[0]!r}"')
+    return " ".join(words)
+
+
+def _explanation(entry: dict[str, Any]) -> str:
+    lines = [entry["wording"].split("\n\n")[0], f"stack:  {entry['stack']}"]
+    if entry["counterexample"]:
+        lines.append(f"judged: {entry['counterexample']}")
+    return "\n".join([*lines, f"again:  {entry['command']}"])
+
+
+class Record:
+    """Collects the laws' entries, also from parallel workers; sums them up, and writes them for the report."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.entries: list[dict[str, Any]] = []
+        folder = config.getoption("record")
+        self.path: Path | None = folder and folder / "laws.json"
+        if self.path and self.path.exists():  # never to be taken for this run's
+            self.path.replace(self.path.with_suffix(".previous.json"))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.entries += [dict(value) for name, value in report.user_properties if name == PROPERTY]  # type: ignore[call-overload]
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.path and self.entries:
+            content = {
+                "format": 1,
+                "stack": fingerprint(),
+                "command": " ".join(["pytest", *self.config.invocation_params.args]),
+                "profile": self.config.getoption("--hypothesis-profile", None) or "quick",
+                "threshold": THRESHOLD,
+                "laws": self.entries,
+            }
+            with write_atomically(self.path) as file:
+                file.write(json.dumps(content, indent=1).encode())
+        if self.entries and not self.judged and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    @property
+    def judged(self) -> list[dict[str, Any]]:
+        return [entry for entry in self.entries if entry["outcome"] != "skipped"]
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if not self.entries:
+            return
+        if not self.judged:
+            terminalreporter.write_line("ERROR: nothing was judged: every law was skipped, see the reasons with -rs", red=True)
+            return
+        terminalreporter.write_sep("-", "verdict")
+        for stack in dict.fromkeys(entry["stack"] for entry in self.judged):
+            own = [entry for entry in self.judged if entry["stack"] == stack]
+            violated = [entry["law"] for entry in own if entry["outcome"] == "failed"]
+            worst = max(own, key=lambda entry: float(entry["worst"]))
+            examples = sum(entry["examples"] for entry in own)
+            verdict = f"{len(violated)} of {len(own)} laws violated" if violated else f"all {len(own)} laws hold"
+            terminalreporter.write_line(
+                f"{stack}: {verdict} in {examples:,} examples; "
+                f"worst error / budget {worst['worst']:.2g} of {THRESHOLD:g} ({worst['law']})",
+                red=bool(violated),
+                green=not violated,
+            )
+        for entry in self.entries:
+            for note in entry["notes"]:
+                terminalreporter.write_line(f"  {entry['stack']}: {note}")

@@ -1,0 +1,156 @@
+"""Laws of accumulation: `.backward()` adds to `.grad`, and `zero_grad` ends that."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from properties.closeness import assert_exact, assert_within_budget
+from properties.stack import Stack, gradients
+from properties.strategies import Case, cases
+
+
+def backward(stack: Stack, net: nn.Module, case: Case) -> dict[str, Tensor]:
+    """The gradients after one more backward pass."""
+    stack.loss(net, case).backward()
+    return gradients(net)
+
+
+@given(first=cases(), second=cases())
+def test_a_second_backward_adds_exactly(stack: Stack, first: Case, second: Case) -> None:
+    """
+    After backward on one batch and then on another, `.grad` is g1 + g2 bit for bit.
+
+    Rejects: overwriting, averaging, a first gradient that is lost or counted twice.
+    """
+    net = stack.net(first)
+    g1 = backward(stack, net, first)
+    net.zero_grad()
+    g2 = backward(stack, net, second)
+    net.zero_grad()
+
+    backward(stack, net, first)
+    both = backward(stack, net, second)
+
+    for name in both:
+        assert_exact(both[name], g1[name] + g2[name], f"{name}.grad")
+
+
+@given(case=cases())
+def test_the_same_graph_twice_gives_twice_the_gradient(stack: Stack, case: Case) -> None:
+    """
+    Two backward passes through one graph, kept with `retain_graph=True`, give 2 g bit for bit.
+
+    Rejects: saved tensors that the first pass changes.
+    """
+    net = stack.net(case)
+    loss = stack.loss(net, case)
+
+    loss.backward(retain_graph=True)
+    once = gradients(net)
+    loss.backward()
+
+    for name, gradient in gradients(net).items():
+        assert_exact(gradient, 2 * once[name], f"{name}.grad")
+
+
+@given(case=cases(batches=(2, 3, 5, 8, 17)), size=st.integers(1, 8))
+def test_micro_batches_add_up_to_the_batch(stack: Stack, case: Case, size: int) -> None:
+    """
+    Backward on micro-batches, each loss weighted by its share of the images, gives the whole batch's gradients.
+
+    Within the whole batch's budget. Rejects: a last micro-batch lost, a weight of 1/k for unequal sizes or none.
+    """
+    net, loss = stack.net(case), nn.MSELoss()
+
+    for images, targets in zip(stack.images(case).split(size), stack.targets(case).split(size), strict=True):
+        (loss(net(images), targets) * (len(images) / case.batch)).backward()
+
+    exact = stack.exact(case).gradients
+    for name, gradient in gradients(net).items():
+        assert_within_budget(gradient, exact[name], f"{name}.grad")
+
+
+@given(case=cases(), to_none=st.booleans())
+def test_zero_grad_forgets_what_came_before(stack: Stack, case: Case, to_none: bool) -> None:
+    """
+    `zero_grad` sets every `.grad` to None, or to zeros when asked to; the next backward gives the gradient alone.
+
+    Rejects: a gradient that survives.
+    """
+    net = stack.net(case)
+    before = backward(stack, net, case)
+
+    net.zero_grad(set_to_none=to_none)
+    zeroed = [parameter.grad for parameter in net.parameters()]
+    if to_none:
+        assert zeroed == [None] * 10
+    else:
+        assert all(grad is not None and not grad.any() for grad in zeroed)
+
+    after = backward(stack, net, case)
+    for name in before:
+        assert_exact(after[name], before[name], f"{name}.grad")
+
+
+@given(case=cases())
+def test_nothing_accumulates_under_no_grad(stack: Stack, case: Case) -> None:
+    """
+    Under `torch.no_grad()` the forward pass leaves no graph, `.backward()` raises, and every `.grad` stays as it was.
+
+    Rejects: a graph that is recorded all the same.
+    """
+    net = stack.net(case)
+    before = backward(stack, net, case)
+
+    with torch.no_grad():
+        loss = stack.loss(net, case)
+    assert loss.grad_fn is None and not loss.requires_grad
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        loss.backward()
+
+    for name, gradient in gradients(net).items():
+        assert_exact(gradient, before[name], f"{name}.grad")
+
+
+@given(case=cases())
+def test_a_freed_graph_cannot_be_used_again(stack: Stack, case: Case) -> None:
+    """
+    A second backward through a graph that was not retained raises RuntimeError, and adds nothing.
+
+    Rejects: a pass over freed buffers.
+    """
+    net = stack.net(case)
+    loss = stack.loss(net, case)
+    loss.backward()
+    before = gradients(net)
+
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+    for name, gradient in gradients(net).items():
+        assert_exact(gradient, before[name], f"{name}.grad")
+
+
+@given(case=cases(), seed=st.integers(0, 2**32 - 1))
+def test_grad_is_accumulated_in_place(stack: Stack, case: Case, seed: int) -> None:
+    """
+    A later backward adds into the tensor that `.grad` already is: same object, same memory, for all who hold it.
+
+    Rejects: a `.grad` that is replaced, so that views of it and an optimizer's references go stale.
+    """
+    net = stack.net(case)
+    backward(stack, net, case)
+    held = [parameter.grad for parameter in net.parameters()]
+    memory = [grad.data_ptr() for grad in held if grad is not None]
+
+    backward(stack, net, replace(case, seed=seed))
+
+    now = [parameter.grad for parameter in net.parameters()]
+    assert all(grad is old for grad, old in zip(now, held, strict=True))
+    assert [grad.data_ptr() for grad in now if grad is not None] == memory

@@ -1,0 +1,73 @@
+"""The law of the whole: trained on real digits, the network learns what the oracle learns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from lenet import digits, oracle
+from lenet.digits import Digits, one_hot
+from lenet.oracle import THRESHOLD, Array, Bounded
+from lenet.training import Epoch, Settings, batches, train
+from properties.closeness import ledger
+from properties.stack import Stack, float64
+from properties.strategies import Case
+
+SETTINGS = Settings(epochs=4)
+CASE = Case(seed=0)  # the initial parameters
+
+
+def test_training_on_digits_learns_what_the_oracle_learns(stack: Stack) -> None:
+    """
+    Trained on real digits by `train_step`, the loss falls in every epoch and the test digits are told as the oracle does.
+
+    The oracle trains in float64 from the same parameters on the same batches. Thousands of steps carry rounding far,
+    so a digit counts where the oracle's two best scores are further apart than rounding carries them: twice THRESHOLD
+    times the drift between the oracle's run and the same runs disturbed. Most digits must count. Rejects: whatever
+    goes wrong only in the long run.
+    """
+    data = _on(stack, digits.load())
+    net = stack.net(CASE)
+
+    history = [progress.history[-1] for progress in train(net, data, SETTINGS, step=stack.subject.train_step)
+               if progress.step == 0]
+
+    exact, losses = _oracle_run(stack, data)
+    labels = data.test_labels.cpu().numpy()
+    got = float64(net(data.test_images)).argmax(axis=1)
+    best = np.sort(exact.value, axis=1)
+    decided = best[:, -1] - best[:, -2] > 2 * THRESHOLD * exact.budget[:, 0]
+    wrong = decided & (got != exact.value.argmax(axis=1))
+    ledger.notes.append(
+        f"after {SETTINGS.epochs} epochs {(got == labels).mean():.1%} of the test digits are told right, "
+        f"{(exact.value.argmax(axis=1) == labels).mean():.1%} by the oracle; "
+        f"{decided.mean():.1%} of them are decided in spite of rounding"
+    )
+    assert not wrong.any(), f"{wrong.sum()} of {decided.sum()} decided test digits are told otherwise; {ledger.notes[-1]}"
+    assert decided.mean() > 0.5, ledger.notes[-1]
+    assert _falls([epoch.loss for epoch in history]), f"the loss does not fall: {history}"
+    assert _falls(losses), "the oracle's own loss does not fall: its settings are at fault"
+
+
+def _on(stack: Stack, data: Digits) -> Digits:
+    images, test_images = (part.to(stack.device, stack.dtype) for part in (data.train_images, data.test_images))
+    return Digits(
+        data.name, images, data.train_labels.to(stack.device), test_images, data.test_labels.to(stack.device)
+    )
+
+
+def _oracle_run(stack: Stack, data: Digits) -> tuple[Bounded, list[float]]:
+    """The logits of the test digits after the oracle's own training, and its mean loss in each epoch."""
+    images, targets = float64(data.train_images), float64(one_hot(data.train_labels))
+    parameters = {name: float64(stack.tensor(value)) for name, value in CASE.parameters().items()}
+    order = [batches(len(images), SETTINGS, epoch) for epoch in range(SETTINGS.epochs)]
+    steps = ((images[batch], targets[batch]) for epoch in order for batch in epoch)
+    trained, losses = oracle.train(parameters, steps, SETTINGS.lr, stack.precision)
+    epochs = [float(np.mean(part)) for part in np.split(np.array(losses), SETTINGS.epochs)]
+    return oracle.predict(trained, float64(data.test_images)), epochs
+
+
+def _falls(losses: list[float]) -> bool:
+    return all(later < earlier for earlier, later in zip(losses, losses[1:], strict=False))

@@ -1,0 +1,121 @@
+"""Laws of the network's shape: what goes in, what comes out, and what lies between."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import lenet
+from lenet.oracle import SHAPES
+from properties.stack import Stack
+from properties.strategies import Case, cases
+
+REPR = """\
+Net(
+  (conv1): Conv2d(1, 6, kernel_size=(5, 5), stride=(1, 1))
+  (conv2): Conv2d(6, 16, kernel_size=(5, 5), stride=(1, 1))
+  (fc1): Linear(in_features=400, out_features=120, bias=True)
+  (fc2): Linear(in_features=120, out_features=84, bias=True)
+  (fc3): Linear(in_features=84, out_features=10, bias=True)
+)"""
+
+
+@given(case=cases(batches=(1,)))
+def test_one_image_gives_ten_scores(stack: Stack, case: Case) -> None:
+    """
+    One 1x1x32x32 image gives 1x10 scores, in the dtype and on the device of the network.
+
+    Rejects: a missing batch dimension, an output that is cast or left on another device.
+    """
+    logits = stack.logits(case)
+
+    assert logits.shape == (1, 10)
+    assert logits.dtype == stack.dtype
+    assert logits.device.type == stack.device.type
+
+
+@given(batch=st.sampled_from([0, 1, 2, 3, 7, 64]) | st.integers(0, 100), seed=st.integers(0, 2**32 - 1))
+def test_each_image_gives_ten_scores(stack: Stack, batch: int, seed: int) -> None:
+    """
+    N images give N rows of ten scores, for every N, none and odd numbers included.
+
+    Rejects: a fixed batch size, a last row dropped, `view(-1, 400)`.
+    """
+    logits = stack.logits(Case(batch=batch, seed=seed))
+
+    assert logits.shape == (batch, 10)
+
+
+@given(case=cases())
+def test_stages_have_the_tutorials_shapes(stack: Stack, case: Case) -> None:
+    """
+    The stages are 6x28x28, pooled to 6x14x14, 16x10x10, and pooled to 16x5x5 = 400 flattened features.
+
+    Read off where the network calls its submodules conv1, conv2 and fc1; not applicable to one that does not.
+    Rejects: padding, another stride, pooling left out where the next layer would still accept its input.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    net = stack.net(case)
+    for name in ("conv1", "conv2", "fc1"):
+        net.get_submodule(name).register_forward_hook(
+            lambda _, inputs, output, name=name: shapes.update(
+                {f"into {name}": tuple(inputs[0].shape), f"out of {name}": tuple(output.shape)}
+            )
+        )
+
+    net(stack.images(case))
+
+    if not shapes:
+        pytest.skip("this network does not call its submodules conv1, conv2 and fc1")
+    assert shapes["out of conv1"] == (case.batch, 6, 28, 28)
+    assert shapes["into conv2"] == (case.batch, 6, 14, 14)
+    assert shapes["out of conv2"] == (case.batch, 16, 10, 10)
+    assert shapes["into fc1"] == (case.batch, 16 * 5 * 5) == (case.batch, 400)
+
+
+def test_parameters_are_the_tutorials_ten(stack: Stack) -> None:
+    """
+    `net.parameters()` are ten, by name, order and shape: 61,706 numbers, each of which is trained.
+
+    Rejects: a frozen or tied parameter, another order.
+    """
+    net = stack.subject.Net()
+
+    assert {name: tuple(p.shape) for name, p in net.named_parameters()} == SHAPES
+    assert [name for name, _ in net.named_parameters()] == list(SHAPES)
+    assert sum(p.numel() for p in net.parameters()) == 61_706
+    assert all(p.requires_grad and p.is_leaf for p in net.parameters())
+    assert len({p.data_ptr() for p in net.parameters()}) == 10
+
+
+def test_repr_is_the_tutorials(stack: Stack) -> None:
+    """
+    `print(net)` shows what the tutorial shows. Applicable to the reference network alone.
+
+    Rejects: a layer renamed, added or given other arguments.
+    """
+    if stack.subject.Net is not lenet.Net:
+        pytest.skip("another network may print otherwise")
+
+    assert repr(stack.subject.Net()) == REPR
+
+
+@given(case=cases())
+def test_feature_maps_are_what_each_filter_found(stack: Stack, case: Case) -> None:
+    """
+    `feature_maps` gives conv1's 6 maps of 28x28 and conv2's 16 of 10x10 by name, none below zero, with no graph.
+
+    Rejects: maps taken before the ReLU, or of another layer.
+    """
+    try:
+        maps = lenet.feature_maps(stack.net(case), stack.images(case))
+    except LookupError as error:
+        pytest.skip(str(error))
+
+    assert {name: tuple(map_.shape) for name, map_ in maps.items()} == {
+        "conv1": (case.batch, 6, 28, 28),
+        "conv2": (case.batch, 16, 10, 10),
+    }
+    assert all(bool((map_ >= 0).all()) and not map_.requires_grad for map_ in maps.values())
+    assert all(map_.dtype == stack.dtype and map_.is_floating_point() for map_ in maps.values())
