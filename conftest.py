@@ -19,9 +19,10 @@ from properties.stack import Stack
 DEFAULT_DEVICES = ("cpu", "cuda")
 DEFAULT_DTYPES = ("float32", "float64")
 
-settings.register_profile("quick", max_examples=15, deadline=None)
-settings.register_profile("ci", max_examples=30, deadline=None, derandomize=True, database=None, print_blob=True)
-settings.register_profile("thorough", max_examples=1000, deadline=None, print_blob=True)
+# A case takes as long as its batch is large, so there is no deadline; one counterexample a law is enough.
+settings.register_profile("quick", max_examples=15, deadline=None, report_multiple_bugs=False)
+settings.register_profile("ci", settings.get_profile("quick"), max_examples=30, derandomize=True, database=None)
+settings.register_profile("thorough", settings.get_profile("quick"), max_examples=1000)
 settings.load_profile("quick")
 
 STACKS = pytest.StashKey[list[Stack]]()

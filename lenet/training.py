@@ -2,19 +2,17 @@
 The six steps of training, by hand: define, iterate, forward, loss, backward, update.
 
 `python -m lenet.training` trains the Net on real digits. Ctrl-C stops after the step that is under way and leaves a
-checkpoint; `--resume` goes on from it bit for bit.
+checkpoint; `--resume` goes on from it bit for bit, on the same machine with as many threads.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import pickle
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -27,6 +25,7 @@ from tqdm import tqdm
 from lenet import digits
 from lenet.digits import Digits, DigitsError, one_hot
 from lenet.files import write_atomically
+from lenet.fingerprint import fingerprint
 from lenet.net import Net, feature_maps
 
 Step: TypeAlias = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
@@ -160,8 +159,129 @@ def resume(path: Path, data: Digits) -> tuple[Net, Settings, Progress]:
         settings, progress = Settings(**content["settings"]), Progress(**content["progress"])
         progress.history = [Epoch(**epoch) for epoch in content["progress"]["history"]]
         name = content["data"]
-    except (RuntimeError, EOFError, OSError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+    except Exception as error:  # torch.load raises almost anything on what is no checkpoint
         raise CheckpointError(f"{path}: not a checkpoint of this program ({type(error).__name__})") from error
     if name != data.name:
         raise CheckpointError(f"{path}: was trained on {name}, not on {data.name}")
     return net, settings, progress
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train on real digits; 0 when done, 130 when stopped by Ctrl-C, 2 for what cannot be done."""
+    options = _options(arguments)
+    try:
+        data = digits.load(options.mnist)
+        net, settings, progress = _begin(options, data)
+    except (DigitsError, CheckpointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    digit = data.test_images[:1]
+    before = feature_maps(net, digit)
+    print(f"{data.name}: {len(data.train_images):,} to train on, {len(data.test_images):,} to test on; {settings}")
+    finished = _run(net, data, settings, progress, options.checkpoint)
+    if not finished:
+        print(f"stopped after epoch {len(progress.history)}, batch {progress.step}; go on with --resume")
+        return 130
+    loss, reached = progress.history[-1].loss, progress.history[-1].accuracy
+    print(f"reached {reached:.1%} of the test digits, loss {loss:.4f}, after {settings.epochs} epochs")
+    if options.record:
+        _record(options.record, data, settings, progress, digit, before, feature_maps(net, digit))
+    return 0
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m lenet.training", description=__doc__)
+    own = Settings()
+    parser.add_argument("--epochs", type=int, help=f"default {own.epochs}")
+    parser.add_argument("--lr", type=float, help=f"learning rate, default {own.lr}")
+    parser.add_argument("--batch", type=int, help=f"images a batch, default {own.batch}")
+    parser.add_argument("--optimizer", choices=STEPS, help=f"the update: by hand or optim.SGD, default {own.optimizer}")
+    parser.add_argument("--seed", type=int, help=f"of parameters and shuffling, default {own.seed}")
+    parser.add_argument("--mnist", type=Path, metavar="DIR", help="train on MNIST's IDX files in this folder")
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="FILE", default=Path("training.pt"), help="default %(default)s"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint, with its settings")
+    parser.add_argument("--record", type=Path, metavar="DIR", help="write the run to training.json in this folder")
+    options = parser.parse_args(arguments)
+    for name, least in (("epochs", 1), ("batch", 1), ("lr", 0), ("seed", 0)):
+        value = getattr(options, name)
+        if value is not None and not value >= least:
+            parser.error(f"--{name} {value}: at least {least} is needed")
+    return options
+
+
+def _begin(options: argparse.Namespace, data: Digits) -> tuple[Net, Settings, Progress]:
+    """A new run, or the checkpoint's; raises CheckpointError where an earlier run would be lost or contradicted."""
+    given = {f.name: getattr(options, f.name) for f in fields(Settings) if getattr(options, f.name) is not None}
+    if not options.resume:
+        if options.checkpoint.exists():
+            raise CheckpointError(
+                f"{options.checkpoint} holds an earlier run: go on with --resume, or name another with --checkpoint"
+            )
+        settings = Settings(**given)
+        torch.manual_seed(settings.seed)
+        return Net(), settings, Progress()
+    net, settings, progress = resume(options.checkpoint, data)
+    settings = replace(settings, epochs=given.pop("epochs", settings.epochs))
+    if changed := [f"--{name} {value}" for name, value in given.items() if getattr(settings, name) != value]:
+        raise CheckpointError(f"{options.checkpoint}: was trained otherwise than with {', '.join(changed)}")
+    if len(progress.history) > settings.epochs:
+        raise CheckpointError(f"{options.checkpoint}: has {len(progress.history)} epochs, more than --epochs asks for")
+    return net, settings, progress
+
+
+def _run(net: Net, data: Digits, settings: Settings, progress: Progress, checkpoint: Path) -> bool:
+    """Train to the end, saving after every epoch; False if Ctrl-C came first, which stops between two steps."""
+    stop = False
+
+    def stop_soon(number: int, frame: Any) -> None:
+        nonlocal stop
+        stop = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once
+
+    previous = signal.signal(signal.SIGINT, stop_soon)
+    try:
+        for _ in train(net, data, settings, progress):
+            if progress.step == 0:
+                epoch = progress.history[-1]
+                print(f"epoch {len(progress.history)}: loss {epoch.loss:.4f}, accuracy {epoch.accuracy:.1%}", flush=True)
+            if progress.step == 0 or stop:
+                save(checkpoint, net, data, settings, progress)
+            if stop:
+                return False
+        return True
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _record(
+    folder: Path,
+    data: Digits,
+    settings: Settings,
+    progress: Progress,
+    digit: Tensor,
+    before: dict[str, Tensor],
+    after: dict[str, Tensor],
+) -> None:
+    """What the report shows of a run: its curve, and what each filter finds in one digit before and after training."""
+
+    def plain(maps: dict[str, Tensor]) -> dict[str, Any]:
+        return {name: map_[0].tolist() for name, map_ in maps.items()}
+
+    content = {
+        "format": 1,
+        "stack": fingerprint(),
+        "command": " ".join(["python -m lenet.training", *sys.argv[1:]]),
+        "data": data.name,
+        "settings": asdict(settings),
+        "history": [asdict(epoch) for epoch in progress.history],
+        "digit": {"label": int(data.test_labels[0]), "pixels": digit[0, 0].tolist()},
+        "feature_maps": {"before": plain(before), "after": plain(after)},
+    }
+    with write_atomically(folder / "training.json") as file:
+        file.write(json.dumps(content).encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

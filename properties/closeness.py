@@ -37,6 +37,7 @@ ledger = Ledger()
 
 def assert_exact(got: Tensor, want: Tensor, what: str) -> None:
     """Every element is bit for bit the wanted number (any NaN for a NaN; 0 and -0 are the same)."""
+    __tracebackhide__ = True
     _assert_shape(got.shape, want.shape, what)
     assert got.dtype == want.dtype, f"{what} is {got.dtype}, not {want.dtype}"
     numbers, wanted = float64(got), float64(want)
@@ -44,7 +45,7 @@ def assert_exact(got: Tensor, want: Tensor, what: str) -> None:
     if wrong.any():
         at = np.unravel_index(wrong.argmax(), wrong.shape)
         raise AssertionError(
-            f"{_element(what, at)} is {numbers[at]!r}, exactly {wanted[at]!r} is right; {_count(wrong)}"
+            f"{_element(what, at)} is {float(numbers[at])!r}, exactly {float(wanted[at])!r} is right; {_count(wrong)}"
         )
 
 
@@ -54,6 +55,7 @@ def assert_updated(got: Tensor, parameter: Array, gradient: Array, lr: float, pr
 
     They are three: of lr to the dtype, of the product, of the difference; a fused multiply-add takes fewer.
     """
+    __tracebackhide__ = True
     numbers = float64(got)
     _assert_shape(numbers.shape, parameter.shape, what)
     error = np.abs(oracle.update_error(parameter, gradient, lr, numbers))
@@ -62,13 +64,14 @@ def assert_updated(got: Tensor, parameter: Array, gradient: Array, lr: float, pr
     if wrong.any():
         at = np.unravel_index(np.where(wrong, error / allowed, 0).argmax(), wrong.shape)
         raise AssertionError(
-            f"{_element(what, at)} is {numbers[at]!r}, {parameter[at]!r} - {lr!r} * {gradient[at]!r} is right: "
+            f"{_element(what, at)} is {float(numbers[at])!r}, {float(parameter[at])!r} - {lr!r} * {float(gradient[at])!r} is right: "
             f"off by {error[at]:.3g}, its roundings allow {allowed[at]:.3g}; {_count(wrong)}"
         )
 
 
 def assert_within_budget(got: Tensor, exact: Bounded, what: str) -> None:
     """Every element is within THRESHOLD budgets of the oracle's."""
+    __tracebackhide__ = True
     numbers = float64(got)
     _assert_shape(numbers.shape, exact.value.shape, what)
     ratio = exact.ratio(numbers)
@@ -77,7 +80,7 @@ def assert_within_budget(got: Tensor, exact: Bounded, what: str) -> None:
     if wrong.any():
         at = np.unravel_index(ratio.argmax(), ratio.shape)
         raise AssertionError(
-            f"{_element(what, at)} is {numbers[at]!r}, the oracle's is {exact.value[at]!r}: "
+            f"{_element(what, at)} is {float(numbers[at])!r}, the oracle's is {float(exact.value[at])!r}: "
             f"{ratio[at]:.1f} budgets of {exact.budget[at]:.3g} off, {THRESHOLD:g} are allowed; {_count(wrong)}"
         )
 

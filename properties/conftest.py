@@ -36,6 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _counted(law: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(law)
     def counted(*args: Any, **drawn: Any) -> None:
+        __tracebackhide__ = True
         ledger.examples += 1
         ledger.drawn = {name: value for name, value in drawn.items() if not isinstance(value, Stack)}
         law(*args, **drawn)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ def float64(tensor: Tensor) -> Array:
     return tensor.detach().to("cpu", torch.float64).numpy()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Stack:
     """A subject on a device in a dtype."""
 
@@ -30,8 +29,12 @@ class Stack:
     device: torch.device
     dtype: torch.dtype
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return f"{self.subject.name} on {self.device} in {self.precision.name}"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """How Hypothesis prints a stack in a counterexample."""
+        printer.text(repr(self))
 
     @property
     def precision(self) -> oracle.Precision:

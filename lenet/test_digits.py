@@ -1,0 +1,93 @@
+"""Real digits, and every way in which an MNIST file can be wrong."""
+
+import gzip
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from lenet import digits
+from lenet.digits import DigitsError
+
+IMAGES, LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
+
+
+def idx(magic: int, sizes: tuple[int, ...], content: bytes) -> bytes:
+    return struct.pack(f">{1 + len(sizes)}I", magic, *sizes) + content
+
+
+@pytest.fixture
+def mnist(tmp_path: Path) -> Path:
+    """A whole folder: 3 images to train on, plain; 2 to test on, gzip."""
+    pixels = bytes(i % 256 for i in range(3 * 784))
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(2051, (3, 28, 28), pixels))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(2049, (3,), bytes([7, 0, 9])))
+    (tmp_path / f"{IMAGES}.gz").write_bytes(gzip.compress(idx(2051, (2, 28, 28), pixels[: 2 * 784])))
+    (tmp_path / f"{LABELS}.gz").write_bytes(gzip.compress(idx(2049, (2,), bytes([1, 2]))))
+    return tmp_path
+
+
+def test_the_digits_are_1797_real_ones_split_once_and_for_all() -> None:
+    data = digits.load()
+
+    assert data.train_images.shape == (1437, 1, 32, 32)
+    assert data.test_images.shape == (360, 1, 32, 32)
+    assert data.train_images.dtype == torch.float32
+    assert data.train_images.min() == 0
+    assert data.train_images.max() == 1
+    assert data.test_labels[:12].tolist() == [2, 8, 2, 6, 6, 7, 1, 9, 8, 5, 2, 8]
+    assert sorted(set(data.test_labels.tolist())) == list(range(10))
+
+
+def test_targets_are_one_at_the_label() -> None:
+    targets = digits.one_hot(torch.tensor([3, 0]))
+
+    assert targets.shape == (2, 10)
+    assert targets.argmax(dim=1).tolist() == [3, 0]
+    assert targets.sum() == 2
+
+
+def test_mnist_is_read_plain_and_gzip_and_padded_to_32(mnist: Path) -> None:
+    data = digits.load(mnist)
+
+    assert data.train_images.shape == (3, 1, 32, 32)
+    assert data.test_images.shape == (2, 1, 32, 32)
+    assert data.train_labels.tolist() == [7, 0, 9]
+    assert data.test_labels.tolist() == [1, 2]
+    assert data.train_images[0, 0, 2, 2:6].tolist() == [i / 255 for i in torch.arange(4, dtype=torch.float32)]
+    assert not data.train_images[:, :, :2].any()
+    assert not data.train_images[:, :, :, -2:].any()
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing folder": (lambda f: f.rename(f.with_name("elsewhere")), "there is no such folder"),
+    "missing file": (lambda f: (f / f"{LABELS}.gz").unlink(), f"neither {LABELS} nor {LABELS}.gz"),
+    "torn gzip": (lambda f: cut(f / f"{IMAGES}.gz", 20), "not a whole gzip file"),
+    "not gzip": (lambda f: (f / f"{IMAGES}.gz").write_bytes(b"hello"), "not a whole gzip file"),
+    "wrong magic": (lambda f: (f / IMAGES).write_bytes(idx(2049, (2,), b"ab")), "magic number 0x00000801"),
+    "empty": (lambda f: (f / IMAGES).write_bytes(b""), "magic number 0x, expected 0x00000803"),
+    "torn header": (lambda f: (f / IMAGES).write_bytes(idx(2051, (2,), b"")), "truncated: 8 bytes, expected 16"),
+    "truncated": (lambda f: (f / IMAGES).write_bytes(idx(2051, (2, 28, 28), bytes(99))), "truncated: 115 bytes"),
+    "too long": (lambda f: (f / LABELS).write_bytes(idx(2049, (2,), b"abc")), "too long: 11 bytes, expected 10"),
+    "wrong size": (lambda f: (f / IMAGES).write_bytes(idx(2051, (2, 8, 8), bytes(128))), "images of 8x8 pixels"),
+    "counts disagree": (lambda f: (f / LABELS).write_bytes(idx(2049, (3,), bytes(3))), "has 2 images.*has 3 labels"),
+    "label 10": (lambda f: (f / LABELS).write_bytes(idx(2049, (2,), bytes([1, 10]))), "label 10 at index 1"),
+    "huge sizes": (lambda f: (f / IMAGES).write_bytes(idx(2051, (2**32 - 1,) * 3, b"")), "truncated: 16 bytes"),
+}
+
+
+def cut(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_malformed_mnist_is_one_clear_line(mnist: Path, fault: str) -> None:
+    spoil, message = FAULTS[fault]
+    spoil(mnist)
+
+    with pytest.raises(DigitsError, match=message) as caught:
+        digits.load(mnist)
+
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,55 @@
+"""The reference network's own tests; what it computes is judged by the laws."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lenet import Net, feature_maps
+from lenet.net import FORWARD_FLOPS, TRAINING_FLOPS
+from lenet.oracle import SHAPES
+
+
+def test_feature_maps_are_the_convolutions_after_their_relu() -> None:
+    net, images = Net(), torch.randn(3, 1, 32, 32)
+
+    maps = feature_maps(net, images)
+
+    first = torch.relu(net.conv1(images))
+    second = torch.relu(net.conv2(torch.max_pool2d(first, 2)))
+    assert list(maps) == ["conv1", "conv2"]
+    assert torch.equal(maps["conv1"], first)
+    assert torch.equal(maps["conv2"], second)
+
+
+def test_feature_maps_leave_no_hooks_behind() -> None:
+    net = Net()
+
+    feature_maps(net, torch.zeros(1, 1, 32, 32))
+    with pytest.raises(RuntimeError):
+        feature_maps(net, torch.zeros(1, 1, 5, 5))
+
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_a_network_that_does_not_call_its_convolutions_has_no_feature_maps() -> None:
+    class Idle(Net):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images
+
+    with pytest.raises(LookupError, match="Idle does not call its submodule conv1"):
+        feature_maps(Idle(), torch.zeros(1, 1, 32, 32))
+
+
+def test_flops_are_two_for_each_weight_at_each_place() -> None:
+    places = {"conv1": 28 * 28, "conv2": 10 * 10, "fc1": 1, "fc2": 1, "fc3": 1}
+    products = {layer: n * math.prod(SHAPES[f"{layer}.weight"]) for layer, n in places.items()}
+
+    assert FORWARD_FLOPS == 2 * sum(products.values())
+    assert TRAINING_FLOPS == 3 * FORWARD_FLOPS - 2 * products["conv1"]
+
+
+def test_parameters_are_61706_numbers() -> None:
+    assert sum(p.numel() for p in Net().parameters()) == 61_706
+    assert all(isinstance(p, nn.Parameter) for p in Net().parameters())

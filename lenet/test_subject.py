@@ -1,0 +1,130 @@
+"""From an option's text to a subject, and every way in which that can fail."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import lenet
+from lenet import subject
+from lenet.subject import SubjectError
+
+SOURCE = """
+import torch
+from torch import nn
+from lenet import Net as Reference
+
+class Mine(Reference):
+    pass
+
+class Wide(Reference):
+    def __init__(self):
+        super().__init__()
+        self.fc1 = nn.Linear(576, 120)
+        self.extra = nn.Linear(1, 1)
+        del self.fc3
+
+class Broken(Reference):
+    def __init__(self):
+        raise RuntimeError("two\\nlines")
+
+class Everything:
+    Net = Mine
+    @staticmethod
+    def sgd_update(parameters, lr):
+        return "mine"
+
+class Namespace:
+    inner = Everything
+
+class NotCallable:
+    Net = 3
+
+def train_step(net, images, targets, lr):
+    return "stepped"
+
+nothing = object()
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(SOURCE)
+    return path
+
+
+def test_the_reference_is_a_subject() -> None:
+    reference = subject.load("lenet")
+
+    assert reference.Net is lenet.Net
+    assert reference.sgd_update is lenet.sgd_update
+    assert reference.train_step is lenet.train_step
+
+
+def test_a_module_class_stands_for_net_and_the_rest_is_the_references(file: Path) -> None:
+    mine = subject.load(f"{file}:Mine")
+
+    assert type(mine.Net()).__name__ == "Mine"
+    assert mine.sgd_update is lenet.sgd_update
+    assert mine.name == "mine.py:Mine"
+
+
+def test_an_object_brings_what_it_defines(file: Path) -> None:
+    mine = subject.load(f"{file}:Namespace.inner")
+
+    assert type(mine.Net()).__name__ == "Mine"
+    assert mine.sgd_update([], 0.1) == "mine"
+    assert mine.train_step is lenet.train_step
+
+
+def test_a_file_or_a_module_alone_brings_what_it_defines(file: Path) -> None:
+    assert subject.load(str(file)).train_step(None, None, None, 0) == "stepped"
+    assert subject.load("lenet.training").sgd_update is lenet.sgd_update
+
+
+def test_a_function_of_the_contract_stands_for_itself(file: Path) -> None:
+    mine = subject.load(f"{file}:train_step")
+
+    assert mine.train_step(None, None, None, 0) == "stepped"
+    assert mine.Net is lenet.Net
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("{folder}/none.py:Net", "there is no file .*none.py"),
+        ("no.such.module", "there is no module 'no.such.module'"),
+        ("..", "there is no module '..'"),
+        ("{file}:Absent", "has no Absent; it defines .*Mine"),
+        ("{file}:nothing", "defines none of Net, sgd_update, train_step, and is no nn.Module class"),
+        ("{file}:NotCallable", "its Net is not callable"),
+        ("{file}:Broken", r"its Net\(\) raised RuntimeError: two lines"),
+        ("{file}:Wide", r"fc3.weight \[10, 84\] is missing"),
+        ("{file}:Wide", r"extra.bias \[1\] is not in lenet.Net"),
+        ("{file}:Wide", r"fc1.weight is \[120, 576\] where lenet.Net has \[120, 400\]"),
+    ],
+)
+def test_what_cannot_be_judged_is_one_clear_line(file: Path, spec: str, message: str) -> None:
+    with pytest.raises(SubjectError, match=message) as caught:
+        subject.load(spec.format(file=file, folder=file.parent))
+
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["import nonexistent_thing", "1 / 0", "def broken(:", "raise SystemExit('bye')"])
+def test_a_subject_that_raises_while_it_is_imported_is_one_clear_line(tmp_path: Path, source: str) -> None:
+    path = tmp_path / "raises.py"
+    path.write_text(source)
+
+    with pytest.raises(SubjectError, match="raised while it was imported: [A-Za-z]+: ") as caught:
+        subject.load(str(path))
+
+    assert "\n" not in str(caught.value)
+
+
+def test_a_subject_loads_the_references_parameters(file: Path) -> None:
+    net = subject.load(f"{file}:Mine").Net()
+    net.load_state_dict(lenet.Net().state_dict())
+
+    assert net(torch.zeros(1, 1, 32, 32)).shape == (1, 10)
