@@ -23,3 +23,9 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         os.unlink(beside)
         raise
+
+
+def set_aside(path: Path) -> None:
+    """Rename what an earlier run left at `path`, so that it is not lost and never taken for this run's."""
+    if path.exists():
+        path.replace(path.with_name(f"{path.stem}.previous{path.suffix}"))

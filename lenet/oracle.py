@@ -119,13 +119,17 @@ class _Rounding:
         self.directions: list[Array] = []
         self.random = np.random.default_rng(seed)
 
-    def dot(self, a: Array, b: Array, c: Array | None = None) -> Array:
-        """a @ b + c, (R,m,n) @ (R,n,k) -> (R,m,k), with R 1 where all copies share an operand."""
+    def dot(self, a: Array, b: Array, c: Array | None = None, repeats: int = 1) -> Array:
+        """
+        a @ b + c, (R,m,n) @ (R,n,k) -> (R,m,k), with R 1 where all copies share an operand.
+
+        Each term may stand for `repeats` terms of its size divided by `repeats`.
+        """
         z = a @ b if c is None else a @ b + c
         if self.precision is None:
             return z
-        energy = a[0] ** 2 @ b[0] ** 2 if c is None else a[0] ** 2 @ b[0] ** 2 + c[0] ** 2
-        return self.disturb(z, energy, a.shape[-1])
+        energy = a[0] ** 2 @ b[0] ** 2 / repeats
+        return self.disturb(z, energy if c is None else energy + c[0] ** 2, a.shape[-1] * repeats)
 
     def disturb(self, z: Array, energy: Array, terms: int) -> Array:
         """Sums z (R,...) of `terms` terms whose squares add up to `energy`, each copy with its own rounding error."""
@@ -267,7 +271,7 @@ def _forward(p: Parameters, images: Array, rounding: _Rounding) -> _Pass:
 
 
 def _backward(
-    p: Parameters, rows: dict[str, Array], shares: list[Array], delta: Array, rounding: _Rounding
+    p: Parameters, rows: dict[str, Array], shares: list[Array], delta: Array, rounding: _Rounding, repeats: int = 1
 ) -> dict[str, Array]:
     """The gradients by each parameter, from delta, that by the logits, and the share that each gate's candidates get."""
     gradients: dict[str, Array] = {}
@@ -275,9 +279,9 @@ def _backward(
     def layer(name: str, delta: Array) -> Array:
         """Note the gradients by one layer's weight and bias; its weight is the matrix that takes delta further back."""
         weight = p[f"{name}.weight"]
-        gradient = rounding.dot(delta.swapaxes(-1, -2), rows[name])
+        gradient = rounding.dot(delta.swapaxes(-1, -2), rows[name], repeats=repeats)
         gradients[f"{name}.weight"] = gradient.reshape(-1, *weight.shape[1:])
-        gradients[f"{name}.bias"] = rounding.dot(np.ones((1, 1, delta.shape[1])), delta)[:, 0]
+        gradients[f"{name}.bias"] = rounding.dot(np.ones((1, 1, delta.shape[1])), delta, repeats=repeats)[:, 0]
         return _matrix(weight).swapaxes(-1, -2)
 
     batch = delta.shape[1]
@@ -295,14 +299,15 @@ def _backward(
     return gradients
 
 
-def _mse(logits: Array, targets: Array, rounding: _Rounding) -> tuple[Array, Array]:
+def _mse(logits: Array, targets: Array, rounding: _Rounding, repeats: int = 1) -> tuple[Array, Array]:
     """The mean squared error (R,) and its gradient by the logits (R,N,10)."""
     difference = rounding.disturb(logits - targets, (logits[0] - targets) ** 2, 1)
     with np.errstate(invalid="ignore", divide="ignore"):
         loss = np.sum(difference**2, axis=(1, 2), keepdims=True) / targets.size
         energy = np.sum(difference[0] ** 4, keepdims=True) / np.float64(targets.size) ** 2
         delta = 2 * difference / targets.size
-    return rounding.disturb(loss, energy, targets.size)[:, 0, 0], rounding.disturb(delta, delta[0] ** 2, 1)
+    loss = rounding.disturb(loss, energy / repeats, targets.size * repeats)[:, 0, 0]
+    return loss, rounding.disturb(delta, delta[0] ** 2, 1)
 
 
 def _bounded(copies: Array, turned: Array | None = None) -> Bounded:
@@ -320,13 +325,20 @@ def _copies(parameters: Parameters) -> dict[str, Array]:
     return {name: np.asarray(value, np.float64)[None] for name, value in parameters.items()}
 
 
-def solve(parameters: Parameters, images: Array, targets: Array, precision: Precision, seed: int = 0) -> Answer:
-    """Logits, MSE loss and its gradients for images (N,1,32,32) and targets (N,10), with budgets at `precision`."""
+def solve(
+    parameters: Parameters, images: Array, targets: Array, precision: Precision, seed: int = 0, repeats: int = 1
+) -> Answer:
+    """
+    Logits, MSE loss and its gradients for images (N,1,32,32) and targets (N,10), with budgets at `precision`.
+
+    With `repeats` the loss and gradients are budgeted as those of a batch in which each image occurs that often: the
+    same numbers, but sums of that many more terms. So a batch of thousands is judged at the cost of its few images.
+    """
     p = _copies(parameters)
     rounding = _Rounding(precision, seed)
     run = _forward(p, images, rounding)
-    loss, delta = _mse(run.logits, targets, rounding)
-    gradients = _backward(p, run.rows, [gate.taken[None] for gate in run.gates], delta, rounding)
+    loss, delta = _mse(run.logits, targets, rounding, repeats)
+    gradients = _backward(p, run.rows, [gate.taken[None] for gate in run.gates], delta, rounding, repeats)
     doubts = [gate.doubt() for gate in run.gates]
     open_decisions = sum(int(np.count_nonzero(doubt)) for doubt in doubts)
     turned: dict[str, Array] = {}

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from lenet import digits
 from lenet.digits import Digits, DigitsError, one_hot
-from lenet.files import write_atomically
+from lenet.files import set_aside, write_atomically
 from lenet.fingerprint import fingerprint
 from lenet.net import Net, feature_maps
 
@@ -175,6 +175,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (DigitsError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    if options.record:
+        set_aside(options.record / "training.json")
     digit = data.test_images[:1]
     before = feature_maps(net, digit)
     print(f"{data.name}: {len(data.train_images):,} to train on, {len(data.test_images):,} to test on; {settings}")

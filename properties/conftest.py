@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lenet.files import write_atomically
+from lenet.files import set_aside, write_atomically
 from lenet.fingerprint import fingerprint
 from lenet.oracle import THRESHOLD
 from properties.closeness import ledger
@@ -107,8 +107,8 @@ class Record:
         self.entries: list[dict[str, Any]] = []
         folder = config.getoption("record")
         self.path: Path | None = folder and folder / "laws.json"
-        if self.path and self.path.exists():  # never to be taken for this run's
-            self.path.replace(self.path.with_suffix(".previous.json"))
+        if self.path:
+            set_aside(self.path)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self.entries += [dict(value) for name, value in report.user_properties if name == PROPERTY]  # type: ignore[call-overload]

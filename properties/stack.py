@@ -78,13 +78,17 @@ class Stack:
         """The mean squared error of the net on the case, with its graph."""
         return F.mse_loss(net(self.images(case)), self.targets(case))
 
-    def exact(self, case: Case) -> Answer:
-        """The oracle's answer to the case as this stack sees it (inputs rounded to its dtype), with its budget."""
-        return _exact(case, self.dtype)
+    def exact(self, case: Case, repeats: int = 1) -> Answer:
+        """
+        The oracle's answer to the case as this stack sees it (inputs rounded to its dtype), with its budget.
+
+        With `repeats`, to a batch in which each of the case's images occurs that often.
+        """
+        return _exact(case, self.dtype, repeats)
 
 
 @lru_cache(maxsize=64)
-def _exact(case: Case, dtype: torch.dtype) -> Answer:
+def _exact(case: Case, dtype: torch.dtype, repeats: int) -> Answer:
     def rounded(values: Array) -> Array:
         return float64(torch.tensor(values).to(dtype))
 
@@ -94,6 +98,7 @@ def _exact(case: Case, dtype: torch.dtype) -> Answer:
         rounded(case.goals()),
         oracle.PRECISIONS[str(dtype).removeprefix("torch.")],
         seed=case.seed,
+        repeats=repeats,
     )
 
 

@@ -1,0 +1,1 @@
+"""How fast the stack is: throughput of each step of training, timed only after its answer has been verified."""

@@ -1,0 +1,136 @@
+"""
+The steps of training, timed by batch size, device, dtype and number of threads.
+
+Each benchmark checks its answer before the clock starts. Times are wall-clock with a timer that waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import nn, optim
+from torch.utils.benchmark import timer
+
+from benchmarks.workload import Workload
+from lenet import oracle
+from lenet.net import FORWARD_FLOPS, TRAINING_FLOPS
+from properties.closeness import assert_updated
+from properties.stack import Stack, float64
+
+BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
+LR = 2.0**-20  # so small that thousands of steps leave the work as it is
+
+pytestmark = pytest.mark.benchmark(timer=timer, max_time=0.25, min_rounds=5, warmup=False)
+batches = pytest.mark.parametrize("batch", BATCHES)
+
+
+def note(benchmark: BenchmarkFixture, stack: Stack, threads: int, operation: str, **figures: Any) -> None:
+    """What a time belongs to: `images` and `flops` are per call, a product counts two for each multiply-add."""
+    benchmark.group = operation
+    benchmark.extra_info.update(
+        operation=operation,
+        subject=stack.subject.name,
+        device=str(stack.device),
+        dtype=stack.precision.name,
+        threads=threads if stack.device.type == "cpu" else 0,
+        **figures,
+    )
+
+
+@batches
+def bench_forward(benchmark: BenchmarkFixture, stack: Stack, threads: int, batch: int) -> None:
+    """Forward pass without gradients."""
+    work = Workload(stack, batch)
+
+    @torch.no_grad()
+    def forward() -> torch.Tensor:
+        logits: torch.Tensor = work.net(work.images)
+        return logits
+
+    work.verify_logits(forward())
+    note(benchmark, stack, threads, "forward", batch=batch, images=batch, flops=batch * FORWARD_FLOPS)
+    benchmark(forward)
+
+
+@batches
+def bench_loss(benchmark: BenchmarkFixture, stack: Stack, threads: int, batch: int) -> None:
+    """Forward pass with its graph, and the mean squared error."""
+    work = Workload(stack, batch)
+
+    work.verify_loss(work.loss())
+    note(benchmark, stack, threads, "loss", batch=batch, images=batch, flops=batch * FORWARD_FLOPS)
+    benchmark(work.loss)
+
+
+@batches
+def bench_backward(benchmark: BenchmarkFixture, stack: Stack, threads: int, batch: int) -> None:
+    """Backward pass through one graph, retained, adding to the gradients."""
+    work = Workload(stack, batch)
+    loss = work.loss()
+
+    loss.backward(retain_graph=True)
+    work.verify_gradients()
+    flops = batch * (TRAINING_FLOPS - FORWARD_FLOPS)
+    note(benchmark, stack, threads, "backward", batch=batch, images=batch, flops=flops)
+    benchmark(loss.backward, retain_graph=True)
+
+
+@batches
+def bench_training_step(benchmark: BenchmarkFixture, stack: Stack, threads: int, batch: int) -> None:
+    """The subject's whole training step: gradients to None, forward, loss, backward, update by hand."""
+    work = Workload(stack, batch)
+    before = {name: float64(p).copy() for name, p in work.net.named_parameters()}
+
+    def step() -> torch.Tensor:
+        return stack.subject.train_step(work.net, work.images, work.targets, LR)
+
+    work.verify_loss(step())
+    work.verify_parameters(oracle.updated(before, work.exact, LR, stack.precision))
+    note(benchmark, stack, threads, "training step", batch=batch, images=batch, flops=batch * TRAINING_FLOPS)
+    benchmark(step)
+
+
+FORMS: dict[str, dict[str, Any] | None] = {
+    "manual": None,
+    "SGD for-loop": {"foreach": False, "fused": False},
+    "SGD foreach": {"foreach": True},
+    "SGD fused": {"fused": True},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def bench_update(benchmark: BenchmarkFixture, stack: Stack, threads: int, form: str) -> None:
+    """The update of the Net's 61,706 parameters alone."""
+    net = Workload(stack, 1).net
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = [float64(parameter).copy() for parameter in net.parameters()]
+    update = updater(stack, list(net.parameters()), FORMS[form])
+
+    update()
+    for old, (name, new) in zip(before, net.named_parameters(), strict=True):
+        assert_updated(new, old, float64(torch.ones_like(new)), LR, stack.precision, name)
+    note(benchmark, stack, threads, f"update: {form}", flops=2 * sum(p.numel() for p in net.parameters()))
+    benchmark(update)
+
+
+def updater(stack: Stack, parameters: list[nn.Parameter], form: dict[str, Any] | None) -> Callable[[], Any]:
+    """The subject's own update, or that of `optim.SGD` in one of its forms."""
+    if form is None:
+        return lambda: stack.subject.sgd_update(parameters, LR)
+    return optim.SGD(parameters, lr=LR, **form).step
+
+
+@pytest.mark.parametrize("size", [1024])
+def bench_matrix_product(benchmark: BenchmarkFixture, stack: Stack, threads: int, size: int) -> None:
+    """The rate that the machine reaches in the product of two square matrices: what the others are a share of."""
+    ones = torch.ones(size, size, device=stack.device, dtype=stack.dtype)
+
+    assert bool((ones @ ones == size).all())  # exact in every order of summation
+    numbers = torch.randn(size, size, device=stack.device, dtype=stack.dtype)
+    note(benchmark, stack, threads, "matrix product", size=size, flops=2 * size**3)
+    benchmark(torch.matmul, numbers, numbers)

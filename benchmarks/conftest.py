@@ -1,0 +1,70 @@
+"""Threads, the record of a run for the report, and the figures that accompany a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lenet.files import set_aside
+from lenet.fingerprint import fingerprint
+from properties.stack import Stack
+
+FAILURES = pytest.StashKey["Failures"]()
+THREADS = sorted({1, os.cpu_count() or 1})
+
+
+@pytest.fixture(params=THREADS, ids=lambda n: f"{n}-threads")
+def threads(request: pytest.FixtureRequest, stack: Stack) -> Iterator[int]:
+    """The number of threads that PyTorch computes with on the CPU; elsewhere only the last is timed."""
+    if stack.device.type != "cpu" and request.param != THREADS[-1]:
+        pytest.skip(f"threads make no difference on {stack.device}")
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+class Failures:
+    """Notes which benchmarks failed, so that the report does not pass over them."""
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed and "bench_" in report.nodeid:
+            self.ids.append(report.nodeid)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[FAILURES] = Failures()
+    config.pluginmanager.register(config.stash[FAILURES], "benchmark-failures")
+    if folder := config.getoption("record"):
+        folder.mkdir(parents=True, exist_ok=True)
+        set_aside(folder / "benchmarks.json")
+        config.option.benchmark_json = str(_part(folder))
+
+
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
+    output_json |= {
+        "format": 1,
+        "stack": fingerprint(),
+        "command": " ".join(["pytest", *config.invocation_params.args]),
+        "failed": config.stash[FAILURES].ids,
+    }
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    folder = config.getoption("record")
+    if folder and _part(folder).exists():
+        _part(folder).replace(folder / "benchmarks.json")
+
+
+def _part(folder: Path) -> Path:
+    """Where pytest-benchmark writes, until it is done."""
+    return folder / ".benchmarks.part.json"

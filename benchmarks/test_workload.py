@@ -1,0 +1,63 @@
+"""What is timed has been verified: a wrong answer is never timed, whatever the batch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.workload import Workload
+from lenet import subject
+from properties.stack import Stack, float64
+from properties.test_options import FAULTY, run
+
+
+@pytest.fixture
+def reference() -> Stack:
+    return Stack(subject.load("lenet"), torch.device("cpu"), torch.float32)
+
+
+def test_a_large_batch_repeats_its_digits(reference: Stack) -> None:
+    work = Workload(reference, 64)
+
+    assert work.images.shape == (64, 1, 32, 32)
+    assert work.repeats == 4
+    assert torch.equal(work.images[3], work.images[3 + 16])
+    assert not torch.equal(work.images[3], work.images[4])
+
+
+@pytest.mark.parametrize("row", [0, 37, 63])
+def test_one_wrong_row_of_a_large_batch_is_seen(reference: Stack, row: int) -> None:
+    work = Workload(reference, 64)
+    logits = work.net(work.images).detach()
+
+    work.verify_logits(logits)
+    logits[row, 9] += 1e-4
+    with pytest.raises(AssertionError, match=rf"logits\[{row}, 9\]"):
+        work.verify_logits(logits)
+
+
+def test_repeated_digits_are_budgeted_as_the_longer_sums_that_they_are(reference: Stack) -> None:
+    few, many = Workload(reference, 16), Workload(reference, 4096)
+
+    for name, exact in few.exact.gradients.items():
+        assert (exact.value == many.exact.gradients[name].value).all()
+    many.loss().backward()
+    many.verify_gradients()
+    assert float64(many.loss()) == many.exact.loss.value or many.exact.loss.ratio(float64(many.loss())) < 1
+
+
+def test_a_wrong_answer_is_not_timed_and_is_recorded(tmp_path: Path) -> None:
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    options = ["--subject", f"{tmp_path}/faulty.py:ReluMissing", "--dtype", "float32", "--record", str(tmp_path)]
+
+    result = run("benchmarks", "-k", "(forward or update) and 1-threads", "--benchmark-max-time=0.01", *options)
+
+    assert result.returncode == 1
+    record = json.loads((tmp_path / "benchmarks.json").read_text())
+    timed = {entry["extra_info"]["operation"] for entry in record["benchmarks"]}
+    assert "forward" not in timed
+    assert "update: manual" in timed
+    assert any("bench_forward" in name for name in record["failed"])

@@ -1,0 +1,149 @@
+"""The judge judged: what the three comparisons accept, what they reject, and how they say so."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lenet import subject
+from lenet.oracle import PRECISIONS, THRESHOLD, Bounded
+from properties import calibration
+from properties.closeness import assert_exact, assert_updated, assert_within_budget, ledger
+from properties.stack import Stack, gradients
+from properties.strategies import Case
+
+FLOAT32 = PRECISIONS["float32"]
+P, G = np.random.default_rng(0).standard_normal((2, 50)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def reference() -> Stack:
+    return Stack(subject.load("lenet"), torch.device("cpu"), torch.float32)
+
+
+def test_exact_takes_the_same_bits_nans_and_both_zeros() -> None:
+    numbers = torch.tensor([1.0, float("nan"), float("inf"), 0.0])
+
+    assert_exact(numbers, torch.tensor([1.0, float("nan"), float("inf"), -0.0]), "numbers")
+
+
+def test_exact_rejects_one_unit_in_the_last_place_and_says_where() -> None:
+    right = torch.ones(2, 3)
+    wrong = right.clone()
+    wrong[1, 2] = torch.nextafter(wrong[1, 2], torch.tensor(2.0))
+
+    with pytest.raises(AssertionError, match=r"numbers\[1, 2\] is 1.00000011920.* exactly 1.0 .*; 1 of 6 elements"):
+        assert_exact(wrong, right, "numbers")
+
+
+@pytest.mark.parametrize("wrong", [torch.ones(3, 2), torch.ones(2, 3, dtype=torch.float64), torch.ones(6)])
+def test_exact_rejects_another_shape_or_dtype(wrong: Tensor) -> None:
+    with pytest.raises(AssertionError, match="numbers (has shape|is torch.float64)"):
+        assert_exact(wrong, torch.ones(2, 3), "numbers")
+
+
+def judge_update(got: np.ndarray[tuple[int, ...], np.dtype[np.float32]], lr: float) -> None:
+    assert_updated(torch.from_numpy(got), P.astype(np.float64), G.astype(np.float64), lr, FLOAT32, "parameter")
+
+
+@pytest.mark.parametrize("lr", [0.1, 0.5, 1.0])
+def test_an_update_may_take_its_roundings(lr: float) -> None:
+    in_two_roundings = P - np.float32(lr) * G
+    in_one = (P.astype(np.float64) - lr * G.astype(np.float64)).astype(np.float32)
+
+    judge_update(in_two_roundings, lr)
+    judge_update(in_one, lr)
+
+
+@pytest.mark.parametrize("units", [4, -4, 1e6, np.nan])
+def test_an_update_may_not_be_further_off_than_its_roundings(units: float) -> None:
+    got = P - np.float32(0.1) * G
+    got[7] += np.float32(units) * np.spacing(got[7])
+
+    with pytest.raises(AssertionError, match=r"parameter\[7\] is .* off by .* 1 of 50 elements"):
+        judge_update(got, 0.1)
+
+
+def test_within_budget_rejects_beyond_the_threshold_and_keeps_the_worst() -> None:
+    exact = Bounded(np.zeros(3), np.ones(3))
+    ledger.clear()
+
+    assert_within_budget(torch.tensor([0.0, -THRESHOLD, 1.0]), exact, "numbers")
+    assert ledger.worst == THRESHOLD
+    with pytest.raises(AssertionError, match=r"numbers\[0\] is 9.0, the oracle's is 0.0: 9.0 budgets of 1 off, 8 are"):
+        assert_within_budget(torch.tensor([9.0, 0.0, 0.0]), exact, "numbers")
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 1e-30])
+def test_within_budget_rejects_what_is_no_number_and_anything_where_there_is_no_budget(wrong: float) -> None:
+    with pytest.raises(AssertionError, match="inf budgets"):
+        assert_within_budget(torch.tensor([wrong]), Bounded(np.zeros(1), np.zeros(1)), "numbers")
+
+
+def rounded(cast: Callable[[Tensor], Tensor]) -> Callable[[nn.Module], None]:
+    """A fault that stores every parameter in a lower precision."""
+
+    @torch.no_grad()
+    def spoil(net: nn.Module) -> None:
+        for parameter in net.parameters():
+            parameter.copy_(cast(parameter))
+
+    return spoil
+
+
+@torch.no_grad()
+def first_layer_off(net: nn.Module) -> None:
+    net.get_parameter("conv1.weight").mul_(1 + 1e-5)
+
+
+def tf32(numbers: Tensor) -> Tensor:
+    """Rounded to TF32's 10 explicit bits of mantissa."""
+    return ((numbers.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+FAULTS = {
+    "float16 parameters": rounded(lambda p: p.half().float()),
+    "bfloat16 parameters": rounded(lambda p: p.bfloat16().float()),
+    "TF32 parameters": rounded(tf32),
+    "conv1's weights off by 1e-5": first_layer_off,
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("images", ["digits", "normal"])
+def test_the_budget_of_float32_tells_small_faults_from_rounding(reference: Stack, images: str, fault: str) -> None:
+    """In each of five ordinary cases the fault's worst gradient is beyond the threshold, and the right one is not."""
+    for seed in range(5):
+        case = Case(images=images, batch=3, seed=seed)
+        for spoil, faulty in ((FAULTS[fault], True), (lambda net: None, False)):
+            net = reference.net(case)
+            spoil(net)
+            reference.loss(net, case).backward()
+            exact = reference.exact(case).gradients
+            got = gradients(net)
+            worst = max(exact[name].ratio(got[name].double().numpy()).max() for name in exact)
+            assert (worst > THRESHOLD) == faulty
+
+
+def test_the_threshold_is_the_power_of_two_above_what_was_measured() -> None:
+    measured = json.loads(calibration.RESULT.read_text())["dtypes"]
+    worst = max(result["error / budget"]["worst of all"][-1] for result in measured.values())
+
+    assert min(result["cases"] for result in measured.values()) >= 20_000
+    assert THRESHOLD / 2 < worst < THRESHOLD == 2 ** round(np.log2(THRESHOLD))
+
+
+def test_the_project_compares_numbers_in_no_fourth_way() -> None:
+    fourth = re.compile(r"\b(allclose|assert_close|isclose|approx|[ar]tol)\b")
+    root = Path(calibration.__file__).parents[1]
+    sources = [path for room in ("lenet", "properties", "benchmarks", "reports") for path in (root / room).glob("*.py")]
+
+    assert len(sources) > 30
+    assert [path.name for path in sources if path != Path(__file__) and fourth.search(path.read_text())] == []

@@ -1,0 +1,84 @@
+"""Cases: every recipe builds what it says, prints as one line that rebuilds it, and reaches the network as it is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+
+from lenet import subject
+from lenet.oracle import SHAPES
+from properties import strategies
+from properties.stack import Stack, float64
+from properties.strategies import IMAGES, LAYOUTS, TARGETS, WEIGHTS, Case, cases
+
+
+@given(case=cases())
+def test_a_case_prints_as_one_line_that_rebuilds_it(case: Case) -> None:
+    assert "\n" not in repr(case)
+    assert strategies.parse(repr(case)) == case
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_every_recipe_for_weights_builds_the_ten_parameters(weights: str) -> None:
+    parameters = Case(weights=weights).parameters()
+
+    assert {name: value.shape for name, value in parameters.items()} == SHAPES
+    assert all(np.isfinite(value).all() for value in parameters.values())
+    assert any(value.any() for value in parameters.values()) == (weights != "zero")
+
+
+@pytest.mark.parametrize("images", IMAGES)
+@pytest.mark.parametrize("batch", [0, 1, 5])
+def test_every_recipe_for_images_builds_a_batch(images: str, batch: int) -> None:
+    pixels = Case(images=images, batch=batch).pixels()
+
+    assert pixels.shape == (batch, 1, 32, 32)
+    assert np.isfinite(pixels).all()
+    assert not batch or bool(pixels.any()) == (images != "zero")
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+def test_every_recipe_for_targets_builds_ten_a_case(targets: str) -> None:
+    assert Case(targets=targets, batch=3).goals().shape == (3, 10)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_a_layout_changes_the_strides_and_not_the_images(layout: str, batch: int) -> None:
+    stack = Stack(subject.load("lenet"), torch.device("cpu"), torch.float64)
+    case = Case(layout=layout, batch=batch)
+
+    images = stack.images(case)
+
+    assert np.array_equal(float64(images), case.pixels())
+    if batch == 3:
+        strides = {"contiguous": (1024, 32, 1), "channels_last": (1024, 32, 1), "strided": (33 * 66, 66, 2)}
+        batch_stride, _, *others = images.stride()  # the one channel's stride means nothing
+        assert (batch_stride, *others) == strides.get(layout, (0, 32, 1))
+
+
+def test_equal_cases_build_equal_arrays_and_seeds_differ() -> None:
+    assert np.array_equal(Case(images="normal", seed=3).pixels(), Case(images="normal", seed=3).pixels())
+    assert not np.array_equal(Case(images="normal", seed=3).pixels(), Case(images="normal", seed=4).pixels())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Case(", "not of the form"),
+        ("Other()", "not of the form"),
+        ("Case('default')", "not of the form"),
+        ("Case(batch=__import__('os'))", "not of the form"),
+        ("Case(colour='red')", "a Case has no colour; it has weights, images"),
+        ("Case(weights='none')", "weights='none' of a Case is none of default, "),
+        ("Case(batch=-1)", "batch=-1 of a Case is no integer"),
+        ("Case(seed='x')", "seed='x' of a Case is no integer"),
+    ],
+)
+def test_a_text_that_is_no_case_is_one_clear_line(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match="^.+$") as caught:
+        strategies.parse(text)
+
+    assert message in str(caught.value)

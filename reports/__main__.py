@@ -1,0 +1,78 @@
+"""`python -m reports`: the page and the summary of a run, and its verdict as the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from lenet.files import set_aside, write_atomically
+from lenet.fingerprint import headline
+from reports import figures
+from reports.run import ReportError, Run, load
+
+LATEST = Path("reports/latest")
+
+
+def render(run: Run) -> dict[str, str]:
+    """The texts of `index.html` and `summary.md`."""
+    environment = Environment(
+        loader=PackageLoader("reports"),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["cell"] = _cell
+    maps = run.training["feature_maps"]
+    pictures = {
+        "throughput": [figures.throughput(timings) for timings in by_device(run)],
+        "training": figures.training_curve(run.training["history"]),
+        "digit": figures.digit(run.training["digit"]["pixels"]),
+        "maps": {
+            (layer, when): figures.feature_maps(maps[when][layer])
+            for layer in ("conv1", "conv2")
+            for when in ("before", "after")
+        },
+    }
+    values = {"run": run, "pictures": pictures, "headline": headline(run.stack)}
+    names = {"index.html": "page.html", "summary.md": "summary.md"}
+    return {name: environment.get_template(template).render(values) for name, template in names.items()}
+
+
+def by_device(run: Run) -> list[list]:
+    """The timings of each device and dtype."""
+    places = list(dict.fromkeys((timing.device, timing.dtype) for timing in run.timings))
+    return [[t for t in run.timings if (t.device, t.dtype) == place] for place in places]
+
+
+def _cell(text: str) -> str:
+    """Any text as a code cell of a Markdown table, on one line and with no markup of its own."""
+    return "`" + " ".join(str(text).split()).replace("`", "'").replace("|", "\\|") + "`"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 where the run passed, 1 where a law is violated, 2 where no report can be made of it."""
+    parser = argparse.ArgumentParser(prog="python -m reports", description="Make the page and the summary of a run.")
+    parser.add_argument("folder", nargs="?", type=Path, default=LATEST, help="where the run's JSON files are (%(default)s)")
+    folder = parser.parse_args(arguments).folder
+    for name in ("index.html", "summary.md"):
+        set_aside(folder / name)
+    try:
+        run = load(folder)
+        for name, text in render(run).items():
+            with write_atomically(folder / name) as file:
+                file.write(text.encode())
+    except ReportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{'PASSED' if run.passed else 'FAILED'}: {run.verdict}")
+    print(f"judged: {'; '.join(run.stacks)}")
+    print(f"the page: {(folder / 'index.html').resolve()}")
+    return 0 if run.passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,247 @@
+"""The files that a run wrote, read with suspicion: whatever is missing, torn, empty or foreign is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+WRITERS = {
+    "laws.json": "pytest properties --record DIR",
+    "benchmarks.json": "pytest benchmarks --record DIR",
+    "training.json": "python -m lenet.training --record DIR",
+}
+
+
+class ReportError(ValueError):
+    """A run that no report can be made of; the message is one line that names the file and what was found."""
+
+
+@dataclass(frozen=True)
+class Law:
+    """A law over all the stacks and forms that it was judged in."""
+
+    name: str
+    group: str
+    wording: str
+    entries: list[dict[str, Any]]  # as properties/conftest.py writes them
+
+    @property
+    def title(self) -> str:
+        """The law's name as a sentence."""
+        return self.name.removeprefix("test_").replace("_", " ")
+
+    @property
+    def summary(self) -> str:
+        """The first paragraph of its wording."""
+        return self.wording.split("\n\n")[0]
+
+    @property
+    def details(self) -> str:
+        """The rest of its wording."""
+        return self.wording.partition("\n\n")[2]
+
+    @property
+    def violations(self) -> list[dict[str, Any]]:
+        """Where it does not hold."""
+        return [entry for entry in self.entries if entry["outcome"] == "failed"]
+
+    @property
+    def outcome(self) -> str:
+        """violated, holds, or not judged, where every entry was skipped."""
+        if self.violations:
+            return "violated"
+        return "holds" if any(entry["outcome"] == "passed" for entry in self.entries) else "not judged"
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why it was not judged somewhere."""
+        return sorted({entry["reason"].removeprefix("Skipped: ") for entry in self.entries if entry["reason"]})
+
+    @property
+    def examples(self) -> int:
+        """Examples judged."""
+        return sum(entry["examples"] for entry in self.entries)
+
+    @property
+    def seconds(self) -> float:
+        """Time that it took."""
+        return float(sum(entry["seconds"] for entry in self.entries))
+
+    @property
+    def worst(self) -> float:
+        """The largest error / budget met."""
+        return float(max(entry["worst"] for entry in self.entries))
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One benchmark's result."""
+
+    operation: str
+    device: str
+    dtype: str
+    threads: int
+    batch: int | None
+    median: float  # seconds a call
+    low: float  # first quartile
+    high: float  # third quartile
+    rounds: int
+    flops: int
+    images: int
+
+    @property
+    def rate(self) -> float:
+        """Floating-point operations a second."""
+        return self.flops / self.median
+
+    @property
+    def place(self) -> tuple[str, str, int]:
+        """What it may be compared within."""
+        return self.device, self.dtype, self.threads
+
+    @property
+    def where(self) -> str:
+        """The same in words."""
+        threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
+        return f"{self.device}, {self.dtype}{threads}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run found, ready to be shown."""
+
+    stack: dict[str, str]
+    threshold: float
+    profile: str
+    commands: list[str]
+    laws: list[Law]
+    timings: list[Timing]
+    failed_benchmarks: list[str]
+    training: dict[str, Any]
+
+    @property
+    def violated(self) -> list[Law]:
+        """The laws that do not hold."""
+        return [law for law in self.laws if law.outcome == "violated"]
+
+    @property
+    def held(self) -> list[Law]:
+        """The laws that hold."""
+        return [law for law in self.laws if law.outcome == "holds"]
+
+    @property
+    def passed(self) -> bool:
+        """Every law that was judged holds, at least one was, and every benchmark's answer was right."""
+        return bool(self.held) and not self.violated and not self.failed_benchmarks
+
+    @property
+    def stacks(self) -> list[str]:
+        """What was judged."""
+        names = {entry["stack"] for law in self.laws for entry in law.entries if entry["outcome"] != "skipped"}
+        return sorted(names - {""})
+
+    @property
+    def notes(self) -> list[str]:
+        """Figures that laws wanted stated."""
+        return [f"{entry['stack']}: {note}" for law in self.laws for entry in law.entries for note in entry["notes"]]
+
+    @property
+    def verdict(self) -> str:
+        """The verdict in one sentence, without names that a user gave."""
+        examples = sum(law.examples for law in self.laws)
+        if self.violated:
+            counted = f"{len(self.violated)} of {len(self.violated) + len(self.held)} laws violated"
+        else:
+            counted = f"all {len(self.held)} laws that were judged hold"
+        if self.failed_benchmarks:
+            counted += f", {len(self.failed_benchmarks)} benchmarks gave a wrong answer"
+        worst = max(law.worst for law in self.laws)
+        return f"{counted}, in {examples:,} examples; the worst error is {worst:.2g} of {self.threshold:g} budgets."
+
+    def groups(self) -> list[tuple[str, list[Law]]]:
+        """The laws by what they are about."""
+        return [(name, list(laws)) for name, laws in groupby(self.laws, key=lambda law: law.group)]
+
+    def matrix_rate(self, timing: Timing) -> float | None:
+        """The rate of the matrix product measured in the same place, where it was."""
+        rates = [t.rate for t in self.timings if t.operation == "matrix product" and t.place == timing.place]
+        return rates[0] if rates else None
+
+
+def load(folder: Path) -> Run:
+    """Read a run's three files; raises ReportError where one is not whole, or they are of different stacks."""
+    files = {name: _read(folder / name) for name in WRITERS}
+    first, *others = files
+    for name in others:
+        for part in files[first]["stack"].keys() | files[name]["stack"].keys():
+            if files[first]["stack"].get(part) != files[name]["stack"].get(part):
+                raise ReportError(f"{folder / name}: another {part} than that of {first}; run them on one stack")
+    try:
+        laws = _laws(files["laws.json"]["laws"])
+        timings = [_timing(entry) for entry in files["benchmarks.json"]["benchmarks"]]
+        run = Run(
+            stack=files["laws.json"]["stack"],
+            threshold=files["laws.json"]["threshold"],
+            profile=files["laws.json"]["profile"],
+            commands=[content["command"] for content in files.values()],
+            laws=laws,
+            timings=timings,
+            failed_benchmarks=files["benchmarks.json"]["failed"],
+            training=files["training.json"],
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ReportError(f"{folder}: a file lacks what this report needs: {type(error).__name__} {error}") from error
+    if not run.stacks:
+        raise ReportError(f"{folder / 'laws.json'}: no law was judged")
+    if not timings:
+        raise ReportError(f"{folder / 'benchmarks.json'}: nothing was timed")
+    if not run.training.get("history"):
+        raise ReportError(f"{folder / 'training.json'}: no epoch was trained")
+    return run
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ReportError(f"{path} is missing: it is written by `{WRITERS[path.name]}`")
+    try:
+        content = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        state = "empty" if path.stat().st_size == 0 else "torn"
+        raise ReportError(f"{path} is {state}: {error}; write it anew with `{WRITERS[path.name]}`") from error
+    if not isinstance(content, dict) or "format" not in content or not isinstance(content.get("stack"), dict):
+        raise ReportError(f"{path}: not a file of this project; it is written by `{WRITERS[path.name]}`")
+    if content["format"] != FORMAT:
+        raise ReportError(f"{path}: format {content['format']!r}, this version reads format {FORMAT}")
+    return content
+
+
+def _laws(entries: Iterable[dict[str, Any]]) -> list[Law]:
+    """The entries by law; groups and laws in their order of appearance."""
+    laws: dict[str, Law] = {}
+    for entry in entries:
+        law = laws.setdefault(entry["law"], Law(entry["law"], entry["group"], entry["wording"], []))
+        law.entries.append(entry)
+    order = list(dict.fromkeys(law.group for law in laws.values()))
+    return sorted(laws.values(), key=lambda law: order.index(law.group))
+
+
+def _timing(entry: dict[str, Any]) -> Timing:
+    info, stats = entry["extra_info"], entry["stats"]
+    return Timing(
+        operation=info["operation"],
+        device=info["device"],
+        dtype=info["dtype"],
+        threads=info["threads"],
+        batch=info.get("batch"),
+        median=stats["median"],
+        low=stats["q1"],
+        high=stats["q3"],
+        rounds=stats["rounds"] * stats["iterations"],
+        flops=info["flops"],
+        images=info.get("images", 0),
+    )
