@@ -76,6 +76,15 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return lines
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what judges a stack, and is no benchmark, as a law."""
+    for item in items:
+        names = getattr(item, "fixturenames", ())
+        if "stack" in names and "benchmark" not in names:
+            item.add_marker("law")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Whatever takes a `stack` runs once for each that is judged; a device that is not there is a visible skip."""
     if "stack" not in metafunc.fixturenames:

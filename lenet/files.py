@@ -14,14 +14,15 @@ from typing import IO
 def write_atomically(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that takes the place of `path` when the block ends, and leaves it as it was where it raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    beside = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
-        os.chmod(beside, 0o644)
-        os.replace(beside, path)
+        beside.chmod(0o644)
+        beside.replace(path)
     except BaseException:
-        os.unlink(beside)
+        beside.unlink()
         raise
 
 

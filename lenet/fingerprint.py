@@ -49,3 +49,8 @@ def _processor() -> str:
         lines = []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    for name, value in fingerprint().items():
+        print(f"{name}: {value}")

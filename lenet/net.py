@@ -33,6 +33,7 @@ class Net(nn.Module):
         self.fc3 = nn.Linear(84, 10)
 
     def forward(self, images: Tensor) -> Tensor:
+        """(N, 1, 32, 32) -> (N, 10)."""
         c1 = F.relu(self.conv1(images))  # N,6,28,28
         s2 = F.max_pool2d(c1, 2)  # N,6,14,14
         c3 = F.relu(self.conv2(s2))  # N,16,10,10

@@ -27,9 +27,9 @@ every case can be judged, ties and kinks included.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -144,7 +144,6 @@ class _Rounding:
         mantissa, exponent = np.frexp(z[-1])
         z[-1] = np.ldexp(np.round(mantissa / unit) * unit, exponent)
         return z
-
 
     def _shared(self) -> Array:
         """
@@ -271,9 +270,14 @@ def _forward(p: Parameters, images: Array, rounding: _Rounding) -> _Pass:
 
 
 def _backward(
-    p: Parameters, rows: dict[str, Array], shares: list[Array], delta: Array, rounding: _Rounding, repeats: int = 1
+    p: Parameters,
+    rows: dict[str, Array],
+    shares: Sequence[NDArray[Any]],
+    delta: Array,
+    rounding: _Rounding,
+    repeats: int = 1,
 ) -> dict[str, Array]:
-    """The gradients by each parameter, from delta, that by the logits, and the share that each gate's candidates get."""
+    """The gradients by each parameter, from delta, that by the logits, and the share each gate's candidates get."""
     gradients: dict[str, Array] = {}
 
     def layer(name: str, delta: Array) -> Array:
@@ -355,7 +359,7 @@ def solve(
 
 
 def updated(parameters: Parameters, answer: Answer, lr: float, precision: Precision) -> dict[str, Bounded]:
-    """The parameters after one step of SGD: weight - lr * gradient, the gradient's budget and two roundings included."""
+    """The parameters after a step of SGD, weight - lr * gradient: the gradient's budget and two roundings included."""
     after = {}
     for name, gradient in answer.gradients.items():
         value = parameters[name] - lr * gradient.value

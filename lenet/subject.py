@@ -31,7 +31,7 @@ class SubjectError(ValueError):
 
 @dataclass(frozen=True)
 class Subject:
-    """What is judged, by its contracts: `Net()`, `sgd_update(parameters, lr)`, `train_step(net, images, targets, lr)`."""
+    """What is judged: `Net()`, `sgd_update(parameters, lr)` and `train_step(net, images, targets, lr)`."""
 
     spec: str
     Net: Callable[[], nn.Module]
@@ -63,7 +63,8 @@ def _file(spec: str, path: Path) -> Any:
     if not path.is_file():
         raise SubjectError(f"--subject {spec}: there is no file {path}")
     description = importlib.util.spec_from_file_location(path.stem, path)
-    assert description is not None and description.loader is not None, "a path that ends in .py has a loader"
+    assert description is not None, "a path that ends in .py has a loader"
+    assert description.loader is not None, "a path that ends in .py has a loader"
     module = importlib.util.module_from_spec(description)
     sys.modules.setdefault(path.stem, module)  # dataclasses and pickle look their module up there
     with _importing(spec):

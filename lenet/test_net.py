@@ -46,8 +46,8 @@ def test_flops_are_two_for_each_weight_at_each_place() -> None:
     places = {"conv1": 28 * 28, "conv2": 10 * 10, "fc1": 1, "fc2": 1, "fc3": 1}
     products = {layer: n * math.prod(SHAPES[f"{layer}.weight"]) for layer, n in places.items()}
 
-    assert FORWARD_FLOPS == 2 * sum(products.values())
-    assert TRAINING_FLOPS == 3 * FORWARD_FLOPS - 2 * products["conv1"]
+    assert 2 * sum(products.values()) == FORWARD_FLOPS
+    assert 3 * FORWARD_FLOPS - 2 * products["conv1"] == TRAINING_FLOPS
 
 
 def test_parameters_are_61706_numbers() -> None:

@@ -67,9 +67,7 @@ def test_gradients_are_finite_differences_of_the_loss(
     assert checked >= min(4, parameters[name].size)
 
 
-def test_torch_in_float64_is_within_budget(
-    net: Net, parameters: dict[str, Array], batch: tuple[Array, Array]
-) -> None:
+def test_torch_in_float64_is_within_budget(net: Net, parameters: dict[str, Array], batch: tuple[Array, Array]) -> None:
     answer = oracle.solve(parameters, *batch, PRECISIONS["float64"])
 
     logits = net(torch.from_numpy(batch[0]))

@@ -74,19 +74,19 @@ def test_an_object_brings_what_it_defines(file: Path) -> None:
     mine = subject.load(f"{file}:Namespace.inner")
 
     assert type(mine.Net()).__name__ == "Mine"
-    assert mine.sgd_update([], 0.1) == "mine"
+    assert mine.sgd_update.__module__ == "mine"
     assert mine.train_step is lenet.train_step
 
 
 def test_a_file_or_a_module_alone_brings_what_it_defines(file: Path) -> None:
-    assert subject.load(str(file)).train_step(None, None, None, 0) == "stepped"
+    assert subject.load(str(file)).train_step.__module__ == "mine"
     assert subject.load("lenet.training").sgd_update is lenet.sgd_update
 
 
 def test_a_function_of_the_contract_stands_for_itself(file: Path) -> None:
     mine = subject.load(f"{file}:train_step")
 
-    assert mine.train_step(None, None, None, 0) == "stepped"
+    assert mine.train_step.__module__ == "mine"
     assert mine.Net is lenet.Net
 
 
@@ -117,7 +117,7 @@ def test_a_subject_that_raises_while_it_is_imported_is_one_clear_line(tmp_path: 
     path = tmp_path / "raises.py"
     path.write_text(source)
 
-    with pytest.raises(SubjectError, match="raised while it was imported: [A-Za-z]+: ") as caught:
+    with pytest.raises(SubjectError, match=r"raised while it was imported: [A-Za-z]+: ") as caught:
         subject.load(str(path))
 
     assert "\n" not in str(caught.value)

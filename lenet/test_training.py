@@ -118,7 +118,11 @@ def test_the_command_trains_records_and_will_not_lose_an_earlier_run(
     ],
 )
 def test_what_cannot_be_done_is_one_clear_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     training.save(Path("training.pt"), Net(), digits.load(), SETTINGS, trained(SETTINGS)[1])

@@ -247,7 +247,9 @@ def _run(net: Net, data: Digits, settings: Settings, progress: Progress, checkpo
         for _ in train(net, data, settings, progress):
             if progress.step == 0:
                 epoch = progress.history[-1]
-                print(f"epoch {len(progress.history)}: loss {epoch.loss:.4f}, accuracy {epoch.accuracy:.1%}", flush=True)
+                print(
+                    f"epoch {len(progress.history)}: loss {epoch.loss:.4f}, accuracy {epoch.accuracy:.1%}", flush=True
+                )
             if progress.step == 0 or stop:
                 save(checkpoint, net, data, settings, progress)
             if stop:

@@ -79,6 +79,7 @@ def calibrate(dtype: str, cases: int, first: int) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Calibrate as the options say, and write the result beside this file."""
     parser = argparse.ArgumentParser(prog="python -m properties.calibration", description=__doc__.split("\n\n")[0])
     parser.add_argument("--cases", type=int, default=20_000, help="cases a dtype (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the first case's seed (default %(default)s)")

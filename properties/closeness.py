@@ -64,7 +64,8 @@ def assert_updated(got: Tensor, parameter: Array, gradient: Array, lr: float, pr
     if wrong.any():
         at = np.unravel_index(np.where(wrong, error / allowed, 0).argmax(), wrong.shape)
         raise AssertionError(
-            f"{_element(what, at)} is {float(numbers[at])!r}, {float(parameter[at])!r} - {lr!r} * {float(gradient[at])!r} is right: "
+            f"{_element(what, at)} is {float(numbers[at])!r}, "
+            f"{float(parameter[at])!r} - {lr!r} * {float(gradient[at])!r} is right: "
             f"off by {error[at]:.3g}, its roundings allow {allowed[at]:.3g}; {_count(wrong)}"
         )
 

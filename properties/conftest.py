@@ -28,9 +28,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if isinstance(item, pytest.Function) and (handle := getattr(item.obj, "hypothesis", None)):
-            if not hasattr(handle.inner_test, "counted"):
-                handle.inner_test = _counted(handle.inner_test)
+        handle = getattr(item.obj, "hypothesis", None) if isinstance(item, pytest.Function) else None
+        if handle and not hasattr(handle.inner_test, "counted"):
+            handle.inner_test = _counted(handle.inner_test)
 
 
 def _counted(law: Callable[..., None]) -> Callable[..., None]:
@@ -48,7 +48,7 @@ def _counted(law: Callable[..., None]) -> Callable[..., None]:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     report = yield
-    if isinstance(item, pytest.Function) and "stack" in item.fixturenames:
+    if isinstance(item, pytest.Function) and item.get_closest_marker("law"):
         if report.when == "setup":
             ledger.clear()
         if report.when == "call" or (report.when == "setup" and report.outcome != "passed"):
@@ -137,7 +137,9 @@ class Record:
         if not self.entries:
             return
         if not self.judged:
-            terminalreporter.write_line("ERROR: nothing was judged: every law was skipped, see the reasons with -rs", red=True)
+            terminalreporter.write_line(
+                "ERROR: nothing was judged: every law was skipped, see the reasons with -rs", red=True
+            )
             return
         terminalreporter.write_sep("-", "verdict")
         for stack in dict.fromkeys(entry["stack"] for entry in self.judged):

@@ -81,7 +81,9 @@ def parse(text: str) -> Case:
     """The case that `text`, a case's repr, rebuilds; raises ValueError with a line that says what is wrong with it."""
     try:
         call = ast.parse(text.strip(), mode="eval").body
-        assert isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Case"
+        assert isinstance(call, ast.Call)
+        assert isinstance(call.func, ast.Name)
+        assert call.func.id == "Case"
         assert not call.args
         values = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError, AssertionError):

@@ -110,7 +110,8 @@ def test_nothing_accumulates_under_no_grad(stack: Stack, case: Case) -> None:
 
     with torch.no_grad():
         loss = stack.loss(net, case)
-    assert loss.grad_fn is None and not loss.requires_grad
+    assert loss.grad_fn is None
+    assert not loss.requires_grad
     with pytest.raises(RuntimeError, match="does not require grad"):
         loss.backward()
 

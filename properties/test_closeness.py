@@ -45,7 +45,7 @@ def test_exact_rejects_one_unit_in_the_last_place_and_says_where() -> None:
 
 @pytest.mark.parametrize("wrong", [torch.ones(3, 2), torch.ones(2, 3, dtype=torch.float64), torch.ones(6)])
 def test_exact_rejects_another_shape_or_dtype(wrong: Tensor) -> None:
-    with pytest.raises(AssertionError, match="numbers (has shape|is torch.float64)"):
+    with pytest.raises(AssertionError, match=r"numbers (has shape|is torch.float64)"):
         assert_exact(wrong, torch.ones(2, 3), "numbers")
 
 

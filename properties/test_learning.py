@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
 
 import numpy as np
-import torch
 
 from lenet import digits, oracle
 from lenet.digits import Digits, one_hot
-from lenet.oracle import THRESHOLD, Array, Bounded
-from lenet.training import Epoch, Settings, batches, train
+from lenet.oracle import THRESHOLD, Bounded
+from lenet.training import Settings, batches, train
 from properties.closeness import ledger
 from properties.stack import Stack, float64
 from properties.strategies import Case
@@ -21,7 +20,7 @@ CASE = Case(seed=0)  # the initial parameters
 
 def test_training_on_digits_learns_what_the_oracle_learns(stack: Stack) -> None:
     """
-    Trained on real digits by `train_step`, the loss falls in every epoch and the test digits are told as the oracle does.
+    Trained on real digits by `train_step`, the loss falls in every epoch, and the oracle tells the test digits alike.
 
     The oracle trains in float64 from the same parameters on the same batches. Thousands of steps carry rounding far,
     so a digit counts where the oracle's two best scores are further apart than rounding carries them: twice THRESHOLD
@@ -31,8 +30,11 @@ def test_training_on_digits_learns_what_the_oracle_learns(stack: Stack) -> None:
     data = _on(stack, digits.load())
     net = stack.net(CASE)
 
-    history = [progress.history[-1] for progress in train(net, data, SETTINGS, step=stack.subject.train_step)
-               if progress.step == 0]
+    history = [
+        progress.history[-1]
+        for progress in train(net, data, SETTINGS, step=stack.subject.train_step)
+        if progress.step == 0
+    ]
 
     exact, losses = _oracle_run(stack, data)
     labels = data.test_labels.cpu().numpy()
@@ -45,7 +47,9 @@ def test_training_on_digits_learns_what_the_oracle_learns(stack: Stack) -> None:
         f"{(exact.value.argmax(axis=1) == labels).mean():.1%} by the oracle; "
         f"{decided.mean():.1%} of them are decided in spite of rounding"
     )
-    assert not wrong.any(), f"{wrong.sum()} of {decided.sum()} decided test digits are told otherwise; {ledger.notes[-1]}"
+    assert not wrong.any(), (
+        f"{wrong.sum()} of {decided.sum()} decided test digits are told otherwise; {ledger.notes[-1]}"
+    )
     assert decided.mean() > 0.5, ledger.notes[-1]
     assert _falls([epoch.loss for epoch in history]), f"the loss does not fall: {history}"
     assert _falls(losses), "the oracle's own loss does not fall: its settings are at fault"
@@ -53,9 +57,7 @@ def test_training_on_digits_learns_what_the_oracle_learns(stack: Stack) -> None:
 
 def _on(stack: Stack, data: Digits) -> Digits:
     images, test_images = (part.to(stack.device, stack.dtype) for part in (data.train_images, data.test_images))
-    return Digits(
-        data.name, images, data.train_labels.to(stack.device), test_images, data.test_labels.to(stack.device)
-    )
+    return Digits(data.name, images, data.train_labels.to(stack.device), test_images, data.test_labels.to(stack.device))
 
 
 def _oracle_run(stack: Stack, data: Digits) -> tuple[Bounded, list[float]]:
@@ -70,4 +72,4 @@ def _oracle_run(stack: Stack, data: Digits) -> tuple[Bounded, list[float]]:
 
 
 def _falls(losses: list[float]) -> bool:
-    return all(later < earlier for earlier, later in zip(losses, losses[1:], strict=False))
+    return all(later < earlier for earlier, later in itertools.pairwise(losses))

@@ -29,7 +29,8 @@ def test_an_assigned_parameter_is_registered(stack: Stack) -> None:
         name for name, _ in net.named_parameters()
     ] == [*SHAPES, "scale"]
     assert any(parameter is net.scale for parameter in net.parameters())
-    assert "scale" in net.state_dict() and "offset" not in net.state_dict()
+    assert "scale" in net.state_dict()
+    assert "offset" not in net.state_dict()
 
 
 @given(case=cases(), dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]))

@@ -78,7 +78,7 @@ def test_equal_cases_build_equal_arrays_and_seeds_differ() -> None:
     ],
 )
 def test_a_text_that_is_no_case_is_one_clear_line(text: str, message: str) -> None:
-    with pytest.raises(ValueError, match="^.+$") as caught:
+    with pytest.raises(ValueError, match=r"^.+$") as caught:
         strategies.parse(text)
 
     assert message in str(caught.value)

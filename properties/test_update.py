@@ -119,9 +119,7 @@ def test_many_steps_on_digits_agree_exactly_at_a_power_of_two(stack: Stack, form
 
 @FORM
 @given(case=digit_cases(), lr=learning_rates())
-def test_many_steps_on_digits_are_each_right_to_their_roundings(
-    stack: Stack, form: str, case: Case, lr: float
-) -> None:
+def test_many_steps_on_digits_are_each_right_to_their_roundings(stack: Stack, form: str, case: Case, lr: float) -> None:
     """
     On real digits every step by hand and every step by `optim.SGD` is weight - lr * gradient within its roundings.
 
@@ -161,7 +159,8 @@ def test_an_update_leaves_gradients_alone(stack: Stack, form: str, drawn: Vector
         optim.SGD(parameters, lr=lr, **FORMS[form]).step()
 
     for i, (parameter, grad, kept) in enumerate(zip(parameters, grads, copies, strict=True)):
-        assert parameter.grad is grad and grad is not None
+        assert parameter.grad is grad
+        assert grad is not None
         assert_exact(grad, kept, f"gradient {i}")
     assert [p.data_ptr() for p in parameters] == memory
 

@@ -6,12 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError, select_autoescape
 
 from lenet.files import set_aside, write_atomically
 from lenet.fingerprint import headline
 from reports import figures
-from reports.run import ReportError, Run, load
+from reports.run import ReportError, Run, Timing, load
 
 LATEST = Path("reports/latest")
 
@@ -25,7 +25,7 @@ def render(run: Run) -> dict[str, str]:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["cell"] = _cell
+    environment.filters |= {"cell": _cell, "clip": _clip}
     maps = run.training["feature_maps"]
     pictures = {
         "throughput": [figures.throughput(timings) for timings in by_device(run)],
@@ -42,21 +42,28 @@ def render(run: Run) -> dict[str, str]:
     return {name: environment.get_template(template).render(values) for name, template in names.items()}
 
 
-def by_device(run: Run) -> list[list]:
+def by_device(run: Run) -> list[list[Timing]]:
     """The timings of each device and dtype."""
     places = list(dict.fromkeys((timing.device, timing.dtype) for timing in run.timings))
     return [[t for t in run.timings if (t.device, t.dtype) == place] for place in places]
 
 
+def _clip(text: str, length: int = 4000) -> str:
+    """The text, or its beginning and how much there is of it."""
+    return text if len(text) <= length else f"{text[:length]} ... ({len(text):,} characters)"
+
+
 def _cell(text: str) -> str:
     """Any text as a code cell of a Markdown table, on one line and with no markup of its own."""
-    return "`" + " ".join(str(text).split()).replace("`", "'").replace("|", "\\|") + "`"
+    return "`" + " ".join(_clip(text).split()).replace("`", "'").replace("|", "\\|") + "`"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """0 where the run passed, 1 where a law is violated, 2 where no report can be made of it."""
     parser = argparse.ArgumentParser(prog="python -m reports", description="Make the page and the summary of a run.")
-    parser.add_argument("folder", nargs="?", type=Path, default=LATEST, help="where the run's JSON files are (%(default)s)")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=LATEST, help="where the run's JSON files are (%(default)s)"
+    )
     folder = parser.parse_args(arguments).folder
     for name in ("index.html", "summary.md"):
         set_aside(folder / name)
@@ -67,6 +74,9 @@ def main(arguments: list[str] | None = None) -> int:
                 file.write(text.encode())
     except ReportError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (LookupError, TypeError, ValueError, AttributeError, UndefinedError) as error:
+        print(f"error: {folder}: a file lacks what the report needs: {type(error).__name__} {error}", file=sys.stderr)
         return 2
     print(f"{'PASSED' if run.passed else 'FAILED'}: {run.verdict}")
     print(f"judged: {'; '.join(run.stacks)}")

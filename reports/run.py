@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 1
+ORDER = ("network", "forward", "gradients", "accumulation", "update", "module", "learning")
 WRITERS = {
     "laws.json": "pytest properties --record DIR",
     "benchmarks.json": "pytest benchmarks --record DIR",
@@ -181,24 +182,19 @@ def load(folder: Path) -> Run:
         for part in files[first]["stack"].keys() | files[name]["stack"].keys():
             if files[first]["stack"].get(part) != files[name]["stack"].get(part):
                 raise ReportError(f"{folder / name}: another {part} than that of {first}; run them on one stack")
-    try:
-        laws = _laws(files["laws.json"]["laws"])
-        timings = [_timing(entry) for entry in files["benchmarks.json"]["benchmarks"]]
-        run = Run(
-            stack=files["laws.json"]["stack"],
-            threshold=files["laws.json"]["threshold"],
-            profile=files["laws.json"]["profile"],
-            commands=[content["command"] for content in files.values()],
-            laws=laws,
-            timings=timings,
-            failed_benchmarks=files["benchmarks.json"]["failed"],
-            training=files["training.json"],
-        )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ReportError(f"{folder}: a file lacks what this report needs: {type(error).__name__} {error}") from error
+    run = Run(
+        stack=files["laws.json"]["stack"],
+        threshold=files["laws.json"]["threshold"],
+        profile=files["laws.json"]["profile"],
+        commands=[content["command"] for content in files.values()],
+        laws=_laws(files["laws.json"]["laws"]),
+        timings=[_timing(entry) for entry in files["benchmarks.json"]["benchmarks"]],
+        failed_benchmarks=files["benchmarks.json"]["failed"],
+        training=files["training.json"],
+    )
     if not run.stacks:
         raise ReportError(f"{folder / 'laws.json'}: no law was judged")
-    if not timings:
+    if not run.timings:
         raise ReportError(f"{folder / 'benchmarks.json'}: nothing was timed")
     if not run.training.get("history"):
         raise ReportError(f"{folder / 'training.json'}: no epoch was trained")
@@ -221,13 +217,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _laws(entries: Iterable[dict[str, Any]]) -> list[Law]:
-    """The entries by law; groups and laws in their order of appearance."""
+    """The entries by law; groups in the order of training, what is unknown last."""
     laws: dict[str, Law] = {}
     for entry in entries:
         law = laws.setdefault(entry["law"], Law(entry["law"], entry["group"], entry["wording"], []))
         law.entries.append(entry)
-    order = list(dict.fromkeys(law.group for law in laws.values()))
-    return sorted(laws.values(), key=lambda law: order.index(law.group))
+    return sorted(laws.values(), key=lambda law: ORDER.index(law.group) if law.group in ORDER else len(ORDER))
 
 
 def _timing(entry: dict[str, Any]) -> Timing:

@@ -1,0 +1,256 @@
+"""The page and the summary: what they show, what they escape, and what no page is made of."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reports.__main__ import main
+
+STACK = {"torch": "2.13.0", "python": "3.11", "processor": "Test", "cores": "2"}
+HEAD = {"format": 1, "stack": STACK, "command": "pytest"}
+EVIL = '<script>alert("1")</script> | `x` & co'
+
+Files = dict[str, Any]
+
+
+def entry(law: str, outcome: str = "passed", **more: Any) -> dict[str, Any]:
+    return {
+        "id": f"properties/test_forward.py::{law}",
+        "group": "forward",
+        "law": law,
+        "wording": "It holds.\n\nFor everyone.",
+        "stack": "lenet on cpu in float32",
+        "outcome": outcome,
+        "examples": 30,
+        "worst": 1.5,
+        "seconds": 0.25,
+        "notes": [],
+        "counterexample": "",
+        "message": "",
+        "reason": "",
+        "command": "",
+    } | more
+
+
+def timing(operation: str, batch: int, median: float) -> dict[str, Any]:
+    info = {"operation": operation, "device": "cpu", "dtype": "float32", "threads": 2, "flops": 10**6 * batch}
+    stats = {"median": median, "q1": median, "q3": median, "rounds": 7, "iterations": 3}
+    return {"extra_info": info | {"batch": batch, "images": batch}, "stats": stats}
+
+
+@pytest.fixture
+def files() -> Files:
+    """A whole run, small."""
+    maps = {"conv1": [[[0.0, 1.0]] * 2] * 6, "conv2": [[[1.0, 0.0]] * 2] * 16}
+    return {
+        "laws.json": HEAD | {"profile": "ci", "threshold": 8.0, "laws": [entry("test_sums"), entry("test_order")]},
+        "benchmarks.json": HEAD
+        | {
+            "failed": [],
+            "benchmarks": [
+                timing("forward", 1, 0.001),
+                timing("forward", 256, 0.01),
+                timing("training step", 256, 0.03),
+                timing("matrix product", 1, 1e-5),
+            ],
+        },
+        "training.json": HEAD
+        | {
+            "data": "digits",
+            "settings": {"lr": 0.5, "batch": 16},
+            "history": [{"loss": 0.1, "accuracy": 0.5}, {"loss": 0.05, "accuracy": 0.975}],
+            "digit": {"label": 2, "pixels": [[0.0, 1.0]] * 2},
+            "feature_maps": {"before": maps, "after": maps},
+        },
+    }
+
+
+def write(folder: Path, files: Files) -> None:
+    for name, content in files.items():
+        (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def page(folder: Path) -> str:
+    return (folder / "index.html").read_text()
+
+
+class Page(HTMLParser):
+    """Collects what would leave the file or run, and checks that every element is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outside: list[str] = []
+        self.open: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "link", "br"):
+            self.open.append(tag)
+        if tag == "script":
+            self.outside.append(tag)
+        for name, value in attributes:
+            if name in ("src", "href", "xlink:href") and value and ":" in value and not value.startswith("data:"):
+                self.outside.append(value)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attributes)
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def parsed(folder: Path) -> Page:
+    parser = Page()
+    parser.feed(page(folder))
+    assert parser.open == []
+    return parser
+
+
+def test_a_passed_run_says_so_first(tmp_path: Path, files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, files)
+
+    assert main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("PASSED: all 2 laws that were judged hold, in 60 examples")
+    text = parsed(tmp_path).text
+    assert text.index("Passed") < text.index("All 2 laws that were judged hold") < text.index("Throughput")
+    assert "97.5 % of the test digits" in text
+    assert "25,600" in text  # images a second of the forward pass at 256
+    assert "torch 2.13.0, Python 3.11, Test, 2 cores" in text
+
+
+def test_the_page_stands_alone(tmp_path: Path, files: Files) -> None:
+    write(tmp_path, files)
+    main([str(tmp_path)])
+
+    assert parsed(tmp_path).outside == []
+
+
+def test_a_violation_fails_the_run_and_shows_its_counterexample(tmp_path: Path, files: Files) -> None:
+    violated = {"counterexample": "case=Case(batch=3)", "message": "logits[0] is 1", "command": "pytest x --case y"}
+    files["laws.json"]["laws"].append(entry("test_sums", "failed", **violated))
+    write(tmp_path, files)
+
+    assert main([str(tmp_path)]) == 1
+    for text in (parsed(tmp_path).text, (tmp_path / "summary.md").read_text()):
+        assert "1 of 2 laws violated" in text
+        assert all(part in text for part in violated.values())
+
+
+def test_a_benchmark_that_answered_wrongly_fails_the_run(tmp_path: Path, files: Files) -> None:
+    files["benchmarks.json"]["failed"] = ["benchmarks/bench_training.py::bench_forward[1]"]
+    write(tmp_path, files)
+
+    assert main([str(tmp_path)]) == 1
+    assert "bench_forward[1]" in page(tmp_path)
+
+
+def test_laws_that_were_not_judged_are_not_counted_as_holding(tmp_path: Path, files: Files) -> None:
+    files["laws.json"]["laws"].append(entry("test_other", "skipped", reason="Skipped: cuda is not there", examples=0))
+    write(tmp_path, files)
+
+    assert main([str(tmp_path)]) == 0
+    assert "All 2 laws that were judged hold" in page(tmp_path)
+    assert "not judged" in page(tmp_path)
+    assert "cuda is not there" in page(tmp_path)
+
+
+def test_what_came_from_a_user_is_escaped(tmp_path: Path, files: Files) -> None:
+    hostile = {name: EVIL for name in ("stack", "message", "counterexample", "command", "wording")}
+    files["laws.json"]["laws"].append(entry("test_sums", "failed", **hostile))
+    files["benchmarks.json"]["failed"] = [EVIL]
+    write(tmp_path, files)
+
+    assert main([str(tmp_path)]) == 1
+    assert parsed(tmp_path).outside == []
+    assert EVIL in parsed(tmp_path).text
+    rows = [line for line in (tmp_path / "summary.md").read_text().splitlines() if "alert" in line and line[0] == "|"]
+    assert rows
+    assert all("\\|" in row and "`<script>" in row for row in rows)
+
+
+def test_a_counterexample_of_a_megabyte_does_not_fill_the_summary(tmp_path: Path, files: Files) -> None:
+    files["laws.json"]["laws"].append(entry("test_sums", "failed", counterexample="x" * 10**6))
+    write(tmp_path, files)
+
+    assert main([str(tmp_path)]) == 1
+    assert len((tmp_path / "summary.md").read_text()) < 10_000
+
+
+def without(*keys: str) -> Callable[[Any], Any]:
+    def cut(content: Any) -> Any:
+        content = copy.deepcopy(content)
+        place = content
+        for key in keys[:-1]:
+            place = place[key]
+        del place[keys[-1]]
+        return content
+
+    return cut
+
+
+BAD: dict[str, tuple[str, Callable[[Any], Any], str]] = {
+    "empty": ("laws.json", lambda _: "", "laws.json is empty"),
+    "torn": ("laws.json", lambda content: json.dumps(content)[:100], "laws.json is torn"),
+    "binary": ("training.json", lambda _: "\x00\x01", "training.json is torn"),
+    "foreign": ("benchmarks.json", lambda _: {"hello": 1}, "not a file of this project"),
+    "a list": ("benchmarks.json", lambda _: [], "not a file of this project"),
+    "newer": ("laws.json", lambda content: content | {"format": 2}, "format 2, this version reads format 1"),
+    "no laws": ("laws.json", lambda content: content | {"laws": []}, "no law was judged"),
+    "all skipped": (
+        "laws.json",
+        lambda content: content | {"laws": [entry("test_sums", "skipped")]},
+        "no law was judged",
+    ),
+    "no times": ("benchmarks.json", lambda content: content | {"benchmarks": []}, "nothing was timed"),
+    "no epochs": ("training.json", lambda content: content | {"history": []}, "no epoch was trained"),
+    "a lacking part": ("laws.json", without("threshold"), "lacks what the report needs: KeyError 'threshold'"),
+    "a lacking map": ("training.json", without("feature_maps", "after"), "lacks what the report needs: KeyError"),
+    "another stack": (
+        "training.json",
+        lambda content: content | {"stack": STACK | {"torch": "2.5.1"}},
+        "another torch than that of laws.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_no_page_is_made_of_a_bad_file(
+    tmp_path: Path, files: Files, capsys: pytest.CaptureFixture[str], fault: str
+) -> None:
+    name, spoil, message = BAD[fault]
+    write(tmp_path, files)
+    main([str(tmp_path)])
+    earlier = page(tmp_path)
+    write(tmp_path, {name: spoil(files[name])})
+    capsys.readouterr()
+
+    assert main([str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "index.html").exists()
+    assert (tmp_path / "index.previous.html").read_text() == earlier
+
+
+@pytest.mark.parametrize("name", ["laws.json", "benchmarks.json", "training.json"])
+def test_a_missing_file_is_named_with_what_writes_it(
+    tmp_path: Path, files: Files, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    del files[name]
+    write(tmp_path, files)
+
+    assert main([str(tmp_path)]) == 2
+    assert f"{name} is missing: it is written by `" in capsys.readouterr().err
