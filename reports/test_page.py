@@ -167,7 +167,7 @@ def test_laws_that_were_not_judged_are_not_counted_as_holding(tmp_path: Path, fi
 
 
 def test_what_came_from_a_user_is_escaped(tmp_path: Path, files: Files) -> None:
-    hostile = {name: EVIL for name in ("stack", "message", "counterexample", "command", "wording")}
+    hostile = dict.fromkeys(("stack", "message", "counterexample", "command", "wording"), EVIL)
     files["laws.json"]["laws"].append(entry("test_sums", "failed", **hostile))
     files["benchmarks.json"]["failed"] = [EVIL]
     write(tmp_path, files)
