@@ -103,7 +103,7 @@ class Answer:
     logits: Bounded  # N,10
     loss: Bounded  # a number
     gradients: dict[str, Bounded]  # of the loss, by each parameter
-    open_decisions: int  # that rounding could turn
+    undecided: bool  # whether rounding could turn a decision
 
 
 class _Rounding:
@@ -269,37 +269,38 @@ def _forward(p: Parameters, images: Array, rounding: _Rounding) -> _Pass:
     return _Pass(rows, [gate1, gate2, gate3, gate4], layer("fc3", gate4.output))
 
 
-def _backward(
-    p: Parameters,
-    rows: dict[str, Array],
-    shares: Sequence[NDArray[Any]],
-    delta: Array,
-    rounding: _Rounding,
-    repeats: int = 1,
-) -> dict[str, Array]:
-    """The gradients by each parameter, from delta, that by the logits, and the share each gate's candidates get."""
-    gradients: dict[str, Array] = {}
+def _backward(p: Parameters, shares: Sequence[NDArray[Any]], delta: Array, rounding: _Rounding) -> dict[str, Array]:
+    """
+    The gradient by each layer's outputs, R,rows,outputs.
 
-    def layer(name: str, delta: Array) -> Array:
-        """Note the gradients by one layer's weight and bias; its weight is the matrix that takes delta further back."""
-        weight = p[f"{name}.weight"]
-        gradient = rounding.dot(delta.swapaxes(-1, -2), rows[name], repeats=repeats)
-        gradients[f"{name}.weight"] = gradient.reshape(-1, *weight.shape[1:])
-        gradients[f"{name}.bias"] = rounding.dot(np.ones((1, 1, delta.shape[1])), delta, repeats=repeats)[:, 0]
-        return _matrix(weight).swapaxes(-1, -2)
+    From delta, that by the logits, and from the share of the gradient that each gate's candidates get.
+    """
+
+    def weight(layer: str) -> Array:
+        return _matrix(p[f"{layer}.weight"]).swapaxes(-1, -2)
 
     batch = delta.shape[1]
     share1, share2, share3, share4 = shares
-    delta4 = rounding.dot(delta, layer("fc3", delta)) * share4[..., 0]
-    delta3 = rounding.dot(delta4, layer("fc2", delta4)) * share3[..., 0]
-    flat = rounding.dot(delta3, layer("fc1", delta3))
+    delta4 = rounding.dot(delta, weight("fc3")) * share4[..., 0]
+    delta3 = rounding.dot(delta4, weight("fc2")) * share3[..., 0]
+    flat = rounding.dot(delta3, weight("fc1"))
     pooled2 = flat.reshape(len(flat), batch, 16, 5, 5)
     delta2 = _unwindows(pooled2.transpose(0, 1, 3, 4, 2)[..., None] * share2)  # R,N*100,16
-    matrix = layer("conv2", delta2)
-    energy = _unpatch(delta2[:1] ** 2 @ matrix[:1] ** 2, batch)[0]
-    pooled1 = rounding.disturb(_unpatch(delta2 @ matrix, batch), energy, 16 * 25)
+    energy = _unpatch(delta2[:1] ** 2 @ weight("conv2")[:1] ** 2, batch)[0]
+    pooled1 = rounding.disturb(_unpatch(delta2 @ weight("conv2"), batch), energy, 16 * 25)
     delta1 = _unwindows(pooled1.transpose(0, 1, 3, 4, 2)[..., None] * share1)  # R,N*784,6
-    layer("conv1", delta1)
+    return {"conv1": delta1, "conv2": delta2, "fc1": delta3, "fc2": delta4, "fc3": delta}
+
+
+def _gradients(
+    deltas: dict[str, Array], rows: dict[str, Array], rounding: _Rounding, repeats: int = 1
+) -> dict[str, Array]:
+    """The gradient by each parameter, R,..., from those by each layer's outputs and from the layer's inputs."""
+    gradients: dict[str, Array] = {}
+    for layer, delta in deltas.items():
+        gradient = rounding.dot(delta.swapaxes(-1, -2), rows[layer], repeats=repeats)
+        gradients[f"{layer}.weight"] = gradient.reshape(-1, *SHAPES[f"{layer}.weight"])
+        gradients[f"{layer}.bias"] = rounding.dot(np.ones((1, 1, delta.shape[1])), delta, repeats=repeats)[:, 0]
     return gradients
 
 
@@ -314,15 +315,36 @@ def _mse(logits: Array, targets: Array, rounding: _Rounding, repeats: int = 1) -
     return loss, rounding.disturb(delta, delta[0] ** 2, 1)
 
 
-def _bounded(copies: Array, turned: Array | None = None) -> Bounded:
-    """The first copy, with the disturbed ones' deviation from it, and that of the passes in which decisions turned."""
-    exact = copies[0]
-    square = (copies[1:-1] - exact) ** 2
-    variance = square.mean(axis=0) + (square.mean() if exact.size else 0.0)
-    if turned is not None:
-        square = (np.broadcast_to(turned, (REPLICAS + 1, *exact.shape)) - exact) ** 2
-        variance += square[:-1].mean(axis=0) + square[-1]
-    return Bounded(exact, np.sqrt(variance))
+def _bounded(copies: Array, turning: Array | float = 0.0) -> Bounded:
+    """The first copy, with the deviation of the disturbed ones from it, and the variance that turned decisions add."""
+    square = (copies[1:-1] - copies[0]) ** 2
+    variance = square.mean(axis=0) + (square.mean() if square.size else 0.0)
+    return Bounded(copies[0], np.sqrt(variance + turning))
+
+
+def _turning(p: Parameters, run: _Pass, deltas: dict[str, Array], random: np.random.Generator) -> dict[str, Array]:
+    """
+    The variance that open decisions add to each parameter's gradient; empty where none is open.
+
+    Of whole passes in which they turned, and of the layers' outputs taken apart: over tens of thousands of elements,
+    effects that cancel by chance in every one of the few passes would leave some element without budget.
+    """
+    doubts = [gate.doubt() for gate in run.gates]
+    if not any(doubt.any() for doubt in doubts):
+        return {}
+    exactly = _Rounding(None)
+    rows = {layer: inputs[:1] for layer, inputs in run.rows.items()}
+    shares = [gate.turns(doubt, random) for gate, doubt in zip(run.gates, doubts, strict=True)]
+    turned = _backward(p, shares, deltas["fc3"][:1], exactly)
+    apart = {layer: ((turned[layer] - deltas[layer][0]) ** 2).mean(axis=0, keepdims=True) for layer in rows}
+    parts = _gradients(apart, {layer: inputs**2 for layer, inputs in rows.items()}, exactly)
+    right = {layer: delta[:1] for layer, delta in deltas.items()}
+    exact, whole = _gradients(right, rows, exactly), _gradients(turned, rows, exactly)
+    variances = {}
+    for name, part in parts.items():
+        square = (whole[name] - exact[name]) ** 2
+        variances[name] = square[:-1].sum(axis=0) / REPLICAS + square[-1] + part[0]
+    return variances
 
 
 def _copies(parameters: Parameters) -> dict[str, Array]:
@@ -342,19 +364,14 @@ def solve(
     rounding = _Rounding(precision, seed)
     run = _forward(p, images, rounding)
     loss, delta = _mse(run.logits, targets, rounding, repeats)
-    gradients = _backward(p, run.rows, [gate.taken[None] for gate in run.gates], delta, rounding, repeats)
-    doubts = [gate.doubt() for gate in run.gates]
-    open_decisions = sum(int(np.count_nonzero(doubt)) for doubt in doubts)
-    turned: dict[str, Array] = {}
-    if open_decisions:
-        exact = {name: rows[:1] for name, rows in run.rows.items()}
-        shares = [gate.turns(doubt, rounding.random) for gate, doubt in zip(run.gates, doubts, strict=True)]
-        turned = _backward(p, exact, shares, delta[:1], _Rounding(None))
+    deltas = _backward(p, [gate.taken[None] for gate in run.gates], delta, rounding)
+    gradients = _gradients(deltas, run.rows, rounding, repeats)
+    turning = _turning(p, run, deltas, rounding.random)
     return Answer(
         logits=_bounded(run.logits),
         loss=_bounded(loss),
-        gradients={name: _bounded(gradients[name], turned.get(name)) for name in SHAPES},
-        open_decisions=open_decisions,
+        gradients={name: _bounded(gradients[name], turning.get(name, 0.0)) for name in SHAPES},
+        undecided=bool(turning),
     )
 
 
@@ -410,7 +427,8 @@ def train(
     for images, targets in batches:
         run = _forward(p, images, rounding)
         loss, delta = _mse(run.logits, targets, rounding)
-        gradients = _backward(p, run.rows, [_winner(gate.z) for gate in run.gates], delta, rounding)
+        deltas = _backward(p, [_winner(gate.z) for gate in run.gates], delta, rounding)
+        gradients = _gradients(deltas, run.rows, rounding)
         p = {name: rounding.disturb(p[name] - lr * g, (lr * g[0]) ** 2, 1) for name, g in gradients.items()}
         losses.append(float(loss[0]))
     return {name: p[name] for name in SHAPES}, losses

@@ -49,12 +49,12 @@ def ratios(stack: Stack, case: Case) -> dict[str, float]:
     return {name: float(bounded[name].ratio(float64(got[name])).max(initial=0.0)) for name in bounded}
 
 
-def _measure(job: tuple[str, int]) -> tuple[Case, dict[str, float], int]:
+def _measure(job: tuple[str, int]) -> tuple[Case, dict[str, float], bool]:
     dtype, seed = job
     torch.set_num_threads(1)
     stack = Stack(subject.load("lenet"), torch.device("cpu"), getattr(torch, dtype))
     case = draw(seed)
-    return case, ratios(stack, case), stack.exact(case).open_decisions
+    return case, ratios(stack, case), stack.exact(case).undecided
 
 
 def calibrate(dtype: str, cases: int, first: int) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def calibrate(dtype: str, cases: int, first: int) -> dict[str, Any]:
     return {
         "cases": cases,
         "seeds": [first, first + cases - 1],
-        "with open decisions": sum(opened > 0 for _, _, opened in results),
+        "with decisions that rounding could turn": sum(undecided for _, _, undecided in results),
         "quantiles": list(QUANTILES),
         "error / budget": {name: np.quantile(column, QUANTILES).round(3).tolist() for name, column in columns.items()},
         "worst cases": [

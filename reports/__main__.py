@@ -79,6 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {folder}: a file lacks what the report needs: {type(error).__name__} {error}", file=sys.stderr)
         return 2
     print(f"{'PASSED' if run.passed else 'FAILED'}: {run.verdict}")
+    print(run.speed)
     print(f"judged: {'; '.join(run.stacks)}")
     print(f"the page: {(folder / 'index.html').resolve()}")
     return 0 if run.passed else 1

@@ -164,6 +164,16 @@ class Run:
         worst = max(law.worst for law in self.laws)
         return f"{counted}, in {examples:,} examples; the worst error is {worst:.2g} of {self.threshold:g} budgets."
 
+    @property
+    def speed(self) -> str:
+        """The training step's highest throughput, in one sentence."""
+        steps = [timing for timing in self.timings if timing.operation == "training step"]
+        if not steps:
+            return "No training step was timed."
+        best = max(steps, key=lambda timing: timing.images / timing.median)
+        rate = best.images / best.median
+        return f"A training step handles up to {rate:,.0f} images a second ({best.where}, {best.batch} images a batch)."
+
     def groups(self) -> list[tuple[str, list[Law]]]:
         """The laws by what they are about."""
         return [(name, list(laws)) for name, laws in groupby(self.laws, key=lambda law: law.group)]
