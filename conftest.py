@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from hypothesis.database import DirectoryBasedExampleDatabase
 from threadpoolctl import threadpool_limits
 
 from lenet import subject
+from lenet.files import writable
 from lenet.fingerprint import fingerprint, headline
 from lenet.oracle import PRECISIONS
 from properties import strategies
@@ -19,10 +21,13 @@ from properties.stack import Stack
 DEFAULT_DEVICES = ("cpu", "cuda")
 DEFAULT_DTYPES = ("float32", "float64")
 
-# A case takes as long as its batch is large, so there is no deadline; one counterexample a law is enough.
-settings.register_profile("quick", max_examples=15, deadline=None, report_multiple_bugs=False)
-settings.register_profile("ci", settings.get_profile("quick"), max_examples=30, derandomize=True, database=None)
-settings.register_profile("thorough", settings.get_profile("quick"), max_examples=1000)
+# A case takes as long as its batch is large, so there is no deadline; one counterexample a law is enough. All is
+# written out, because Hypothesis takes what is not from a profile of its own where it finds itself in CI.
+COMMON = settings(deadline=None, report_multiple_bugs=False, print_blob=True)
+FAILURES = DirectoryBasedExampleDatabase(".hypothesis/examples")
+settings.register_profile("quick", COMMON, max_examples=15, derandomize=False, database=FAILURES)
+settings.register_profile("ci", COMMON, max_examples=30, derandomize=True, database=None)
+settings.register_profile("thorough", COMMON, max_examples=1000, derandomize=False, database=FAILURES)
 settings.load_profile("quick")
 
 STACKS = pytest.StashKey[list[Stack]]()
@@ -40,7 +45,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     share_cores()
+    compute_as_claimed()
     dtypes = config.getoption("dtype")
+    folder = config.getoption("record")
+    if folder and not writable(folder):
+        raise pytest.UsageError(f"--record {folder}: not a folder that can be written to")
     specs = config.getoption("subject") or [os.environ.get("LENET_SUBJECT") or "lenet"]
     devices, absent = _devices(config.getoption("device"))
     try:
@@ -51,24 +60,35 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from error
     except ValueError as error:
         raise pytest.UsageError(f"--case: {error}") from error
-    chosen = [_dtype(name) for name in (dtypes.split(",") if dtypes else DEFAULT_DTYPES)]
+    chosen = [_dtype(name) for name in (DEFAULT_DTYPES if dtypes is None else dtypes.split(","))]
     config.stash[ABSENT] = absent
     config.stash[STACKS] = [Stack(s, device, dtype) for s in subjects for device in devices for dtype in chosen]
 
 
 def share_cores() -> None:
-    """Keep parallel workers from taking each other's cores: numbers stay the same, time does not."""
+    """Keep parallel workers from taking each other's cores."""
     if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
         threads = max(1, (os.cpu_count() or 1) // int(workers))
         torch.set_num_threads(threads)
         threadpool_limits(threads)
 
 
+def compute_as_claimed() -> None:
+    """Have float32 computed as float32: by default cuDNN's convolutions round their operands to TF32."""
+    if torch.cuda.is_available():
+        if hasattr(torch.backends.cudnn, "conv"):
+            torch.backends.cudnn.conv.fp32_precision = "ieee"
+            torch.backends.cuda.matmul.fp32_precision = "ieee"
+        else:  # before torch 2.9
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def pytest_report_header(config: pytest.Config) -> list[str]:
     stacks = config.stash[STACKS]
     lines = [f"stack: {headline(fingerprint())}"]
-    for name in dict.fromkeys(stack.subject.name for stack in stacks):
-        own = [stack for stack in stacks if stack.subject.name == name]
+    for name in dict.fromkeys(stack.subject.spec for stack in stacks):
+        own = [stack for stack in stacks if stack.subject.spec == name]
         devices = ", ".join(dict.fromkeys(str(stack.device) for stack in own))
         dtypes = ", ".join(dict.fromkeys(stack.precision.name for stack in own))
         lines.append(f"judging: {name} on {devices} in {dtypes}")
@@ -78,11 +98,13 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what judges a stack, and is no benchmark, as a law."""
+    """Mark what judges a stack, and is no benchmark, as a law; what a user's code warns of is no violation."""
     for item in items:
         names = getattr(item, "fixturenames", ())
-        if "stack" in names and "benchmark" not in names:
-            item.add_marker("law")
+        if "stack" in names:
+            item.add_marker(pytest.mark.filterwarnings("default"))
+            if "benchmark" not in names:
+                item.add_marker("law")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -90,7 +112,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "stack" not in metafunc.fixturenames:
         return
     stacks = metafunc.config.stash[STACKS]
-    present = [pytest.param(s, id=f"{s.subject.name}-{s.device}-{s.precision.name}") for s in stacks]
+    present = [pytest.param(s, id=f"{s.subject.spec}-{s.device}-{s.precision.name}") for s in stacks]
     skipped = [
         pytest.param(None, id=device, marks=pytest.mark.skip(reason=f"{device} is not there"))
         for device in metafunc.config.stash[ABSENT]
@@ -101,13 +123,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _devices(option: str | None) -> tuple[list[torch.device], list[str]]:
     """The devices to judge, and those left out: a default may be absent, what was asked for by name may not."""
     present, absent = [], []
-    for name in option.split(",") if option else DEFAULT_DEVICES:
+    for name in DEFAULT_DEVICES if option is None else option.split(","):
         try:
             device = torch.device(name)
             torch.ones(1, device=device).cpu()
             present.append(device)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
-            if option:
+            if option is not None:
                 reason = str(error).strip().splitlines()[0]
                 raise pytest.UsageError(f"--device {name}: there is no such device ({reason})") from error
             absent.append(name)

@@ -18,6 +18,7 @@ from torch.utils.benchmark import timer
 from benchmarks.workload import Workload
 from lenet import oracle
 from lenet.net import FORWARD_FLOPS, TRAINING_FLOPS
+from lenet.training import SGD_FORMS
 from properties.closeness import assert_updated
 from properties.stack import Stack, float64
 
@@ -33,7 +34,7 @@ def note(benchmark: BenchmarkFixture, stack: Stack, threads: int, operation: str
     benchmark.group = operation
     benchmark.extra_info.update(
         operation=operation,
-        subject=stack.subject.name,
+        subject=stack.subject.spec,
         device=str(stack.device),
         dtype=stack.precision.name,
         threads=threads if stack.device.type == "cpu" else 0,
@@ -94,35 +95,27 @@ def bench_training_step(benchmark: BenchmarkFixture, stack: Stack, threads: int,
     benchmark(step)
 
 
-FORMS: dict[str, dict[str, Any] | None] = {
-    "manual": None,
-    "SGD for-loop": {"foreach": False, "fused": False},
-    "SGD foreach": {"foreach": True},
-    "SGD fused": {"fused": True},
-}
-
-
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["manual", *SGD_FORMS])
 def bench_update(benchmark: BenchmarkFixture, stack: Stack, threads: int, form: str) -> None:
     """The update of the Net's 61,706 parameters alone."""
     net = Workload(stack, 1).net
     for parameter in net.parameters():
         parameter.grad = torch.ones_like(parameter)
     before = [float64(parameter).copy() for parameter in net.parameters()]
-    update = updater(stack, list(net.parameters()), FORMS[form])
+    update = updater(stack, list(net.parameters()), form)
 
     update()
     for old, (name, new) in zip(before, net.named_parameters(), strict=True):
         assert_updated(new, old, float64(torch.ones_like(new)), LR, stack.precision, name)
-    note(benchmark, stack, threads, f"update: {form}", flops=2 * sum(p.numel() for p in net.parameters()))
+    note(benchmark, stack, threads, f"update, {form}", flops=2 * sum(p.numel() for p in net.parameters()))
     benchmark(update)
 
 
-def updater(stack: Stack, parameters: list[nn.Parameter], form: dict[str, Any] | None) -> Callable[[], Any]:
+def updater(stack: Stack, parameters: list[nn.Parameter], form: str) -> Callable[[], Any]:
     """The subject's own update, or that of `optim.SGD` in one of its forms."""
-    if form is None:
+    if form == "manual":
         return lambda: stack.subject.sgd_update(parameters, LR)
-    return optim.SGD(parameters, lr=LR, **form).step
+    return optim.SGD(parameters, lr=LR, **SGD_FORMS[form]).step
 
 
 @pytest.mark.parametrize("size", [1024])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from lenet.files import set_aside
-from lenet.fingerprint import fingerprint
+from lenet.fingerprint import stamp
 from properties.stack import Stack
 
 FAILURES = pytest.StashKey["Failures"]()
@@ -45,18 +46,14 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[FAILURES] = Failures()
     config.pluginmanager.register(config.stash[FAILURES], "benchmark-failures")
     if folder := config.getoption("record"):
-        folder.mkdir(parents=True, exist_ok=True)
         set_aside(folder / "benchmarks.json")
+        _part(folder).unlink(missing_ok=True)
         config.option.benchmark_json = str(_part(folder))
 
 
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
-    output_json |= {
-        "format": 1,
-        "stack": fingerprint(),
-        "command": " ".join(["pytest", *config.invocation_params.args]),
-        "failed": config.stash[FAILURES].ids,
-    }
+    output_json |= stamp(shlex.join(["pytest", *config.invocation_params.args]))
+    output_json["failed"] = config.stash[FAILURES].ids
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.workload import Workload
 from lenet import subject
-from properties.stack import Stack, float64
+from properties.stack import Stack
 from properties.test_options import FAULTY, run
 
 
@@ -46,7 +46,7 @@ def test_repeated_digits_are_budgeted_as_the_longer_sums_that_they_are(reference
         assert (exact.value == many.exact.gradients[name].value).all()
     many.loss().backward()
     many.verify_gradients()
-    assert float64(many.loss()) == many.exact.loss.value or many.exact.loss.ratio(float64(many.loss())) < 1
+    many.verify_loss(many.loss())
 
 
 def test_a_wrong_answer_is_not_timed_and_is_recorded(tmp_path: Path) -> None:
@@ -59,5 +59,5 @@ def test_a_wrong_answer_is_not_timed_and_is_recorded(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "benchmarks.json").read_text())
     timed = {entry["extra_info"]["operation"] for entry in record["benchmarks"]}
     assert "forward" not in timed
-    assert "update: manual" in timed
+    assert "update, manual" in timed
     assert any("bench_forward" in name for name in record["failed"])

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lenet.oracle import Answer, Bounded
-from properties.closeness import assert_within_budget
-from properties.stack import Stack, gradients
+from properties.closeness import assert_gradients, assert_within_budget
+from properties.stack import Stack
 from properties.strategies import Case
 
 DISTINCT = 16
@@ -71,8 +71,7 @@ class Workload:
 
     def verify_gradients(self) -> None:
         """The gradients that the net holds are within budget."""
-        for name, gradient in gradients(self.net).items():
-            assert_within_budget(gradient, self.exact.gradients[name], f"{name}.grad")
+        assert_gradients(self.net, self.exact)
 
     def verify_parameters(self, exact: dict[str, Bounded]) -> None:
         """The parameters that the net holds are within budget."""

@@ -92,6 +92,8 @@ def _idx(folder: Path, name: str, dimensions: int) -> tuple[Path, np.ndarray[tup
         raise DigitsError(f"--mnist {folder}: there is neither {name} nor {name}.gz")
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except PermissionError as error:
+        raise DigitsError(f"{path}: cannot be read: {error.strerror}") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DigitsError(f"{path}: not a whole gzip file: {error}") from error
     magic, header = bytes((0, 0, 8, dimensions)), 4 + 4 * dimensions

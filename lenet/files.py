@@ -26,6 +26,16 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
+def writable(folder: Path) -> bool:
+    """Whether files can be written in `folder`, which is made where there is none."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
 def set_aside(path: Path) -> None:
     """Rename what an earlier run left at `path`, so that it is not lost and never taken for this run's."""
     if path.exists():

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 import platform
+import warnings
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+
+FORMAT = 1
+"""Of the JSON files that runs write and the report reads."""
 
 PACKAGES = ("hypothesis", "pytest", "pytest-benchmark", "scikit-learn")
 
@@ -24,7 +30,10 @@ def fingerprint() -> dict[str, str]:
         "cores": str(os.cpu_count()),
         "CPU capability": torch.backends.cpu.get_cpu_capability(),
     }
-    if torch.cuda.is_available():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an old driver is no reason to have no record
+        cuda = torch.cuda.is_available()
+    if cuda:
         stack |= {"GPU": torch.cuda.get_device_name(), "CUDA": str(torch.version.cuda)}
         stack["cuDNN"] = str(torch.backends.cudnn.version())
     for package in PACKAGES:
@@ -33,6 +42,12 @@ def fingerprint() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return stack
+
+
+def stamp(command: str) -> dict[str, Any]:
+    """What every file of a run begins with: its format, the stack, when it was written, and by which command."""
+    written = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"format": FORMAT, "stack": fingerprint(), "date": written, "command": command}
 
 
 def headline(stack: dict[str, str]) -> str:

@@ -72,10 +72,8 @@ class Precision:
 PRECISIONS = {
     precision.name: precision
     for precision in (
-        Precision("float64", 2.0**-53, 2.0**-53, 2.0**-1074),
+        Precision("float64", 2.0**-53, 2.0**-53, 2.0**-1074),  # half of it is no float64
         Precision("float32", 2.0**-24, 2.0**-24, 2.0**-150),
-        Precision("tf32", 2.0**-11, 2.0**-24, 2.0**-150),
-        Precision("float16", 2.0**-11, 2.0**-24, 2.0**-25),
         Precision("bfloat16", 2.0**-8, 2.0**-24, 2.0**-134),
     )
 }

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,6 @@ class Subject:
     sgd_update: Callable[[Iterable[nn.Parameter], float], None]
     train_step: Callable[[nn.Module, Tensor, Tensor, float], Tensor]
 
-    @property
-    def name(self) -> str:
-        """A short name: the spec without its folders."""
-        return self.spec.rsplit("/", 1)[-1]
-
 
 def load(spec: str) -> Subject:
     """The subject that `spec` names; raises SubjectError where there is none, or none that can be judged."""
@@ -54,7 +49,10 @@ def load(spec: str) -> Subject:
         except AttributeError:
             public = ", ".join(n for n in dir(found) if not n.startswith("_")) or "nothing"
             raise SubjectError(f"--subject {spec}: {place} has no {name}; it defines {public}") from None
-    subject = Subject(spec, **{part: getattr(lenet, part) for part in CONTRACT} | _parts(spec, found))
+    parts = _parts(spec, found)
+    if "sgd_update" in parts:  # the reference's step, taken with the subject's own update
+        parts.setdefault("train_step", partial(lenet.train_step, update=parts["sgd_update"]))
+    subject = Subject(spec, **{part: getattr(lenet, part) for part in CONTRACT} | parts)
     _check(subject)
     return subject
 
@@ -67,20 +65,23 @@ def _file(spec: str, path: Path) -> Any:
     assert description.loader is not None, "a path that ends in .py has a loader"
     module = importlib.util.module_from_spec(description)
     sys.modules.setdefault(path.stem, module)  # dataclasses and pickle look their module up there
+    sys.path.append(str(path.parent.resolve()))  # for what lies beside it
     with _importing(spec):
         description.loader.exec_module(module)
     return module
 
 
 def _module(spec: str, name: str) -> Any:
-    try:
-        exists = importlib.util.find_spec(name) is not None
-    except (ImportError, ValueError):
-        exists = False
-    if not exists:
-        raise SubjectError(f"--subject {spec}: there is no module {name!r}; a file is given as path/to/file.py")
+    absent = SubjectError(f"--subject {spec}: there is no module {name!r}; a file is given as path/to/file.py")
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise absent
     with _importing(spec):
-        return importlib.import_module(name)
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if f"{name}.".startswith(f"{error.name}."):
+                raise absent from None
+            raise
 
 
 @contextmanager
@@ -88,6 +89,8 @@ def _importing(spec: str) -> Iterator[None]:
     """Turn whatever a subject raises while it is imported into a SubjectError."""
     try:
         yield
+    except SubjectError:
+        raise
     except (Exception, SystemExit) as error:
         raise SubjectError(f"--subject {spec}: raised while it was imported: {_line(error)}") from error
 
@@ -112,12 +115,11 @@ def _check(subject: Subject) -> None:
     for part in CONTRACT:
         if not callable(getattr(subject, part)):
             raise SubjectError(f"--subject {subject.spec}: its {part} is not callable")
+    wanted = {name: tuple(value.shape) for name, value in lenet.Net().state_dict().items()}
     try:
-        state = subject.Net().state_dict()
+        got = {name: tuple(value.shape) for name, value in subject.Net().state_dict().items()}
     except Exception as error:
         raise SubjectError(f"--subject {subject.spec}: its Net() raised {_line(error)}") from error
-    wanted = {name: tuple(value.shape) for name, value in lenet.Net().state_dict().items()}
-    got = {name: tuple(value.shape) for name, value in state.items()}
     differences = [f"{name} {list(shape)} is missing" for name, shape in wanted.items() if name not in got]
     differences += [f"{name} {list(shape)} is not in lenet.Net" for name, shape in got.items() if name not in wanted]
     differences += [

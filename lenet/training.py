@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import shlex
 import signal
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -24,8 +27,8 @@ from tqdm import tqdm
 
 from lenet import digits
 from lenet.digits import Digits, DigitsError, one_hot
-from lenet.files import set_aside, write_atomically
-from lenet.fingerprint import fingerprint
+from lenet.files import set_aside, writable, write_atomically
+from lenet.fingerprint import stamp
 from lenet.net import Net, feature_maps
 
 Step: TypeAlias = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
@@ -44,12 +47,14 @@ def sgd_update(parameters: Iterable[nn.Parameter], lr: float) -> None:
                 parameter.sub_(lr * parameter.grad)
 
 
-def train_step(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+def train_step(
+    net: nn.Module, images: Tensor, targets: Tensor, lr: float, update: Callable[..., None] = sgd_update
+) -> Tensor:
     """Zero the gradients, forward, mean squared error, backward, update by hand; returns the loss, detached."""
     net.zero_grad()
     loss = F.mse_loss(net(images), targets)
     loss.backward()
-    sgd_update(net.parameters(), lr)
+    update(net.parameters(), lr)
     return loss.detach()
 
 
@@ -63,12 +68,21 @@ def optimizer_step(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -
     return loss.detach()
 
 
+SGD_FORMS: dict[str, dict[str, Any]] = {
+    "for-loop": {"foreach": False, "fused": False},
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
+}
+"""The implementations of `optim.SGD`, by the arguments that choose them."""
+
+MAX_SEED = 2**32 - 1  # what NumPy takes
+
 STEPS: dict[str, Step] = {"manual": train_step, "sgd": optimizer_step}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train. The defaults reach 95 % of the test digits; `tox run -e train` prints what exactly."""
+    """How to train; `tox run -e train` prints what the defaults reach."""
 
     epochs: int = 10
     lr: float = 0.5
@@ -143,7 +157,12 @@ class CheckpointError(ValueError):
 
 def save(path: Path, net: nn.Module, data: Digits, settings: Settings, progress: Progress) -> None:
     """Write a checkpoint that `resume` goes on from; an earlier one is whole until the new one is."""
-    content = {"net": net.state_dict(), "data": data.name, "settings": asdict(settings), "progress": asdict(progress)}
+    content = {
+        "net": net.state_dict(),
+        "data": _identity(data),
+        "settings": asdict(settings),
+        "progress": asdict(progress),
+    }
     with write_atomically(path) as file:
         torch.save(content, file)
 
@@ -161,22 +180,28 @@ def resume(path: Path, data: Digits) -> tuple[Net, Settings, Progress]:
         name = content["data"]
     except Exception as error:  # torch.load raises almost anything on what is no checkpoint
         raise CheckpointError(f"{path}: not a checkpoint of this program ({type(error).__name__})") from error
-    if name != data.name:
-        raise CheckpointError(f"{path}: was trained on {name}, not on {data.name}")
+    if name != _identity(data):
+        raise CheckpointError(f"{path}: was trained on {name}, not on {_identity(data)}")
     return net, settings, progress
+
+
+def _identity(data: Digits) -> str:
+    """What tells one data set from another, with a checksum of its pixels."""
+    checksum = zlib.crc32(data.train_images.numpy().tobytes())
+    return f"{data.name}, {len(data.train_images)} images with checksum {checksum:08x}"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Train on real digits; 0 when done, 130 when stopped by Ctrl-C, 2 for what cannot be done."""
     options = _options(arguments)
+    if options.record:
+        set_aside(options.record / "training.json")
     try:
         data = digits.load(options.mnist)
         net, settings, progress = _begin(options, data)
     except (DigitsError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if options.record:
-        set_aside(options.record / "training.json")
     digit = data.test_images[:1]
     before = feature_maps(net, digit)
     print(f"{data.name}: {len(data.train_images):,} to train on, {len(data.test_images):,} to test on; {settings}")
@@ -206,10 +231,18 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint, with its settings")
     parser.add_argument("--record", type=Path, metavar="DIR", help="write the run to training.json in this folder")
     options = parser.parse_args(arguments)
-    for name, least in (("epochs", 1), ("batch", 1), ("lr", 0), ("seed", 0)):
+    for name, least, most in (
+        ("epochs", 1, math.inf),
+        ("batch", 1, math.inf),
+        ("lr", 0, math.inf),
+        ("seed", 0, MAX_SEED),
+    ):
         value = getattr(options, name)
-        if value is not None and not value >= least:
-            parser.error(f"--{name} {value}: at least {least} is needed")
+        if value is not None and not least <= value <= most:
+            parser.error(f"--{name} {value}: from {least} to {most} is possible")
+    for folder in (options.checkpoint.parent, options.record):
+        if folder and not writable(folder):
+            parser.error(f"{folder}: not a folder that can be written to")
     return options
 
 
@@ -217,6 +250,8 @@ def _begin(options: argparse.Namespace, data: Digits) -> tuple[Net, Settings, Pr
     """A new run, or the checkpoint's; raises CheckpointError where an earlier run would be lost or contradicted."""
     given = {f.name: getattr(options, f.name) for f in fields(Settings) if getattr(options, f.name) is not None}
     if not options.resume:
+        if options.checkpoint.is_dir():
+            raise CheckpointError(f"{options.checkpoint} is a folder, not a file to save to")
         if options.checkpoint.exists():
             raise CheckpointError(
                 f"{options.checkpoint} holds an earlier run: go on with --resume, or name another with --checkpoint"
@@ -274,9 +309,7 @@ def _record(
         return {name: map_[0].tolist() for name, map_ in maps.items()}
 
     content = {
-        "format": 1,
-        "stack": fingerprint(),
-        "command": " ".join(["python -m lenet.training", *sys.argv[1:]]),
+        **stamp(shlex.join(["python", "-m", "lenet.training", *sys.argv[1:]])),
         "data": data.name,
         "settings": asdict(settings),
         "history": [asdict(epoch) for epoch in progress.history],

@@ -1,8 +1,8 @@
 """
 How far correct results lie from the oracle: the measurement behind `lenet.oracle.THRESHOLD`.
 
-`python -m properties.calibration` runs the reference Net over thousands of random cases, degenerate and ordinary alike,
-and writes the distribution of each case's worst `error / budget` to `properties/calibration.json`. The threshold is the
+`tox run -e calibrate` runs the reference Net over thousands of random cases, degenerate and ordinary alike, and
+writes the distribution of each case's worst `error / budget` to `properties/calibration.json`. The threshold is the
 power of two above the worst of all. Every case counts; none is passed over.
 """
 
@@ -12,20 +12,25 @@ import argparse
 import json
 import multiprocessing
 import os
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import mse_loss
 from tqdm import tqdm
 
-from lenet import subject
+from lenet import oracle, subject
 from lenet.files import write_atomically
-from lenet.fingerprint import fingerprint
+from lenet.fingerprint import stamp
+from lenet.oracle import PRECISIONS
 from properties.stack import Stack, float64, gradients
 from properties.strategies import BATCHES, IMAGES, LAYOUTS, TARGETS, WEIGHTS, Case
 
 RESULT = Path(__file__).with_suffix(".json")
+LR = 0.1
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 0.9999, 1.0)
 
 
@@ -39,14 +44,26 @@ def draw(seed: int) -> Case:
 
 
 def ratios(stack: Stack, case: Case) -> dict[str, float]:
-    """The worst error / budget of each tensor: logits, loss, and the ten gradients."""
-    answer = stack.exact(case)
-    net = stack.net(case)
+    """The worst error / budget of each tensor: logits, loss, gradients at once and image by image, and after a step."""
+    answer, net = stack.exact(case), stack.net(case)
+    before = {name: float64(p).copy() for name, p in net.named_parameters()}
     loss = stack.loss(net, case)
     loss.backward()
     got = {"logits": net(stack.images(case)), "loss": loss} | gradients(net)
-    bounded = {"logits": answer.logits, "loss": answer.loss} | answer.gradients
-    return {name: float(bounded[name].ratio(float64(got[name])).max(initial=0.0)) for name in bounded}
+    exact = {"logits": answer.logits, "loss": answer.loss} | answer.gradients
+
+    net.zero_grad()
+    for image, target in zip(stack.images(case).split(1), stack.targets(case).split(1), strict=True):
+        if case.batch:
+            (mse_loss(net(image), target) / case.batch).backward()
+    got |= {f"{name}, image by image": gradient for name, gradient in gradients(net).items()}
+    exact |= {f"{name}, image by image": answer.gradients[name] for name in gradients(net)}
+
+    stack.subject.train_step(net, stack.images(case), stack.targets(case), LR)
+    got |= {f"{name}, after a step": parameter for name, parameter in net.named_parameters()}
+    after = oracle.updated(before, answer, LR, stack.precision)
+    exact |= {f"{name}, after a step": bounded for name, bounded in after.items()}
+    return {name: float(exact[name].ratio(float64(got[name])).max(initial=0.0)) for name in got}
 
 
 def _measure(job: tuple[str, int]) -> tuple[Case, dict[str, float], bool]:
@@ -63,7 +80,8 @@ def calibrate(dtype: str, cases: int, first: int) -> dict[str, Any]:
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
         results = list(tqdm(pool.imap_unordered(_measure, jobs, chunksize=16), dtype, total=cases, disable=None))
     results.sort(key=lambda result: -max(result[1].values()))
-    columns = {name: [row[name] for _, row, _ in results] for name in results[0][1]}
+    names = list(dict.fromkeys(name for _, row, _ in results for name in row))
+    columns = {name: [row.get(name, 0.0) for _, row, _ in results] for name in names}
     columns["worst of all"] = [max(row.values()) for _, row, _ in results]
     return {
         "cases": cases,
@@ -79,18 +97,22 @@ def calibrate(dtype: str, cases: int, first: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Calibrate as the options say, and write the result beside this file."""
+    """Calibrate as the options say."""
     parser = argparse.ArgumentParser(prog="python -m properties.calibration", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--cases", type=int, default=20_000, help="cases a dtype (default %(default)s)")
+    parser.add_argument("--cases", type=int, default=10_000, help="cases a dtype (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the first case's seed (default %(default)s)")
-    parser.add_argument("--dtype", default="float32,float64,bfloat16", help="default %(default)s")
+    parser.add_argument("--dtype", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="default: all")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="where to write the distribution")
     options = parser.parse_args()
+    if options.cases < 1:
+        parser.error(f"--cases {options.cases}: at least 1 is needed")
     os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # one thread a worker
-    measured = {dtype: calibrate(dtype, options.cases, options.seed) for dtype in options.dtype.split(",")}
-    with write_atomically(RESULT) as file:
-        file.write(json.dumps({"stack": fingerprint(), "dtypes": measured}, indent=1).encode() + b"\n")
+    measured = {dtype: calibrate(dtype, options.cases, options.seed) for dtype in options.dtype}
+    content = stamp(shlex.join(["python", "-m", "properties.calibration", *sys.argv[1:]])) | {"dtypes": measured}
+    with write_atomically(options.output) as file:
+        file.write(json.dumps(content, indent=1).encode() + b"\n")
     worst = max(result["error / budget"]["worst of all"][-1] for result in measured.values())
-    print(f"worst error / budget of {options.cases:,} cases a dtype: {worst}; written to {RESULT}")
+    print(f"worst error / budget of {options.cases:,} cases a dtype: {worst}; written to {options.output}")
 
 
 if __name__ == "__main__":

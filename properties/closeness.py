@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, nn
 
 from lenet import oracle
-from lenet.oracle import THRESHOLD, Array, Bounded, Precision
-from properties.stack import float64
+from lenet.oracle import THRESHOLD, Answer, Array, Bounded, Precision
+from properties.stack import float64, gradients
 
 
 @dataclass
@@ -84,6 +84,15 @@ def assert_within_budget(got: Tensor, exact: Bounded, what: str) -> None:
             f"{_element(what, at)} is {float(numbers[at])!r}, the oracle's is {float(exact.value[at])!r}: "
             f"{ratio[at]:.1f} budgets of {exact.budget[at]:.3g} off, {THRESHOLD:g} are allowed; {_count(wrong)}"
         )
+
+
+def assert_gradients(net: nn.Module, exact: Answer) -> None:
+    """Every parameter has a gradient, and it is within budget."""
+    got = gradients(net)
+    missing = sorted(exact.gradients.keys() ^ got.keys())
+    assert not missing, f"{missing[0]} has no gradient, or is none of the ten parameters"
+    for name, bounded in exact.gradients.items():
+        assert_within_budget(got[name], bounded, f"{name}.grad")
 
 
 def _assert_shape(got: tuple[int, ...], want: tuple[int, ...], what: str) -> None:

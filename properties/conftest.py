@@ -5,14 +5,17 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import os
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lenet.files import set_aside, write_atomically
-from lenet.fingerprint import fingerprint
+from lenet.fingerprint import stamp
 from lenet.oracle import THRESHOLD
 from properties.closeness import ledger
 from properties.stack import Stack
@@ -22,6 +25,9 @@ PROPERTY = "law"
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Laws that compare two backward passes bit for bit need the same sums both times.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.deterministic = True
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(Record(config), "law-record")
 
@@ -67,6 +73,7 @@ def _entry(item: pytest.Function, report: pytest.TestReport) -> dict[str, Any]:
         "group": item.path.stem.removeprefix("test_"),
         "law": item.originalname,
         "wording": inspect.cleandoc(item.obj.__doc__ or ""),
+        "subject": "" if stack is None else stack.subject.spec,
         "stack": "" if stack is None else str(stack),
         "outcome": report.outcome,
         "examples": 0 if report.outcome == "skipped" else max(1, ledger.examples),
@@ -81,15 +88,20 @@ def _entry(item: pytest.Function, report: pytest.TestReport) -> dict[str, Any]:
 
 
 def _command(item: pytest.Function) -> str:
-    """What judges this law on this counterexample again."""
+    """What judges this law on this counterexample again: a profile that drew it, and the case where that is all."""
     stack = item.callspec.params["stack"]
-    words = [f'pytest "{item.nodeid}"', f"--device {stack.device}", f"--dtype {stack.precision.name}"]
+    words = ["pytest", item.nodeid, "--device", str(stack.device), "--dtype", stack.precision.name]
+    words.append(f"--hypothesis-profile={_profile(item.config)}")
     if stack.subject.spec != "lenet":
-        words.append(f"--subject {stack.subject.spec}")
+        words += ["--subject", stack.subject.spec]
     cases = [value for value in ledger.drawn.values() if isinstance(value, Case)]
     if len(cases) == 1:
-        words.append(f'--case "{cases[0]!r}"')
-    return " ".join(words)
+        words += ["--case", repr(cases[0])]
+    return shlex.join(words)
+
+
+def _profile(config: pytest.Config) -> str:
+    return config.getoption("--hypothesis-profile", None) or "quick"
 
 
 def _explanation(entry: dict[str, Any]) -> str:
@@ -105,22 +117,29 @@ class Record:
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.entries: list[dict[str, Any]] = []
+        self.broken: list[str] = []  # what failed without a verdict: a worker that died, a law that cannot be read
         folder = config.getoption("record")
         self.path: Path | None = folder and folder / "laws.json"
         if self.path:
             set_aside(self.path)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self.entries += [dict(value) for name, value in report.user_properties if name == PROPERTY]  # type: ignore[call-overload]
+        entries = [dict(value) for name, value in report.user_properties if name == PROPERTY]  # type: ignore[call-overload]
+        self.entries += entries
+        if report.failed and not entries:
+            self.broken.append(report.nodeid)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self.broken.append(report.nodeid)
 
     @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if self.path and self.entries:
-            content = {
-                "format": 1,
-                "stack": fingerprint(),
-                "command": " ".join(["pytest", *self.config.invocation_params.args]),
-                "profile": self.config.getoption("--hypothesis-profile", None) or "quick",
+            content = stamp(shlex.join(["pytest", *self.config.invocation_params.args])) | {
+                "finished": exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED),
+                "broken": self.broken,
+                "profile": _profile(self.config),
                 "threshold": THRESHOLD,
                 "laws": self.entries,
             }
@@ -154,6 +173,9 @@ class Record:
                 red=bool(violated),
                 green=not violated,
             )
+        for reason in dict.fromkeys(entry["reason"] for entry in self.entries if entry["reason"]):
+            skipped = [entry["law"] for entry in self.entries if entry["reason"] == reason]
+            terminalreporter.write_line(f"  not judged: {len(set(skipped))} laws ({reason.removeprefix('Skipped: ')})")
         for entry in self.entries:
             for note in entry["notes"]:
                 terminalreporter.write_line(f"  {entry['stack']}: {note}")

@@ -30,7 +30,7 @@ class Stack:
     dtype: torch.dtype
 
     def __repr__(self) -> str:
-        return f"{self.subject.name} on {self.device} in {self.precision.name}"
+        return f"{self.subject.spec} on {self.device} in {self.precision.name}"
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """How Hypothesis prints a stack in a counterexample."""

@@ -54,10 +54,10 @@ def test_to_a_dtype_moves_every_parameter(stack: Stack, case: Case, dtype: torch
 @pytest.mark.parametrize("target", ["the stack's device", "meta"])
 def test_to_a_device_moves_every_parameter(stack: Stack, target: str) -> None:
     """
-    `net.to(device)` moves every parameter, bit for bit.
+    `net.to(device)` moves every parameter, bit for bit, and the network then runs there.
 
     To the device that is judged, and to `meta`, which every machine has: there only shape and dtype are left.
-    Rejects: a tensor that is kept in a plain attribute instead of a Parameter.
+    Rejects: a tensor that is kept in a plain attribute instead of a Parameter or buffer, and stays behind.
     """
     device = torch.device("meta") if target == "meta" else stack.device
     net = stack.subject.Net().to(stack.dtype)
@@ -70,3 +70,5 @@ def test_to_a_device_moves_every_parameter(stack: Stack, target: str) -> None:
         assert (parameter.shape, parameter.dtype) == (before[name].shape, before[name].dtype)
         if target != "meta":
             assert_exact(parameter.cpu(), before[name], name)
+    logits = net(torch.zeros(1, 1, 32, 32, device=device, dtype=stack.dtype))
+    assert (logits.shape, logits.device.type) == ((1, 10), device.type)

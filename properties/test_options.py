@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -102,15 +103,14 @@ def test_a_violation_stands_alone_and_comes_with_the_command_that_repeats_it(fau
 
     assert result.returncode == 1
     assert "Every logit lies within the rounding budget of its exact value." in result.stdout
-    assert "stack:  faulty.py:ReluMissing on cpu in float32" in result.stdout
+    assert f"stack:  {faulty}:ReluMissing on cpu in float32" in result.stdout
     assert "1 of 1 laws violated" in result.stdout
     entry = json.loads((tmp_path / "laws.json").read_text())["laws"][0]
     assert "logits[" in entry["message"]
     assert entry["counterexample"].startswith("case=Case(")
 
     case = entry["counterexample"].removeprefix("case=")
-    assert case in entry["command"]
-    again = run(law, "-k", "logits", "--case", case, *options)
+    again = run(*shlex.split(entry["command"])[1:])
     assert again.returncode == 1
     assert f"judged: case={case}" in again.stdout
 
@@ -120,6 +120,31 @@ def test_an_update_that_skips_full_blocks_is_rejected(faulty: Path) -> None:
 
     assert result.returncode == 1
     assert "its roundings allow" in result.stdout
+
+
+def test_a_case_that_a_law_does_not_judge_is_a_visible_skip() -> None:
+    result = run(LAW.replace("repr_is_the_tutorials", "one_image_gives_ten_scores"), "--case", "Case(batch=3)")
+
+    assert result.returncode == 1
+    assert "this law judges other cases than the one that --case gives" in result.stdout
+    assert "nothing was judged" in result.stdout
+
+
+def test_a_record_that_cannot_be_written_is_said_at_once(faulty: Path) -> None:
+    result = run(LAW, "--record", str(faulty))
+
+    assert result.returncode == 4
+    assert "not a folder that can be written to" in result.stderr
+
+
+def test_what_a_subject_warns_of_is_no_violation(tmp_path: Path) -> None:
+    source = FAULTY + "\nimport warnings\n\nclass Warns(Net):\n"
+    source += "    def forward(self, images):\n        warnings.warn('old')\n        return super().forward(images)\n"
+    (tmp_path / "warns.py").write_text(source)
+
+    result = run("properties/test_forward.py", "-k", "logits", "--subject", f"{tmp_path}/warns.py:Warns")
+
+    assert result.returncode == 0
 
 
 def test_an_earlier_record_is_kept_beside(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,16 +11,12 @@ from hypothesis.strategies import SearchStrategy
 from torch import nn, optim
 
 from lenet import oracle
+from lenet.training import SGD_FORMS
 from properties.closeness import assert_exact, assert_updated, assert_within_budget
 from properties.stack import Stack, float64, gradients
 from properties.strategies import Case, Vectors, cases, learning_rates, powers_of_two, vectors
 
-FORMS: dict[str, dict[str, Any]] = {
-    "for-loop": {"foreach": False, "fused": False},
-    "foreach": {"foreach": True},
-    "fused": {"fused": True},
-}
-FORM = pytest.mark.parametrize("form", FORMS)
+FORM = pytest.mark.parametrize("form", SGD_FORMS)
 STEPS = 5
 
 
@@ -53,7 +48,7 @@ def test_manual_update_is_right_to_its_roundings(stack: Stack, drawn: Vectors, l
     `sgd_update` makes every element weight - lr * gradient, within the three roundings that this takes.
 
     Parameters of 1 to 100 elements, below, at and above SIMD widths. Rejects: another sign, lr squared or doubled, a
-    hidden momentum or decay, full blocks or tails left out, a lower precision.
+    hidden decay, full blocks or tails left out, a lower precision.
     """
     before, after = parameters_of(stack, drawn), parameters_of(stack, drawn)
 
@@ -72,7 +67,7 @@ def test_optimizer_update_is_right_to_its_roundings(stack: Stack, form: str, dra
     """
     before, after = parameters_of(stack, drawn), parameters_of(stack, drawn)
 
-    optim.SGD(after, lr=lr, **FORMS[form]).step()
+    optim.SGD(after, lr=lr, **SGD_FORMS[form]).step()
 
     assert_step(stack, before, after, lr)
 
@@ -88,7 +83,7 @@ def test_both_updates_agree_exactly_at_a_power_of_two(stack: Stack, form: str, d
     by_hand, by_optimizer = parameters_of(stack, drawn), parameters_of(stack, drawn)
 
     stack.subject.sgd_update(by_hand, lr)
-    optim.SGD(by_optimizer, lr=lr, **FORMS[form]).step()
+    optim.SGD(by_optimizer, lr=lr, **SGD_FORMS[form]).step()
 
     for i, (manual, optimized) in enumerate(zip(by_hand, by_optimizer, strict=True)):
         assert_exact(optimized, manual, f"parameter {i}")
@@ -104,7 +99,7 @@ def test_many_steps_on_digits_agree_exactly_at_a_power_of_two(stack: Stack, form
     """
     net = stack.net(case)
     twin = copy.deepcopy(net)
-    optimizer = optim.SGD(twin.parameters(), lr=lr, **FORMS[form])
+    optimizer = optim.SGD(twin.parameters(), lr=lr, **SGD_FORMS[form])
 
     for step in range(STEPS):
         net.zero_grad()
@@ -134,14 +129,14 @@ def test_many_steps_on_digits_are_each_right_to_their_roundings(stack: Stack, fo
         twin = copy.deepcopy(net)
         for parameter, original in zip(twin.parameters(), net.parameters(), strict=True):
             parameter.grad = original.grad
-        optim.SGD(twin.parameters(), lr=lr, **FORMS[form]).step()
+        optim.SGD(twin.parameters(), lr=lr, **SGD_FORMS[form]).step()
         stack.subject.sgd_update(net.parameters(), lr)
         for name, old in before.items():
             for who, new in (("by hand", net), (form, twin)):
                 assert_updated(new.get_parameter(name), old, slope[name], lr, stack.precision, f"{name} {who}")
 
 
-@pytest.mark.parametrize("form", ["manual", *FORMS])
+@pytest.mark.parametrize("form", ["manual", *SGD_FORMS])
 @given(drawn=vectors(), lr=learning_rates())
 def test_an_update_leaves_gradients_alone(stack: Stack, form: str, drawn: Vectors, lr: float) -> None:
     """
@@ -156,7 +151,7 @@ def test_an_update_leaves_gradients_alone(stack: Stack, form: str, drawn: Vector
     if form == "manual":
         stack.subject.sgd_update(parameters, lr)
     else:
-        optim.SGD(parameters, lr=lr, **FORMS[form]).step()
+        optim.SGD(parameters, lr=lr, **SGD_FORMS[form]).step()
 
     for i, (parameter, grad, kept) in enumerate(zip(parameters, grads, copies, strict=True)):
         assert parameter.grad is grad
@@ -165,7 +160,7 @@ def test_an_update_leaves_gradients_alone(stack: Stack, form: str, drawn: Vector
     assert [p.data_ptr() for p in parameters] == memory
 
 
-@pytest.mark.parametrize("form", ["manual", *FORMS])
+@pytest.mark.parametrize("form", ["manual", *SGD_FORMS])
 @given(drawn=vectors(), lr=learning_rates(), data=st.data())
 def test_a_parameter_without_gradient_is_skipped(
     stack: Stack, form: str, drawn: Vectors, lr: float, data: st.DataObject
@@ -183,7 +178,7 @@ def test_a_parameter_without_gradient_is_skipped(
     if form == "manual":
         stack.subject.sgd_update(after, lr)
     else:
-        optim.SGD(after, lr=lr, **FORMS[form]).step()
+        optim.SGD(after, lr=lr, **SGD_FORMS[form]).step()
 
     for i in without:
         assert after[i].grad is None

@@ -28,7 +28,7 @@ def render(run: Run) -> dict[str, str]:
     environment.filters |= {"cell": _cell, "clip": _clip}
     maps = run.training["feature_maps"]
     pictures = {
-        "throughput": [figures.throughput(timings) for timings in by_device(run)],
+        "throughput": [(timings[0].subject, figures.throughput(timings)) for timings in by_device(run)],
         "training": figures.training_curve(run.training["history"]),
         "digit": figures.digit(run.training["digit"]["pixels"]),
         "maps": {
@@ -43,9 +43,10 @@ def render(run: Run) -> dict[str, str]:
 
 
 def by_device(run: Run) -> list[list[Timing]]:
-    """The timings of each device and dtype."""
-    places = list(dict.fromkeys((timing.device, timing.dtype) for timing in run.timings))
-    return [[t for t in run.timings if (t.device, t.dtype) == place] for place in places]
+    """The timings of images, for each subject, device and dtype that has any."""
+    drawn = [timing for timing in run.timings if timing.operation in figures.LINES]
+    places = dict.fromkeys(timing.place[:3] for timing in drawn)
+    return [[timing for timing in drawn if timing.place[:3] == place] for place in places]
 
 
 def _clip(text: str, length: int = 4000) -> str:

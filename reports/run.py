@@ -9,7 +9,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1
+from lenet.fingerprint import FORMAT
+
 ORDER = ("network", "forward", "gradients", "accumulation", "update", "module", "learning")
 WRITERS = {
     "laws.json": "pytest properties --record DIR",
@@ -84,6 +85,7 @@ class Timing:
     """One benchmark's result."""
 
     operation: str
+    subject: str
     device: str
     dtype: str
     threads: int
@@ -101,13 +103,13 @@ class Timing:
         return self.flops / self.median
 
     @property
-    def place(self) -> tuple[str, str, int]:
+    def place(self) -> tuple[str, str, str, int]:
         """What it may be compared within."""
-        return self.device, self.dtype, self.threads
+        return self.subject, self.device, self.dtype, self.threads
 
     @property
     def where(self) -> str:
-        """The same in words."""
+        """The same in words, without the subject."""
         threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
         return f"{self.device}, {self.dtype}{threads}"
 
@@ -117,12 +119,14 @@ class Run:
     """What one run found, ready to be shown."""
 
     stack: dict[str, str]
+    date: str
     threshold: float
     profile: str
     commands: list[str]
     laws: list[Law]
     timings: list[Timing]
-    failed_benchmarks: list[str]
+    finished: bool
+    failures: list[str]  # benchmarks, and laws that failed without a verdict
     training: dict[str, Any]
 
     @property
@@ -137,8 +141,8 @@ class Run:
 
     @property
     def passed(self) -> bool:
-        """Every law that was judged holds, at least one was, and every benchmark's answer was right."""
-        return bool(self.held) and not self.violated and not self.failed_benchmarks
+        """The run went to its end, every law that was judged holds, at least one was, and nothing else failed."""
+        return self.finished and bool(self.held) and not self.violated and not self.failures
 
     @property
     def stacks(self) -> list[str]:
@@ -159,8 +163,10 @@ class Run:
             counted = f"{len(self.violated)} of {len(self.violated) + len(self.held)} laws violated"
         else:
             counted = f"all {len(self.held)} laws that were judged hold"
-        if self.failed_benchmarks:
-            counted += f", {len(self.failed_benchmarks)} benchmarks gave a wrong answer"
+        if self.failures:
+            counted += f", {len(self.failures)} other failures"
+        if not self.finished:
+            counted += ", but the run was stopped before its end"
         worst = max(law.worst for law in self.laws)
         return f"{counted}, in {examples:,} examples; the worst error is {worst:.2g} of {self.threshold:g} budgets."
 
@@ -192,18 +198,25 @@ def load(folder: Path) -> Run:
         for part in files[first]["stack"].keys() | files[name]["stack"].keys():
             if files[first]["stack"].get(part) != files[name]["stack"].get(part):
                 raise ReportError(f"{folder / name}: another {part} than that of {first}; run them on one stack")
+    laws, benchmarks = files["laws.json"], files["benchmarks.json"]
     run = Run(
-        stack=files["laws.json"]["stack"],
-        threshold=files["laws.json"]["threshold"],
-        profile=files["laws.json"]["profile"],
+        stack=laws["stack"],
+        date=laws["date"],
+        threshold=laws["threshold"],
+        profile=laws["profile"],
         commands=[content["command"] for content in files.values()],
-        laws=_laws(files["laws.json"]["laws"]),
-        timings=[_timing(entry) for entry in files["benchmarks.json"]["benchmarks"]],
-        failed_benchmarks=files["benchmarks.json"]["failed"],
+        laws=_laws(laws["laws"]),
+        timings=[_timing(entry) for entry in benchmarks["benchmarks"]],
+        finished=laws["finished"],
+        failures=laws["broken"] + benchmarks["failed"],
         training=files["training.json"],
     )
     if not run.stacks:
         raise ReportError(f"{folder / 'laws.json'}: no law was judged")
+    judged = {entry["subject"] for entry in laws["laws"]}
+    timed = {timing.subject for timing in run.timings}
+    if timed - judged:
+        raise ReportError(f"{folder}: benchmarks.json is of {', '.join(timed)}, laws.json of {', '.join(judged)}")
     if not run.timings:
         raise ReportError(f"{folder / 'benchmarks.json'}: nothing was timed")
     if not run.training.get("history"):
@@ -239,6 +252,7 @@ def _timing(entry: dict[str, Any]) -> Timing:
     info, stats = entry["extra_info"], entry["stats"]
     return Timing(
         operation=info["operation"],
+        subject=info["subject"],
         device=info["device"],
         dtype=info["dtype"],
         threads=info["threads"],

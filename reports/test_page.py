@@ -14,7 +14,8 @@ import pytest
 from reports.__main__ import main
 
 STACK = {"torch": "2.13.0", "python": "3.11", "processor": "Test", "cores": "2"}
-HEAD = {"format": 1, "stack": STACK, "command": "pytest"}
+HEAD = {"format": 1, "stack": STACK, "date": "2026-11-22T12:00:00+00:00", "command": "pytest"}
+LAWS = {"profile": "ci", "threshold": 8.0, "finished": True, "broken": []}
 EVIL = '<script>alert("1")</script> | `x` & co'
 
 Files = dict[str, Any]
@@ -26,6 +27,7 @@ def entry(law: str, outcome: str = "passed", **more: Any) -> dict[str, Any]:
         "group": "forward",
         "law": law,
         "wording": "It holds.\n\nFor everyone.",
+        "subject": "lenet",
         "stack": "lenet on cpu in float32",
         "outcome": outcome,
         "examples": 30,
@@ -40,7 +42,14 @@ def entry(law: str, outcome: str = "passed", **more: Any) -> dict[str, Any]:
 
 
 def timing(operation: str, batch: int, median: float) -> dict[str, Any]:
-    info = {"operation": operation, "device": "cpu", "dtype": "float32", "threads": 2, "flops": 10**6 * batch}
+    info = {
+        "operation": operation,
+        "subject": "lenet",
+        "device": "cpu",
+        "dtype": "float32",
+        "threads": 2,
+        "flops": 10**6 * batch,
+    }
     stats = {"median": median, "q1": median, "q3": median, "rounds": 7, "iterations": 3}
     return {"extra_info": info | {"batch": batch, "images": batch}, "stats": stats}
 
@@ -50,7 +59,7 @@ def files() -> Files:
     """A whole run, small."""
     maps = {"conv1": [[[0.0, 1.0]] * 2] * 6, "conv2": [[[1.0, 0.0]] * 2] * 16}
     return {
-        "laws.json": HEAD | {"profile": "ci", "threshold": 8.0, "laws": [entry("test_sums"), entry("test_order")]},
+        "laws.json": HEAD | LAWS | {"laws": [entry("test_sums"), entry("test_order")]},
         "benchmarks.json": HEAD
         | {
             "failed": [],
@@ -148,6 +157,29 @@ def test_a_violation_fails_the_run_and_shows_its_counterexample(tmp_path: Path, 
         assert all(part in text for part in violated.values())
 
 
+def test_a_run_in_which_only_updates_could_be_timed_has_a_page(tmp_path: Path, files: Files) -> None:
+    files["laws.json"]["laws"].append(entry("test_sums", "failed"))
+    files["benchmarks.json"]["benchmarks"] = [timing("update, manual", 1, 1e-5)]
+    write(tmp_path, files)
+
+    assert main([str(tmp_path)]) == 1
+    assert "1 of 2 laws violated" in parsed(tmp_path).text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"finished": False}, "stopped before its end"), ({"broken": ["worker gw0 crashed"]}, "worker gw0 crashed")],
+)
+def test_a_run_that_broke_off_has_not_passed(
+    tmp_path: Path, files: Files, change: dict[str, Any], message: str
+) -> None:
+    files["laws.json"] |= change
+    write(tmp_path, files)
+
+    assert main([str(tmp_path)]) == 1
+    assert message in parsed(tmp_path).text
+
+
 def test_a_benchmark_that_answered_wrongly_fails_the_run(tmp_path: Path, files: Files) -> None:
     files["benchmarks.json"]["failed"] = ["benchmarks/bench_training.py::bench_forward[1]"]
     write(tmp_path, files)
@@ -217,6 +249,11 @@ BAD: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "no epochs": ("training.json", lambda content: content | {"history": []}, "no epoch was trained"),
     "a lacking part": ("laws.json", without("threshold"), "lacks what the report needs: KeyError 'threshold'"),
     "a lacking map": ("training.json", without("feature_maps", "after"), "lacks what the report needs: KeyError"),
+    "another subject": (
+        "laws.json",
+        lambda content: content | {"laws": [entry("test_sums", subject="mine.py")]},
+        "benchmarks.json is of lenet, laws.json of mine.py",
+    ),
     "another stack": (
         "training.json",
         lambda content: content | {"stack": STACK | {"torch": "2.5.1"}},
