@@ -23,7 +23,7 @@ DEFAULT_DTYPES = ("float32", "float64")
 
 # A case takes as long as its batch is large, so there is no deadline; one counterexample a law is enough. All is
 # written out, because Hypothesis takes what is not from a profile of its own where it finds itself in CI.
-COMMON = settings(deadline=None, report_multiple_bugs=False, print_blob=True)
+COMMON = settings(deadline=None, report_multiple_bugs=False, print_blob=False)
 FAILURES = DirectoryBasedExampleDatabase(".hypothesis/examples")
 settings.register_profile("quick", COMMON, max_examples=15, derandomize=False, database=FAILURES)
 settings.register_profile("ci", COMMON, max_examples=30, derandomize=True, database=None)

@@ -155,27 +155,26 @@ class Record:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if not self.entries:
             return
-        if not self.judged:
-            terminalreporter.write_line(
-                "ERROR: nothing was judged: every law was skipped, see the reasons with -rs", red=True
-            )
-            return
         terminalreporter.write_sep("-", "verdict")
         for stack in dict.fromkeys(entry["stack"] for entry in self.judged):
             own = [entry for entry in self.judged if entry["stack"] == stack]
-            violated = [entry["law"] for entry in own if entry["outcome"] == "failed"]
-            worst = max(own, key=lambda entry: float(entry["worst"]))
-            examples = sum(entry["examples"] for entry in own)
-            verdict = f"{len(violated)} of {len(own)} laws violated" if violated else f"all {len(own)} laws hold"
-            terminalreporter.write_line(
-                f"{stack}: {verdict} in {examples:,} examples; "
-                f"worst error / budget {worst['worst']:.2g} of {THRESHOLD:g} ({worst['law']})",
-                red=bool(violated),
-                green=not violated,
-            )
+            violated = {entry["law"] for entry in own if entry["outcome"] == "failed"}
+            terminalreporter.write_line(_verdict(stack, own, violated), red=bool(violated), green=not violated)
+            for note in (note for entry in own for note in entry["notes"]):
+                terminalreporter.write_line(f"  {note}")
         for reason in dict.fromkeys(entry["reason"] for entry in self.entries if entry["reason"]):
-            skipped = [entry["law"] for entry in self.entries if entry["reason"] == reason]
-            terminalreporter.write_line(f"  not judged: {len(set(skipped))} laws ({reason.removeprefix('Skipped: ')})")
-        for entry in self.entries:
-            for note in entry["notes"]:
-                terminalreporter.write_line(f"  {entry['stack']}: {note}")
+            laws = {entry["law"] for entry in self.entries if entry["reason"] == reason}
+            terminalreporter.write_line(f"not judged: {len(laws)} laws, {reason.removeprefix('Skipped: ')}")
+        if not self.judged:
+            terminalreporter.write_line("ERROR: nothing was judged", red=True)
+
+
+def _verdict(stack: str, entries: list[dict[str, Any]], violated: set[str]) -> str:
+    laws = {entry["law"] for entry in entries}
+    worst = max(entries, key=lambda entry: float(entry["worst"]))
+    examples = sum(entry["examples"] for entry in entries)
+    verdict = f"{len(violated)} of {len(laws)} laws violated" if violated else f"all {len(laws)} laws hold"
+    return (
+        f"{stack}: {verdict} in {examples:,} examples; "
+        f"worst error / budget {worst['worst']:.2g} of {THRESHOLD:g} ({worst['law']})"
+    )

@@ -97,7 +97,7 @@ def _image(axes: Axes, pixels: Any) -> None:
 
 
 def _svg(figure: Figure) -> str:
-    """The figure's svg element alone, with its ids its own and its size left to the page."""
+    """The figure's svg element alone, its size left to the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()

@@ -16,6 +16,7 @@ from reports.__main__ import main
 STACK = {"torch": "2.13.0", "python": "3.11", "processor": "Test", "cores": "2"}
 HEAD = {"format": 1, "stack": STACK, "date": "2026-11-22T12:00:00+00:00", "command": "pytest"}
 LAWS = {"profile": "ci", "threshold": 8.0, "finished": True, "broken": []}
+LINKS = ("src", "href", "xlink:href")
 EVIL = '<script>alert("1")</script> | `x` & co'
 
 Files = dict[str, Any]
@@ -105,7 +106,7 @@ class Page(HTMLParser):
         if tag == "script":
             self.outside.append(tag)
         for name, value in attributes:
-            if name in ("src", "href", "xlink:href") and value and ":" in value and not value.startswith("data:"):
+            if name in LINKS and value and ":" in value and not value.startswith("data:"):
                 self.outside.append(value)
 
     def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
