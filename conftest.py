@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 from threadpoolctl import threadpool_limits
 
@@ -23,7 +23,7 @@ DEFAULT_DTYPES = ("float32", "float64")
 
 # A case takes as long as its batch is large, so there is no deadline; one counterexample a law is enough. All is
 # written out, because Hypothesis takes what is not from a profile of its own where it finds itself in CI.
-COMMON = settings(deadline=None, report_multiple_bugs=False, print_blob=False)
+COMMON = settings(deadline=None, report_multiple_bugs=False, print_blob=False, phases=set(Phase) - {Phase.explain})
 FAILURES = DirectoryBasedExampleDatabase(".hypothesis/examples")
 settings.register_profile("quick", COMMON, max_examples=15, derandomize=False, database=FAILURES)
 settings.register_profile("ci", COMMON, max_examples=30, derandomize=True, database=None)

@@ -6,6 +6,7 @@ import functools
 import inspect
 import json
 import os
+import re
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -81,10 +82,17 @@ def _entry(item: pytest.Function, report: pytest.TestReport) -> dict[str, Any]:
         "seconds": report.duration,
         "notes": ledger.notes,
         "counterexample": ", ".join(f"{name}={value!r}" for name, value in ledger.drawn.items()) if failed else "",
-        "message": report.longrepr.reprcrash.message if failed and hasattr(report.longrepr, "reprcrash") else "",
+        "message": _message(report) if failed else "",
         "reason": report.longrepr[2] if report.outcome == "skipped" else "",
         "command": _command(item) if failed else "",
     }
+
+
+def _message(report: pytest.TestReport) -> str:
+    """What was found, without what Hypothesis adds: the counterexample stands by itself."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    message = crash.message if crash else str(report.longrepr)
+    return re.split(r"\n(?:Failing test case|Falsifying example)", message)[0]
 
 
 def _command(item: pytest.Function) -> str:
@@ -97,7 +105,12 @@ def _command(item: pytest.Function) -> str:
     cases = [value for value in ledger.drawn.values() if isinstance(value, Case)]
     if len(cases) == 1:
         words += ["--case", repr(cases[0])]
-    return shlex.join(words)
+    return " ".join(map(_quoted, words))
+
+
+def _quoted(word: str) -> str:
+    """The word as a shell takes it; a case, which has single quotes within, in double ones."""
+    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
 def _profile(config: pytest.Config) -> str:
