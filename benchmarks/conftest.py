@@ -56,10 +56,16 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
     output_json["failed"] = config.stash[FAILURES].ids
 
 
-def pytest_unconfigure(config: pytest.Config) -> None:
-    folder = config.getoption("record")
+@pytest.hookimpl(wrapper=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Iterator[None]:
+    """Once pytest-benchmark has written, keep what it wrote, unless the run was stopped before its end."""
+    yield
+    folder = session.config.getoption("record")
     if folder and _part(folder).exists():
-        _part(folder).replace(folder / "benchmarks.json")
+        if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+            _part(folder).replace(folder / "benchmarks.json")
+        else:
+            _part(folder).unlink()
 
 
 def _part(folder: Path) -> Path:

@@ -61,3 +61,14 @@ def test_a_wrong_answer_is_not_timed_and_is_recorded(tmp_path: Path) -> None:
     assert "forward" not in timed
     assert "update, manual" in timed
     assert any("bench_forward" in name for name in record["failed"])
+
+
+def test_a_training_step_that_does_not_update_is_not_timed(tmp_path: Path) -> None:
+    source = "from lenet import train_step as right\n\ndef train_step(net, images, targets, lr):\n"
+    (tmp_path / "lazy.py").write_text(source + "    return right(net, images, targets, 0.0)\n")
+
+    result = run("benchmarks", "-k", "step and 1-threads and cpu-float32-4]", "--subject", f"{tmp_path}/lazy.py")
+
+    assert result.returncode == 1
+    assert "1 failed" in result.stdout
+    assert "budgets of" in result.stdout
