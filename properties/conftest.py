@@ -48,7 +48,7 @@ def _counted(law: Callable[..., None]) -> Callable[..., None]:
         ledger.drawn = {name: value for name, value in drawn.items() if not isinstance(value, Stack)}
         law(*args, **drawn)
 
-    counted.counted = True  # type: ignore[attr-defined]  # parametrized laws share one function
+    counted.counted = True  # parametrized laws share one function
     return counted
 
 
@@ -137,7 +137,7 @@ class Record:
             set_aside(self.path)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        entries = [dict(value) for name, value in report.user_properties if name == PROPERTY]  # type: ignore[call-overload]
+        entries = [dict(value) for name, value in report.user_properties if name == PROPERTY]
         self.entries += entries
         if report.failed and not entries:
             self.broken.append(report.nodeid)
