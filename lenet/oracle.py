@@ -320,7 +320,13 @@ def _bounded(copies: Array, turning: Array | float = 0.0) -> Bounded:
     return Bounded(copies[0], np.sqrt(variance + turning))
 
 
-def _turning(p: Parameters, run: _Pass, deltas: dict[str, Array], random: np.random.Generator) -> dict[str, Array]:
+def _turning(
+    p: Parameters,
+    run: _Pass,
+    deltas: dict[str, Array],
+    gradients: dict[str, Array],
+    random: np.random.Generator,
+) -> dict[str, Array]:
     """
     The variance that open decisions add to each parameter's gradient; empty where none is open.
 
@@ -336,11 +342,10 @@ def _turning(p: Parameters, run: _Pass, deltas: dict[str, Array], random: np.ran
     turned = _backward(p, shares, deltas["fc3"][:1], exactly)
     apart = {layer: ((turned[layer] - deltas[layer][0]) ** 2).mean(axis=0, keepdims=True) for layer in rows}
     parts = _gradients(apart, {layer: inputs**2 for layer, inputs in rows.items()}, exactly)
-    right = {layer: delta[:1] for layer, delta in deltas.items()}
-    exact, whole = _gradients(right, rows, exactly), _gradients(turned, rows, exactly)
+    whole = _gradients(turned, rows, exactly)
     variances = {}
     for name, part in parts.items():
-        square = (whole[name] - exact[name]) ** 2
+        square = (whole[name] - gradients[name][0]) ** 2
         variances[name] = square[:-1].sum(axis=0) / REPLICAS + square[-1] + part[0]
     return variances
 
@@ -364,7 +369,7 @@ def solve(
     loss, delta = _mse(run.logits, targets, rounding, repeats)
     deltas = _backward(p, [gate.taken[None] for gate in run.gates], delta, rounding)
     gradients = _gradients(deltas, run.rows, rounding, repeats)
-    turning = _turning(p, run, deltas, rounding.random)
+    turning = _turning(p, run, deltas, gradients, rounding.random)
     return Answer(
         logits=_bounded(run.logits),
         loss=_bounded(loss),

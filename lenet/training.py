@@ -16,6 +16,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -58,14 +59,9 @@ def train_step(
     return loss.detach()
 
 
-def optimizer_step(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-    """The same step with `optim.SGD`, which without momentum keeps no state from one step to the next."""
-    optimizer = optim.SGD(net.parameters(), lr=lr)
-    optimizer.zero_grad()
-    loss = F.mse_loss(net(images), targets)
-    loss.backward()
-    optimizer.step()
-    return loss.detach()
+def optimizer_update(parameters: Iterable[nn.Parameter], lr: float) -> None:
+    """The same update by `optim.SGD`, which without momentum keeps no state from one step to the next."""
+    optim.SGD(parameters, lr=lr).step()
 
 
 SGD_FORMS: dict[str, dict[str, Any]] = {
@@ -77,7 +73,7 @@ SGD_FORMS: dict[str, dict[str, Any]] = {
 
 MAX_SEED = 2**32 - 1  # what NumPy takes
 
-STEPS: dict[str, Step] = {"manual": train_step, "sgd": optimizer_step}
+STEPS: dict[str, Step] = {"manual": train_step, "sgd": partial(train_step, update=optimizer_update)}
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def throughput(timings: list[Timing]) -> str:
                 line = sorted((t for t in own if t.operation == operation and t.batch), key=lambda t: t.batch or 0)
                 if line:
                     batches = [t.batch or 0 for t in line]
-                    rates = [t.images / t.median for t in line]
+                    rates = [t.throughput for t in line]
                     axes.plot(batches, rates, style, color=colour, marker=".", label=operation)
             axes.set(xscale="log", yscale="log", xlabel="images a batch")
         panels[0].set_ylabel("images a second")

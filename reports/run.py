@@ -103,6 +103,11 @@ class Timing:
         return self.flops / self.median
 
     @property
+    def throughput(self) -> float:
+        """Images a second."""
+        return self.images / self.median
+
+    @property
     def place(self) -> tuple[str, str, str, int]:
         """What it may be compared within."""
         return self.subject, self.device, self.dtype, self.threads
@@ -176,9 +181,9 @@ class Run:
         steps = [timing for timing in self.timings if timing.operation == "training step"]
         if not steps:
             return "No training step was timed."
-        best = max(steps, key=lambda timing: timing.images / timing.median)
-        rate = best.images / best.median
-        return f"A training step handles up to {rate:,.0f} images a second ({best.where}, {best.batch} images a batch)."
+        best = max(steps, key=lambda timing: timing.throughput)
+        where = f"{best.where}, {best.batch} images a batch"
+        return f"A training step handles up to {best.throughput:,.0f} images a second ({where})."
 
     def groups(self) -> list[tuple[str, list[Law]]]:
         """The laws by what they are about."""
