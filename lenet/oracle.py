@@ -15,19 +15,21 @@ with u the unit roundoff of what is stored and v that of the accumulator. The fi
 adding and one when storing; the second is the size of what is rounded: the partial sums of a random sum grow like the
 root of the sum of squares, those of terms of one sign like z. xi is standard normal for each element and xi_shared for
 each operation: identical units round identically, so errors may add coherently. An element's budget is the root of its
-replicas' mean square deviation plus that of its whole tensor.
+replicas' mean square deviation plus that of its whole tensor. In the 16-bit precisions, whose sums are wider than what
+is stored, a sum over a batch may be stored after each image, as PyTorch's convolutions do on the CPU. Where rounding
+may carry a number out of the precision's range, its budget and that of all that follows from it are infinite.
 
 Decisions (which of a pooling window and zero is the largest) are not continuous, so they are budgeted apart. All
 replicas take the exact computation's decisions. A decision that rounding could turn, because its margin is less than
 `THRESHOLD` spreads of that margin, is open: the backward pass is repeated with the gradient of every open decision
 given or taken away at random, and once with the decisions of a replica that rounds each dot product just once, as
 hardware does, so that what is nearly tied is tied. What this does to an element of a gradient widens its budget. So
-every case can be judged, ties and kinks included.
+ties and kinks can be judged like all else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -61,22 +63,25 @@ SHAPES: dict[str, tuple[int, ...]] = {
 
 @dataclass(frozen=True)
 class Precision:
-    """What a computation claims: unit roundoff of what it stores and of its sums, half its smallest number."""
+    """What a computation claims: unit roundoff, half the smallest and the largest number that it stores."""
 
     name: str
     unit: float
-    accumulator: float
     underflow: float
+    largest: float
+    sums: Precision | None = None  # what it adds up in, where that is another
+
+    @property
+    def accumulator(self) -> Precision:
+        """What it adds up in."""
+        return self.sums or self
 
 
-PRECISIONS = {
-    precision.name: precision
-    for precision in (
-        Precision("float64", 2.0**-53, 2.0**-53, 2.0**-1074),  # half of it is no float64
-        Precision("float32", 2.0**-24, 2.0**-24, 2.0**-150),
-        Precision("bfloat16", 2.0**-8, 2.0**-24, 2.0**-134),
-    )
-}
+_FLOAT64 = Precision("float64", 2.0**-53, 2.0**-1074, float(np.finfo(np.float64).max))  # 2**-1075 is no float64
+_FLOAT32 = Precision("float32", 2.0**-24, 2.0**-150, 2.0**128 - 2.0**104)
+_BFLOAT16 = Precision("bfloat16", 2.0**-8, 2.0**-134, 2.0**128 - 2.0**120, _FLOAT32)
+_FLOAT16 = Precision("float16", 2.0**-11, 2.0**-25, 65504.0, _FLOAT32)
+PRECISIONS = {precision.name: precision for precision in (_FLOAT64, _FLOAT32, _BFLOAT16, _FLOAT16)}
 
 
 @dataclass(frozen=True)
@@ -87,8 +92,12 @@ class Bounded:
     budget: Array
 
     def ratio(self, got: Array) -> Array:
-        """|got - value| / budget: 0 where both are the same (infinite and NaN included), inf where the budget is 0."""
-        same = (got == self.value) | (np.isnan(got) & np.isnan(self.value))
+        """
+        |got - value| / budget: 0 where both are the same (infinite and NaN included), inf where the budget is 0.
+
+        Also 0 where the budget is infinite: what is not in the precision's range can be anything.
+        """
+        same = (got == self.value) | (np.isnan(got) & np.isnan(self.value)) | np.isinf(self.budget)
         with np.errstate(all="ignore"):
             ratio = np.abs(got - self.value) / self.budget
         return np.where(same, 0.0, np.where(np.isnan(ratio), np.inf, ratio))
@@ -101,7 +110,9 @@ class Answer:
     logits: Bounded  # N,10
     loss: Bounded  # a number
     gradients: dict[str, Bounded]  # of the loss, by each parameter
+    by_images: Bounded  # of the loss, N,1,32,32
     undecided: bool  # whether rounding could turn a decision
+    largest: float  # sum of the squares of a dot product's terms: of integers, no partial sum is larger
 
 
 class _Rounding:
@@ -114,33 +125,48 @@ class _Rounding:
     def __init__(self, precision: Precision | None, seed: int = 0, replicas: int = REPLICAS) -> None:
         self.precision = precision
         self.replicas = replicas
+        self.largest = 0.0  # sum of the squares of a dot product's terms
         self.directions: list[Array] = []
         self.random = np.random.default_rng(seed)
 
-    def dot(self, a: Array, b: Array, c: Array | None = None, repeats: int = 1) -> Array:
+    def dot(self, a: Array, b: Array, c: Array | None = None, repeats: int = 1, images: int = 1) -> Array:
         """
         a @ b + c, (R,m,n) @ (R,n,k) -> (R,m,k), with R 1 where all copies share an operand.
 
-        Each term may stand for `repeats` terms of its size divided by `repeats`.
+        Each term may stand for `repeats` terms of its size divided by `repeats`; they may be of several `images`.
         """
         z = a @ b if c is None else a @ b + c
         if self.precision is None:
             return z
         energy = a[0] ** 2 @ b[0] ** 2 / repeats
-        return self.disturb(z, energy if c is None else energy + c[0] ** 2, a.shape[-1] * repeats)
+        energy = energy if c is None else energy + c[0] ** 2
+        return self.disturb(z, energy, a.shape[-1] * repeats, images=images * repeats)
 
-    def disturb(self, z: Array, energy: Array, terms: int) -> Array:
-        """Sums z (R,...) of `terms` terms whose squares add up to `energy`, each copy with its own rounding error."""
+    def disturb(self, z: Array, energy: Array, terms: int, stored: bool = True, images: int = 1) -> Array:
+        """
+        Sums z (R,...) of `terms` terms whose squares add up to `energy`, each copy with its own rounding error.
+
+        What is not stored keeps the accumulator's precision; a narrower result may be stored after each image. What
+        may leave the range is infinite.
+        """
         if self.precision is None:
             return z
-        unit, accumulator, underflow = self.precision.unit, self.precision.accumulator, self.precision.underflow
-        scale = np.sqrt(((terms + 1) * accumulator**2 + unit**2) * (energy + z[0] ** 2))
-        scale += np.where(energy > 0, np.sqrt(terms + 1) * underflow, 0.0)
+        sums = self.precision.accumulator
+        result = self.precision if stored else sums
+        stores = images if result is not sums else 1
+        self.largest = max(self.largest, float(energy.max(initial=0.0)))
+        scale = np.sqrt(((terms + 1) * sums.unit**2 + stores * result.unit**2) * (energy + z[0] ** 2))
+        scale += np.where(energy > 0, np.sqrt(terms + 1) * sums.underflow + stores * result.underflow, 0.0)
         z = np.broadcast_to(z, (self.replicas + 2, *z.shape[1:])).copy()
         shared = self._shared().reshape(-1, *[1] * (z.ndim - 1))
         z[1:-1] += scale * (self.random.standard_normal((self.replicas, *z.shape[1:])) + shared)
         mantissa, exponent = np.frexp(z[-1])
-        z[-1] = np.ldexp(np.round(mantissa / unit) * unit, exponent)
+        z[-1] = np.ldexp(np.round(mantissa / result.unit) * result.unit, exponent)
+        partial = np.sqrt((stores - 1) * energy)
+        if np.max(np.abs(z) + partial, initial=0.0) > result.largest / 2:
+            spread = np.sqrt(np.mean((z[1:-1] - z[0]) ** 2, axis=0))
+            beyond = np.abs(z[0]) + THRESHOLD * spread + partial > result.largest
+            z[1:] = np.where(beyond, np.copysign(np.inf, z[0]), z[1:])
         return z
 
     def _shared(self) -> Array:
@@ -222,14 +248,17 @@ def _patches(maps: Array) -> Array:
     return windows.reshape(copies, batch * height * width, channels * 25)
 
 
-def _unpatch(rows: Array, batch: int) -> Array:
-    """The transpose of `_patches` for conv2: each row's 150 numbers added where they came from, -> (R,N,6,14,14)."""
-    rows = rows.reshape(len(rows), batch, 10, 10, 6, 5, 5)
-    maps = np.zeros((len(rows), batch, 6, 14, 14))
-    for i in range(5):
-        for j in range(5):
-            maps[..., i : i + 10, j : j + 10] += rows[..., i, j].transpose(0, 1, 4, 2, 3)
-    return maps
+def _unpatch(delta: Array, weight: Array, batch: int, channels: int, size: int) -> Array:
+    """The transpose of `_patches`: delta @ weight added where the patches came from, -> (R,N,channels,size,size)."""
+    places = size - 4
+    copies = max(len(delta), len(weight))
+    maps = np.zeros((copies, batch, size, size, channels))
+    filters = weight.reshape(*weight.shape[:2], channels, 25)
+    for offset in range(25):
+        i, j = divmod(offset, 5)
+        part = delta @ filters[..., offset]
+        maps[:, :, i : i + places, j : j + places] += part.reshape(copies, batch, places, places, channels)
+    return maps.transpose(0, 1, 4, 2, 3)
 
 
 def _windows(rows: Array, batch: int, size: int) -> Array:
@@ -284,40 +313,108 @@ def _backward(p: Parameters, shares: Sequence[NDArray[Any]], delta: Array, round
     flat = rounding.dot(delta3, weight("fc1"))
     pooled2 = flat.reshape(len(flat), batch, 16, 5, 5)
     delta2 = _unwindows(pooled2.transpose(0, 1, 3, 4, 2)[..., None] * share2)  # R,N*100,16
-    energy = _unpatch(delta2[:1] ** 2 @ weight("conv2")[:1] ** 2, batch)[0]
-    pooled1 = rounding.disturb(_unpatch(delta2 @ weight("conv2"), batch), energy, 16 * 25)
+    pooled1 = _convolution_backward(delta2, weight("conv2"), (batch, 6, 14), rounding)
     delta1 = _unwindows(pooled1.transpose(0, 1, 3, 4, 2)[..., None] * share1)  # R,N*784,6
     return {"conv1": delta1, "conv2": delta2, "fc1": delta3, "fc2": delta4, "fc3": delta}
+
+
+def _convolution_backward(delta: Array, weight: Array, maps: tuple[int, int, int], rounding: _Rounding) -> Array:
+    """The gradient by a convolution's input, (R, *maps, size) with maps N, channels, size; from that by its rows."""
+    energy = _unpatch(delta[:1] ** 2, weight[:1] ** 2, *maps)[0]
+    return rounding.disturb(_unpatch(delta, weight, *maps), energy, weight.shape[1] * 25)
 
 
 def _gradients(
     deltas: dict[str, Array], rows: dict[str, Array], rounding: _Rounding, repeats: int = 1
 ) -> dict[str, Array]:
     """The gradient by each parameter, R,..., from those by each layer's outputs and from the layer's inputs."""
-    gradients: dict[str, Array] = {}
+    images, gradients = deltas["fc3"].shape[1], {}
     for layer, delta in deltas.items():
-        gradient = rounding.dot(delta.swapaxes(-1, -2), rows[layer], repeats=repeats)
+        gradient = rounding.dot(delta.swapaxes(-1, -2), rows[layer], repeats=repeats, images=images)
         gradients[f"{layer}.weight"] = gradient.reshape(-1, *SHAPES[f"{layer}.weight"])
-        gradients[f"{layer}.bias"] = rounding.dot(np.ones((1, 1, delta.shape[1])), delta, repeats=repeats)[:, 0]
+        ones = np.ones((1, 1, delta.shape[1]))
+        gradients[f"{layer}.bias"] = rounding.dot(ones, delta, repeats=repeats, images=images)[:, 0]
     return gradients
 
 
-def _mse(logits: Array, targets: Array, rounding: _Rounding, repeats: int = 1) -> tuple[Array, Array]:
-    """The mean squared error (R,) and its gradient by the logits (R,N,10)."""
+def _by_images(p: Parameters, deltas: dict[str, Array], batch: int, rounding: _Rounding) -> Array:
+    """The gradient by the images, R,N,1,32,32."""
+    return _convolution_backward(deltas["conv1"], p["conv1.weight"].reshape(-1, 6, 25), (batch, 1, 32), rounding)
+
+
+Loss: TypeAlias = Callable[[Array, Array, _Rounding, int], tuple[Array, Array]]
+"""(logits (R,N,10), targets (N,10), rounding, repeats) -> the loss (R,) and its gradient by the logits (R,N,10)."""
+
+
+def mse(logits: Array, targets: Array, rounding: _Rounding, repeats: int = 1) -> tuple[Array, Array]:
+    """The mean of the squared errors."""
     difference = rounding.disturb(logits - targets, (logits[0] - targets) ** 2, 1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        loss = np.sum(difference**2, axis=(1, 2), keepdims=True) / targets.size
-        energy = np.sum(difference[0] ** 4, keepdims=True) / np.float64(targets.size) ** 2
-        delta = 2 * difference / targets.size
-    loss = rounding.disturb(loss, energy / repeats, targets.size * repeats)[:, 0, 0]
+    square = rounding.disturb(difference**2, np.zeros(targets.shape), 1)
+    loss = _mean(square, targets.size, rounding, repeats)
+    delta = 2 * difference / max(1, targets.size)
     return loss, rounding.disturb(delta, delta[0] ** 2, 1)
 
 
-def _bounded(copies: Array, turning: Array | float = 0.0) -> Bounded:
+def cross_entropy(logits: Array, targets: Array, rounding: _Rounding, repeats: int = 1) -> tuple[Array, Array]:
+    """
+    The mean over the images of -sum(targets * log(softmax(logits))); targets are probabilities, or a one of ten.
+
+    The logarithm is stored, the softmax that the gradient needs is its exponential.
+    """
+    shifted = logits - logits.max(axis=-1, keepdims=True, initial=-np.inf)
+    total = np.exp(shifted).sum(axis=-1, keepdims=True)
+    normalizer = rounding.disturb(np.log(total), np.ones(total.shape[1:]), 10, stored=False)
+    logarithm = rounding.disturb(shifted - normalizer, shifted[0] ** 2 + normalizer[0] ** 2, 2)
+    terms = rounding.disturb(-targets * logarithm, np.zeros(targets.shape), 1)
+    loss = _mean(terms, len(targets), rounding, repeats)
+    sums = targets.sum(axis=-1, keepdims=True)
+    softmax = np.exp(logarithm) * sums
+    delta = (softmax - targets) / max(1, len(targets))
+    energy = (softmax[0] ** 2 + targets**2) / max(1, len(targets)) ** 2
+    return loss, rounding.disturb(delta, energy, 10)
+
+
+def dot(logits: Array, targets: Array, rounding: _Rounding, repeats: int = 1) -> tuple[Array, Array]:
+    """The sum of targets * logits: its gradient by the logits is the targets, without any rounding."""
+    terms = logits * targets
+    loss = rounding.disturb(
+        terms.sum(axis=(1, 2), keepdims=True), np.sum(terms[0] ** 2, keepdims=True), terms[0].size * repeats
+    )
+    return loss[:, 0, 0], targets[None]
+
+
+def scaled(loss: Loss, factor: float) -> Loss:
+    """The loss times a factor; the gradient is rounded once more."""
+
+    def times(logits: Array, targets: Array, rounding: _Rounding, repeats: int = 1) -> tuple[Array, Array]:
+        value, delta = loss(logits, targets, rounding, repeats)
+        value = rounding.disturb(factor * value, np.zeros(()), 1)
+        return value, rounding.disturb(factor * delta, (factor * delta[0]) ** 2, 1)
+
+    return times
+
+
+def _mean(terms: Array, count: int, rounding: _Rounding, repeats: int) -> Array:
+    """The sum of the terms (R,N,10) divided by `count`, (R,); NaN where that is 0."""
+    with np.errstate(invalid="ignore"):
+        mean = np.sum(terms, axis=(1, 2), keepdims=True) / np.float64(count)
+        energy = np.sum(terms[0] ** 2, keepdims=True) / np.float64(count) ** 2
+    return rounding.disturb(mean, energy / repeats, terms[0].size * repeats)[:, 0, 0]
+
+
+def _bounded(copies: Array, precision: Precision, turning: Array | float = 0.0) -> Bounded:
     """The first copy, with the deviation of the disturbed ones from it, and the variance that turned decisions add."""
     square = (copies[1:-1] - copies[0]) ** 2
-    variance = square.mean(axis=0) + (square.mean() if square.size else 0.0)
-    return Bounded(copies[0], np.sqrt(variance + turning))
+    within = np.isfinite(square) | np.isnan(copies[0])
+    variance = np.where(within, square, np.inf).mean(axis=0)
+    variance += np.where(within, square, 0.0).sum() / max(1, within.sum())
+    return _in_range(copies[0], np.sqrt(variance + turning), precision)
+
+
+def _in_range(value: Array, budget: Array, precision: Precision) -> Bounded:
+    """The budget is infinite where rounding may carry the value out of the precision's range."""
+    beyond = np.abs(value) + THRESHOLD * budget > precision.largest
+    return Bounded(value, np.where(beyond, np.inf, budget))
 
 
 def _turning(
@@ -328,7 +425,7 @@ def _turning(
     random: np.random.Generator,
 ) -> dict[str, Array]:
     """
-    The variance that open decisions add to each parameter's gradient; empty where none is open.
+    The variance that open decisions add to the gradient by each parameter and by the images; empty where none is open.
 
     Of whole passes in which they turned, and of the layers' outputs taken apart: over tens of thousands of elements,
     effects that cancel by chance in every one of the few passes would leave some element without budget.
@@ -343,6 +440,10 @@ def _turning(
     apart = {layer: ((turned[layer] - deltas[layer][0]) ** 2).mean(axis=0, keepdims=True) for layer in rows}
     parts = _gradients(apart, {layer: inputs**2 for layer, inputs in rows.items()}, exactly)
     whole = _gradients(turned, rows, exactly)
+    batch = len(doubts[0])
+    squares = {"conv1.weight": p["conv1.weight"] ** 2}
+    parts["images"] = _by_images(squares, apart, batch, exactly)
+    whole["images"] = _by_images(p, turned, batch, exactly)
     variances = {}
     for name, part in parts.items():
         square = (whole[name] - gradients[name][0]) ** 2
@@ -355,27 +456,53 @@ def _copies(parameters: Parameters) -> dict[str, Array]:
 
 
 def solve(
-    parameters: Parameters, images: Array, targets: Array, precision: Precision, seed: int = 0, repeats: int = 1
+    parameters: Parameters,
+    images: Array,
+    targets: Array,
+    precision: Precision,
+    seed: int = 0,
+    repeats: int = 1,
+    loss: Loss = mse,
 ) -> Answer:
     """
-    Logits, MSE loss and its gradients for images (N,1,32,32) and targets (N,10), with budgets at `precision`.
+    Logits, loss and its gradients for images (N,1,32,32) and targets (N,10), with budgets at `precision`.
 
     With `repeats` the loss and gradients are budgeted as those of a batch in which each image occurs that often: the
     same numbers, but sums of that many more terms. So a batch of thousands is judged at the cost of its few images.
     """
     p = _copies(parameters)
     rounding = _Rounding(precision, seed)
-    run = _forward(p, images, rounding)
-    loss, delta = _mse(run.logits, targets, rounding, repeats)
-    deltas = _backward(p, [gate.taken[None] for gate in run.gates], delta, rounding)
-    gradients = _gradients(deltas, run.rows, rounding, repeats)
-    turning = _turning(p, run, deltas, gradients, rounding.random)
-    return Answer(
-        logits=_bounded(run.logits),
-        loss=_bounded(loss),
-        gradients={name: _bounded(gradients[name], turning.get(name, 0.0)) for name in SHAPES},
-        undecided=bool(turning),
-    )
+    with np.errstate(invalid="ignore", over="ignore"):  # copies that overflow
+        run = _forward(p, images, rounding)
+        value, delta = loss(run.logits, targets, rounding, repeats)
+        deltas = _backward(p, [gate.taken[None] for gate in run.gates], delta, rounding)
+        gradients = _gradients(deltas, run.rows, rounding, repeats)
+        gradients["images"] = _by_images(p, deltas, len(images), rounding)
+        turning = _turning(p, run, deltas, gradients, rounding.random)
+        bounded = {name: _bounded(g, precision, turning.get(name, 0.0)) for name, g in gradients.items()}
+        return Answer(
+            logits=_bounded(run.logits, precision),
+            loss=_bounded(value, precision),
+            gradients={name: bounded[name] for name in SHAPES},
+            by_images=bounded["images"],
+            undecided=bool(turning),
+            largest=rounding.largest,
+        )
+
+
+def accumulated(answers: Sequence[Answer], precision: Precision) -> dict[str, Bounded]:
+    """
+    The gradients of several backward passes added up in `.grad` one after the other.
+
+    Each is within THRESHOLD of its budgets, and each addition rounds once.
+    """
+    total = {name: Bounded(np.zeros(shape), np.zeros(shape)) for name, shape in SHAPES.items()}
+    for answer in answers:
+        for name, more in answer.gradients.items():
+            value = total[name].value + more.value
+            rounding = (precision.unit * np.abs(value) + precision.underflow) / THRESHOLD
+            total[name] = _in_range(value, total[name].budget + more.budget + rounding, precision)
+    return total
 
 
 def updated(parameters: Parameters, answer: Answer, lr: float, precision: Precision) -> dict[str, Bounded]:
@@ -384,7 +511,7 @@ def updated(parameters: Parameters, answer: Answer, lr: float, precision: Precis
     for name, gradient in answer.gradients.items():
         value = parameters[name] - lr * gradient.value
         roundings = precision.unit * np.hypot(value, lr * gradient.value) + precision.underflow
-        after[name] = Bounded(value, np.hypot(lr * gradient.budget, roundings))
+        after[name] = _in_range(value, np.hypot(lr * gradient.budget, roundings), precision)
     return after
 
 
@@ -429,7 +556,7 @@ def train(
     rounding = _Rounding(precision, seed, replicas=1)
     for images, targets in batches:
         run = _forward(p, images, rounding)
-        loss, delta = _mse(run.logits, targets, rounding)
+        loss, delta = mse(run.logits, targets, rounding)
         deltas = _backward(p, [_winner(gate.z) for gate in run.gates], delta, rounding)
         gradients = _gradients(deltas, run.rows, rounding)
         p = {name: rounding.disturb(p[name] - lr * g, (lr * g[0]) ** 2, 1) for name, g in gradients.items()}

@@ -44,20 +44,15 @@ def draw(seed: int) -> Case:
 
 
 def ratios(stack: Stack, case: Case) -> dict[str, float]:
-    """The worst error / budget of each tensor: logits, loss, gradients at once and image by image, and after a step."""
+    """The worst error / budget of each tensor: logits, loss, gradients, and the parameters after a step."""
     answer, net = stack.exact(case), stack.net(case)
     before = {name: float64(p).copy() for name, p in net.named_parameters()}
-    loss = stack.loss(net, case)
+    images = stack.images(case).requires_grad_()
+    logits = net(images)
+    loss = mse_loss(logits, stack.targets(case))
     loss.backward()
-    got = {"logits": net(stack.images(case)), "loss": loss} | gradients(net)
-    exact = {"logits": answer.logits, "loss": answer.loss} | answer.gradients
-
-    net.zero_grad()
-    for image, target in zip(stack.images(case).split(1), stack.targets(case).split(1), strict=True):
-        if case.batch:
-            (mse_loss(net(image), target) / case.batch).backward()
-    got |= {f"{name}, image by image": gradient for name, gradient in gradients(net).items()}
-    exact |= {f"{name}, image by image": answer.gradients[name] for name in gradients(net)}
+    got = {"logits": logits, "loss": loss, "images": images.grad} | gradients(net)
+    exact = {"logits": answer.logits, "loss": answer.loss, "images": answer.by_images} | answer.gradients
 
     stack.subject.train_step(net, stack.images(case), stack.targets(case), LR)
     got |= {f"{name}, after a step": parameter for name, parameter in net.named_parameters()}
@@ -99,7 +94,7 @@ def calibrate(dtype: str, cases: int, first: int) -> dict[str, Any]:
 def main() -> None:
     """Calibrate as the options say."""
     parser = argparse.ArgumentParser(prog="python -m properties.calibration", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--cases", type=int, default=10_000, help="cases a dtype (default %(default)s)")
+    parser.add_argument("--cases", type=int, default=25_000, help="cases a dtype (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the first case's seed (default %(default)s)")
     parser.add_argument("--dtype", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="default: all")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="where to write the distribution")

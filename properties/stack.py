@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lenet import oracle
-from lenet.oracle import Answer, Array
+from lenet.oracle import Answer, Array, Precision
 from lenet.subject import Subject
 from properties.strategies import Case
 
@@ -19,6 +19,11 @@ from properties.strategies import Case
 def float64(tensor: Tensor) -> Array:
     """The numbers of a tensor of any dtype on any device, exactly."""
     return tensor.detach().to("cpu", torch.float64).numpy()
+
+
+def precision_of(dtype: torch.dtype) -> Precision:
+    """What a dtype claims."""
+    return oracle.PRECISIONS[str(dtype).removeprefix("torch.")]
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,9 +42,9 @@ class Stack:
         printer.text(repr(self))
 
     @property
-    def precision(self) -> oracle.Precision:
+    def precision(self) -> Precision:
         """The precision that this stack claims: its dtype's."""
-        return oracle.PRECISIONS[str(self.dtype).removeprefix("torch.")]
+        return precision_of(self.dtype)
 
     def tensor(self, values: Array) -> Tensor:
         """The values rounded to this stack's dtype, on its device."""
@@ -48,14 +53,14 @@ class Stack:
     def net(self, case: Case) -> nn.Module:
         """The subject's Net with the case's parameters."""
         net = self.subject.Net().to(self.device, self.dtype)
-        net.load_state_dict({name: self.tensor(value) for name, value in case.parameters().items()})
+        net.load_state_dict({name: self.tensor(value) for name, value in case.parameters(self.precision).items()})
         return net
 
     def images(self, case: Case) -> Tensor:
         """The case's images (N,1,32,32) in its memory layout."""
         if case.layout == "expanded" and case.batch:
-            return self.tensor(case.pixels()[:1]).expand(case.batch, -1, -1, -1)
-        images = self.tensor(case.pixels())
+            return self.tensor(case.pixels(self.precision)[:1]).expand(case.batch, -1, -1, -1)
+        images = self.tensor(case.pixels(self.precision))
         if case.layout == "channels_last":
             # With one channel PyTorch calls both layouts channels_last, so write these strides out.
             return images.as_strided(images.shape, (1024, 1, 32, 1))
@@ -92,11 +97,12 @@ def _exact(case: Case, dtype: torch.dtype, repeats: int) -> Answer:
     def rounded(values: Array) -> Array:
         return float64(torch.tensor(values).to(dtype))
 
+    precision = precision_of(dtype)
     return oracle.solve(
-        {name: rounded(value) for name, value in case.parameters().items()},
-        rounded(case.pixels()),
+        {name: rounded(value) for name, value in case.parameters(precision).items()},
+        rounded(case.pixels(precision)),
         rounded(case.goals()),
-        oracle.PRECISIONS[str(dtype).removeprefix("torch.")],
+        precision,
         seed=case.seed,
         repeats=repeats,
     )

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from lenet import digits
-from lenet.oracle import SHAPES, Array
+from lenet.oracle import PRECISIONS, SHAPES, Array, Precision
 
 # Each shrinks toward its first entry.
-WEIGHTS = ("default", "integers", "constant", "zero", "one-hot", "sparse", "tiny", "huge")
+WEIGHTS = ("default", "integers", "pairs", "one-hot", "constant", "zero", "sparse", "tiny", "huge")
 IMAGES = (
     "digits",
     "normal",
@@ -33,12 +33,19 @@ IMAGES = (
     "tiny",
     "huge",
 )
-TARGETS = ("one-hot", "normal", "zero")
+TARGETS = ("one-hot", "normal", "integers", "zero")
 LAYOUTS = ("contiguous", "channels_last", "strided", "expanded")
 BATCHES = (1, 2, 0, 3, 5, 8, 17)
 
-TINY, HUGE = 2.0**-30, 2.0**30
-"""Factors of the tiny and huge images: what becomes of them stays inside float32's range, 2**-126 to 2**127."""
+
+def large(precision: Precision, root: int) -> float:
+    """
+    A factor that most of what follows from it survives: a root of the precision's largest number, at most float32's.
+
+    The fourth for huge images, since the loss is a square and a gradient is a product with the images; the sixteenth
+    for huge weights, of which a gradient multiplies nine. Its inverse makes the tiny ones.
+    """
+    return float(min(precision.largest, PRECISIONS["float32"].largest) ** (1 / root))
 
 
 @dataclass(frozen=True)
@@ -52,14 +59,14 @@ class Case:
     layout: str = "contiguous"
     seed: int = 0
 
-    def parameters(self) -> dict[str, Array]:
-        """The ten parameters, in float64, not yet rounded to any dtype."""
-        random = self._random(0)
-        return {name: _weight(self.weights, name, shape, random) for name, shape in SHAPES.items()}
+    def parameters(self, precision: Precision) -> dict[str, Array]:
+        """The ten parameters, in float64, not yet rounded to the precision."""
+        random, factor = self._random(0), large(precision, 16)
+        return {name: _weight(self.weights, name, shape, factor, random) for name, shape in SHAPES.items()}
 
-    def pixels(self) -> Array:
+    def pixels(self, precision: Precision) -> Array:
         """The images (N,1,32,32), in float64; the expanded layout repeats one image N times."""
-        images = _images(self.images, self.batch, self._random(1))
+        images = _images(self.images, self.batch, large(precision, 4), self._random(1))
         if self.layout == "expanded":
             images = np.broadcast_to(images[:1], images.shape)
         return images
@@ -69,6 +76,8 @@ class Case:
         random = self._random(2)
         if self.targets == "normal":
             return random.standard_normal((self.batch, 10))
+        if self.targets == "integers":
+            return random.randint(-1, 2, (self.batch, 10)).astype(np.float64)
         if self.targets == "zero":
             return np.zeros((self.batch, 10))
         return np.eye(10)[random.randint(0, 10, self.batch)]
@@ -161,7 +170,7 @@ def powers_of_two() -> SearchStrategy[float]:
     return st.integers(0, 10).map(lambda k: 2.0**-k)
 
 
-def _weight(recipe: str, name: str, shape: tuple[int, ...], random: np.random.RandomState) -> Array:
+def _weight(recipe: str, name: str, shape: tuple[int, ...], factor: float, random: np.random.RandomState) -> Array:
     layer = name.split(".")[0]
     inputs = int(np.prod(SHAPES[f"{layer}.weight"][1:]))
     default = random.uniform(-1, 1, shape) / np.sqrt(inputs)  # the distribution of nn.Conv2d and nn.Linear
@@ -169,30 +178,35 @@ def _weight(recipe: str, name: str, shape: tuple[int, ...], random: np.random.Ra
         case "default":
             return default
         case "integers":
-            return random.randint(-1, 2, shape) * (random.random_sample(shape) < 0.25)
+            return _signs(shape, 8, random)
+        case "pairs":
+            return _signs(shape, 2, random)
+        case "one-hot":
+            return np.abs(_signs(shape, 1, random)) if len(shape) > 1 else np.zeros(shape)
         case "constant":
             return np.full(shape, 1 / inputs)
         case "zero":
             return np.zeros(shape)
-        case "one-hot":
-            return _one_hot_rows(shape, random) if len(shape) > 1 else np.zeros(shape)
         case "sparse":
             return default * (random.random_sample(shape) < 0.1)
         case "tiny":
-            return default / 16
+            return default / factor
         case "huge":
-            return default * 16
+            return default * factor
     raise ValueError(f"no recipe {recipe!r} for weights")
 
 
-def _one_hot_rows(shape: tuple[int, ...], random: np.random.RandomState) -> Array:
-    """Each unit takes one of its inputs, and nothing else."""
+def _signs(shape: tuple[int, ...], count: int, random: np.random.RandomState) -> Array:
+    """Each unit takes at most `count` of its inputs, with a factor of 1 or -1, and nothing else."""
+    if len(shape) == 1:
+        return random.randint(-1, 2, shape).astype(np.float64)
     rows = np.zeros((shape[0], int(np.prod(shape[1:]))))
-    rows[np.arange(shape[0]), random.randint(0, rows.shape[1], shape[0])] = 1
+    for row in rows:
+        row[random.randint(0, len(row), count)] = random.choice([-1.0, 1.0], count)
     return rows.reshape(shape)
 
 
-def _images(recipe: str, batch: int, random: np.random.RandomState) -> Array:
+def _images(recipe: str, batch: int, factor: float, random: np.random.RandomState) -> Array:
     shape = (batch, 1, 32, 32)
     match recipe:
         case "digits":
@@ -209,13 +223,13 @@ def _images(recipe: str, batch: int, random: np.random.RandomState) -> Array:
         case "zero":
             return np.zeros(shape)
         case "one-hot":
-            return _one_hot_rows(shape, random)
+            return np.abs(_signs(shape, 1, random))
         case "checkerboard":
             return np.broadcast_to(np.indices((32, 32)).sum(axis=0) % 2 * 2.0 - 1.0, shape).copy()
         case "ties":
             return np.kron(random.randint(0, 3, (batch, 1, 8, 8)), np.ones((1, 1, 4, 4))) / 2
         case "tiny":
-            return random.standard_normal(shape) * TINY
+            return random.standard_normal(shape) / factor
         case "huge":
-            return random.standard_normal(shape) * HUGE
+            return random.standard_normal(shape) * factor
     raise ValueError(f"no recipe {recipe!r} for images")

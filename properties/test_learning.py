@@ -65,7 +65,7 @@ def _on(stack: Stack, data: Digits) -> Digits:
 def _oracle_run(stack: Stack, data: Digits) -> tuple[Bounded, list[float]]:
     """The logits of the test digits after the oracle's own training, and its mean loss in each epoch."""
     images, targets = float64(data.train_images), float64(one_hot(data.train_labels))
-    parameters = {name: float64(stack.tensor(value)) for name, value in CASE.parameters().items()}
+    parameters = {name: float64(stack.tensor(value)) for name, value in CASE.parameters(stack.precision).items()}
     order = [batches(len(images), SETTINGS, epoch) for epoch in range(SETTINGS.epochs)]
     steps = ((images[batch], targets[batch]) for epoch in order for batch in epoch)
     trained, losses = oracle.train(parameters, steps, SETTINGS.lr, stack.precision)

@@ -8,10 +8,12 @@ import torch
 from hypothesis import given
 
 from lenet import subject
-from lenet.oracle import SHAPES
+from lenet.oracle import PRECISIONS, SHAPES
 from properties import strategies
 from properties.stack import Stack, float64
 from properties.strategies import IMAGES, LAYOUTS, TARGETS, WEIGHTS, Case, cases
+
+FLOAT32 = PRECISIONS["float32"]
 
 
 @given(case=cases())
@@ -22,7 +24,7 @@ def test_a_case_prints_as_one_line_that_rebuilds_it(case: Case) -> None:
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_every_recipe_for_weights_builds_the_ten_parameters(weights: str) -> None:
-    parameters = Case(weights=weights).parameters()
+    parameters = Case(weights=weights).parameters(FLOAT32)
 
     assert {name: value.shape for name, value in parameters.items()} == SHAPES
     assert all(np.isfinite(value).all() for value in parameters.values())
@@ -32,7 +34,7 @@ def test_every_recipe_for_weights_builds_the_ten_parameters(weights: str) -> Non
 @pytest.mark.parametrize("images", IMAGES)
 @pytest.mark.parametrize("batch", [0, 1, 5])
 def test_every_recipe_for_images_builds_a_batch(images: str, batch: int) -> None:
-    pixels = Case(images=images, batch=batch).pixels()
+    pixels = Case(images=images, batch=batch).pixels(FLOAT32)
 
     assert pixels.shape == (batch, 1, 32, 32)
     assert np.isfinite(pixels).all()
@@ -52,7 +54,7 @@ def test_a_layout_changes_the_strides_and_not_the_images(layout: str, batch: int
 
     images = stack.images(case)
 
-    assert np.array_equal(float64(images), case.pixels())
+    assert np.array_equal(float64(images), case.pixels(stack.precision))
     if batch == 3:
         strides = {"contiguous": (1024, 32, 1), "channels_last": (1024, 32, 1), "strided": (33 * 66, 66, 2)}
         batch_stride, _, *others = images.stride()  # the one channel's stride means nothing
@@ -60,8 +62,10 @@ def test_a_layout_changes_the_strides_and_not_the_images(layout: str, batch: int
 
 
 def test_equal_cases_build_equal_arrays_and_seeds_differ() -> None:
-    assert np.array_equal(Case(images="normal", seed=3).pixels(), Case(images="normal", seed=3).pixels())
-    assert not np.array_equal(Case(images="normal", seed=3).pixels(), Case(images="normal", seed=4).pixels())
+    assert np.array_equal(Case(images="normal", seed=3).pixels(FLOAT32), Case(images="normal", seed=3).pixels(FLOAT32))
+    assert not np.array_equal(
+        Case(images="normal", seed=3).pixels(FLOAT32), Case(images="normal", seed=4).pixels(FLOAT32)
+    )
 
 
 @pytest.mark.parametrize(
