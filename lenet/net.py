@@ -33,7 +33,13 @@ class Net(nn.Module):
         self.fc3 = nn.Linear(84, 10)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 1, 32, 32) -> (N, 10)."""
+        """
+        (N, 1, 32, 32) -> (N, 10). Raises ValueError for any other shape.
+
+        Without the check, images of 33 to 35 pixels would be scored too, by what the pooling leaves of them.
+        """
+        if images.shape[1:] != (1, 32, 32):
+            raise ValueError(f"images are (N, 1, 32, 32), not {tuple(images.shape)}")
         c1 = F.relu(self.conv1(images))  # N,6,28,28
         s2 = F.max_pool2d(c1, 2)  # N,6,14,14
         c3 = F.relu(self.conv2(s2))  # N,16,10,10

@@ -515,34 +515,6 @@ def updated(parameters: Parameters, answer: Answer, lr: float, precision: Precis
     return after
 
 
-def update_error(parameter: Array, gradient: Array, lr: float, got: Array) -> Array:
-    """
-    got - (parameter - lr * gradient), with no rounding that matters: an error of got's last bit is seen in any dtype.
-
-    Error-free transformations in float64: Dekker's product and Knuth's sum (Ogita, Rump & Oishi 2005, "Accurate sum
-    and dot product", SIAM J. Sci. Comput. 26(6), algorithms 3.1 to 3.3).
-    """
-    product, product_tail = _exact_product(np.float64(lr), gradient)
-    rest, rest_tail = _exact_sum(parameter, -product)
-    return np.asarray((got - rest) - (rest_tail - product_tail))
-
-
-def _exact_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """a + b as the nearest number and what it leaves."""
-    total = a + b
-    of_b = total - a
-    return total, (a - (total - of_b)) + (b - of_b)
-
-
-def _exact_product(a: np.float64, b: Array) -> tuple[Array, Array]:
-    """a * b as the nearest number and what it leaves; exact where nothing underflows."""
-    factor = 2.0**27 + 1
-    product = a * b
-    a_high, b_high = factor * a - (factor * a - a), factor * b - (factor * b - b)
-    a_low, b_low = a - a_high, b - b_high
-    return product, ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
-
-
 def train(
     parameters: Parameters, batches: Iterable[tuple[Array, Array]], lr: float, precision: Precision, seed: int = 0
 ) -> tuple[dict[str, Array], list[float]]:

@@ -27,7 +27,7 @@ from lenet.files import write_atomically
 from lenet.fingerprint import stamp
 from lenet.oracle import PRECISIONS
 from properties.stack import Stack, float64, gradients
-from properties.strategies import BATCHES, IMAGES, LAYOUTS, TARGETS, WEIGHTS, Case
+from properties.strategies import BATCHES, IMAGE_LAYOUTS, IMAGES, TARGETS, WEIGHTS, Case
 
 RESULT = Path(__file__).with_suffix(".json")
 LR = 0.1
@@ -38,7 +38,7 @@ def draw(seed: int) -> Case:
     """A case of equally likely recipes."""
     random = np.random.RandomState([seed, 3])
     weights, images, targets, layout = (
-        choices[random.randint(len(choices))] for choices in (WEIGHTS, IMAGES, TARGETS, LAYOUTS)
+        choices[random.randint(len(choices))] for choices in (WEIGHTS, IMAGES, TARGETS, IMAGE_LAYOUTS)
     )
     return Case(weights, images, targets, BATCHES[random.randint(len(BATCHES))], layout, seed)
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from lenet import oracle
-from lenet.oracle import THRESHOLD, Answer, Array, Bounded, Precision
+from lenet.oracle import THRESHOLD, Answer, Bounded
+from lenet.update import Rounded
 from properties.stack import float64, gradients
 
 
@@ -49,24 +49,19 @@ def assert_exact(got: Tensor, want: Tensor, what: str) -> None:
         )
 
 
-def assert_updated(got: Tensor, parameter: Array, gradient: Array, lr: float, precision: Precision, what: str) -> None:
-    """
-    `got` is parameter - lr * gradient, within the roundings that the expression takes.
-
-    They are three: of lr to the dtype, of the product, of the difference; a fused multiply-add takes fewer.
-    """
+def assert_rounded(got: Tensor, exact: Rounded, what: str) -> None:
+    """Every element is the exact number, within the roundings that its formula takes."""
     __tracebackhide__ = True
     numbers = float64(got)
-    _assert_shape(numbers.shape, parameter.shape, what)
-    error = np.abs(oracle.update_error(parameter, gradient, lr, numbers))
-    allowed = precision.unit * (np.abs(numbers) + 2 * np.abs(lr * gradient)) + 2 * precision.underflow
-    wrong = ~(error <= allowed)
+    _assert_shape(numbers.shape, exact.high.shape, what)
+    missed = exact.missed(numbers)
+    wrong = ~((missed <= exact.error) | (np.isnan(numbers) & np.isnan(exact.high)))
     if wrong.any():
-        at = np.unravel_index(np.where(wrong, error / allowed, 0).argmax(), wrong.shape)
+        excess = np.nan_to_num(missed - exact.error, nan=np.inf)
+        at = np.unravel_index(np.where(wrong, excess, -1.0).argmax(), wrong.shape)
         raise AssertionError(
-            f"{_element(what, at)} is {float(numbers[at])!r}, "
-            f"{float(parameter[at])!r} - {lr!r} * {float(gradient[at])!r} is right: "
-            f"off by {error[at]:.3g}, its roundings allow {allowed[at]:.3g}; {_count(wrong)}"
+            f"{_element(what, at)} is {float(numbers[at])!r}, {float(exact.high[at])!r} is right: "
+            f"off by {missed[at]:.3g}, its roundings allow {exact.error[at]:.3g}; {_count(wrong)}"
         )
 
 

@@ -26,6 +26,29 @@ def precision_of(dtype: torch.dtype) -> Precision:
     return oracle.PRECISIONS[str(dtype).removeprefix("torch.")]
 
 
+def lay_out(tensor: Tensor, layout: str) -> Tensor:
+    """
+    The same numbers in another memory layout.
+
+    `strided` and `offset` are views of a larger tensor, their `_base`, whose other elements are NaN: who reads them
+    is found out by what follows, and who writes them by looking.
+    """
+    if layout == "channels_last":  # by hand, since PyTorch calls one channel both contiguous and channels_last
+        return tensor.movedim(1, -1).contiguous().movedim(-1, 1) if tensor.dim() > 1 else tensor.clone()
+    if layout == "transposed":
+        return tensor.permute(*reversed(range(tensor.dim()))).contiguous().permute(*reversed(range(tensor.dim())))
+    if layout == "strided":
+        frame = tensor.new_full((*tensor.shape[:-1], 2 * tensor.shape[-1] + 1), float("nan"))
+        view = frame[..., 1::2]
+    elif layout == "offset":
+        frame = tensor.new_full((tensor.shape[0] + 2, *tensor.shape[1:]), float("nan"))
+        view = frame[1:-1]
+    else:
+        return tensor.clone(memory_format=torch.contiguous_format)
+    view.copy_(tensor)
+    return view
+
+
 @dataclass(frozen=True, repr=False)
 class Stack:
     """A subject on a device in a dtype."""
@@ -60,15 +83,7 @@ class Stack:
         """The case's images (N,1,32,32) in its memory layout."""
         if case.layout == "expanded" and case.batch:
             return self.tensor(case.pixels(self.precision)[:1]).expand(case.batch, -1, -1, -1)
-        images = self.tensor(case.pixels(self.precision))
-        if case.layout == "channels_last":
-            # With one channel PyTorch calls both layouts channels_last, so write these strides out.
-            return images.as_strided(images.shape, (1024, 1, 32, 1))
-        if case.layout == "strided":
-            frame = torch.full((case.batch, 1, 33, 66), float("nan"), device=self.device, dtype=self.dtype)
-            frame[:, :, 1:, 1:65:2] = images
-            return frame[:, :, 1:, 1:65:2]
-        return images
+        return lay_out(self.tensor(case.pixels(self.precision)), case.layout)
 
     def targets(self, case: Case) -> Tensor:
         """The case's targets (N,10)."""

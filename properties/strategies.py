@@ -8,7 +8,7 @@ values. A case prints as one line that rebuilds it, and shrinks to the plainest 
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from unittest import SkipTest
 
 import numpy as np
@@ -17,6 +17,7 @@ from hypothesis.strategies import SearchStrategy
 
 from lenet import digits
 from lenet.oracle import PRECISIONS, SHAPES, Array, Precision
+from lenet.update import SGD
 
 # Each shrinks toward its first entry.
 WEIGHTS = ("default", "integers", "pairs", "one-hot", "constant", "zero", "sparse", "tiny", "huge")
@@ -34,7 +35,8 @@ IMAGES = (
     "huge",
 )
 TARGETS = ("one-hot", "normal", "integers", "zero")
-LAYOUTS = ("contiguous", "channels_last", "strided", "expanded")
+LAYOUTS = ("contiguous", "channels_last", "strided", "offset", "transposed")
+IMAGE_LAYOUTS = (*LAYOUTS, "expanded")
 BATCHES = (1, 2, 0, 3, 5, 8, 17)
 
 
@@ -98,7 +100,12 @@ def parse(text: str) -> Case:
         values = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError, AssertionError):
         raise ValueError(f"{text!r} is not of the form Case(weights='default', batch=1, ...)") from None
-    choices: dict[str, tuple[str, ...]] = {"weights": WEIGHTS, "images": IMAGES, "targets": TARGETS, "layout": LAYOUTS}
+    choices = {
+        "weights": WEIGHTS,
+        "images": IMAGES,
+        "targets": TARGETS,
+        "layout": IMAGE_LAYOUTS,
+    }
     for name, value in values.items():
         if name not in (known := [field.name for field in fields(Case)]):
             raise ValueError(f"a Case has no {name}; it has {', '.join(known)}")
@@ -123,7 +130,7 @@ def cases(
         images=st.sampled_from(images),
         targets=st.sampled_from(TARGETS),
         batch=st.sampled_from(batches),
-        layout=st.sampled_from(LAYOUTS),
+        layout=st.sampled_from(IMAGE_LAYOUTS),
         seed=st.integers(0, 2**32 - 1),
     )
 
@@ -136,8 +143,8 @@ def cases(
     return st.deferred(lambda: drawn if only is None else the_one())
 
 
-SIZES = (1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 100)
-"""Numbers of elements below, at and above the SIMD widths of every dtype."""
+SIZES = (1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 100, 150, 2400, 48_000)
+"""Numbers of elements below, at and above the SIMD widths of every dtype, and those of the Net's larger parameters."""
 
 
 @dataclass(frozen=True)
@@ -148,16 +155,40 @@ class Vectors:
     exponent: int = 0
     seed: int = 0
 
-    def build(self) -> list[tuple[Array, Array]]:
-        """Each parameter (n,) and its gradient (n,), in float64; the gradient is 2**exponent times as large."""
-        random = np.random.RandomState([self.seed, 4])
-        return [(random.standard_normal(n), random.standard_normal(n) * 2.0**self.exponent) for n in self.sizes]
+    def parameters(self) -> list[Array]:
+        """Each parameter (n,), in float64."""
+        return [np.random.RandomState([self.seed, 4, i]).standard_normal(n) for i, n in enumerate(self.sizes)]
+
+    def gradients(self, step: int = 0) -> list[Array]:
+        """Each parameter's gradient (n,) at a step, in float64; 2**exponent times as large as the parameter."""
+        streams = [np.random.RandomState([self.seed, 5, i, step]) for i in range(len(self.sizes))]
+        return [s.standard_normal(n) * 2.0**self.exponent for s, n in zip(streams, self.sizes, strict=True)]
 
 
 def vectors() -> SearchStrategy[Vectors]:
     """One to five parameters of sizes that SIMD code treats differently."""
     sizes = st.lists(st.sampled_from(SIZES), min_size=1, max_size=5).map(tuple)
-    return st.builds(Vectors, sizes=sizes, exponent=st.integers(-20, 20), seed=st.integers(0, 2**32 - 1))
+    return st.builds(Vectors, sizes=sizes, exponent=st.integers(-20, 10), seed=st.integers(0, 2**32 - 1))
+
+
+def settings() -> SearchStrategy[SGD]:
+    """Settings of SGD that a user would choose, each with every other that the documentation allows beside it."""
+    momentum = st.sampled_from([0.0, 0.9, 0.5]) | st.floats(0.01, 0.99)
+    decay = st.sampled_from([0.0, 0.01, 5e-4]) | st.floats(0.001, 0.1)
+
+    def beside(momentum: float) -> SearchStrategy[SGD]:
+        plain = st.builds(
+            SGD,
+            lr=learning_rates(),
+            momentum=st.just(momentum),
+            dampening=st.sampled_from([0.0, 0.5]) | st.floats(0.0, 1.0) if momentum else st.just(0.0),
+            weight_decay=decay,
+            maximize=st.booleans(),
+        )
+        nesterov = plain.map(lambda drawn: replace(drawn, dampening=0.0, nesterov=True))
+        return plain | nesterov if momentum else plain
+
+    return momentum.flatmap(beside)
 
 
 def learning_rates() -> SearchStrategy[float]:

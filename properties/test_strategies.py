@@ -11,7 +11,7 @@ from lenet import subject
 from lenet.oracle import PRECISIONS, SHAPES
 from properties import strategies
 from properties.stack import Stack, float64
-from properties.strategies import IMAGES, LAYOUTS, TARGETS, WEIGHTS, Case, cases
+from properties.strategies import IMAGE_LAYOUTS, IMAGES, TARGETS, WEIGHTS, Case, cases
 
 FLOAT32 = PRECISIONS["float32"]
 
@@ -46,7 +46,7 @@ def test_every_recipe_for_targets_builds_ten_a_case(targets: str) -> None:
     assert Case(targets=targets, batch=3).goals().shape == (3, 10)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", IMAGE_LAYOUTS)
 @pytest.mark.parametrize("batch", [0, 1, 3])
 def test_a_layout_changes_the_strides_and_not_the_images(layout: str, batch: int) -> None:
     stack = Stack(subject.load("lenet"), torch.device("cpu"), torch.float64)
@@ -56,9 +56,12 @@ def test_a_layout_changes_the_strides_and_not_the_images(layout: str, batch: int
 
     assert np.array_equal(float64(images), case.pixels(stack.precision))
     if batch == 3:
-        strides = {"contiguous": (1024, 32, 1), "channels_last": (1024, 32, 1), "strided": (33 * 66, 66, 2)}
+        rows_and_columns = {"strided": (65, 2), "transposed": (3 * 1 * 32, 3 * 1)}  # elements between two of them
+        sparser = {"transposed": 1, "strided": 32 * 65, "expanded": 0}
         batch_stride, _, *others = images.stride()  # the one channel's stride means nothing
-        assert (batch_stride, *others) == strides.get(layout, (0, 32, 1))
+        assert batch_stride == sparser.get(layout, 1024)
+        assert layout == "transposed" or tuple(others) == rows_and_columns.get(layout, (32, 1))
+        assert (images.storage_offset() > 0) == (layout in ("strided", "offset"))
 
 
 def test_equal_cases_build_equal_arrays_and_seeds_differ() -> None:

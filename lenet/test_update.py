@@ -1,0 +1,100 @@
+"""SGD in twice the precision: against exact fractions, against torch in float64, and against faults of one rounding."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from lenet.oracle import PRECISIONS, Array, Precision
+from lenet.update import SGD, Rounded, _exactly, _Roundings
+
+FLOAT32, FLOAT64 = PRECISIONS["float32"], PRECISIONS["float64"]
+SETTINGS = [
+    SGD(lr=0.1),
+    SGD(lr=0.1, weight_decay=0.01),
+    SGD(lr=0.1, momentum=0.9, maximize=True),
+    SGD(lr=0.1, momentum=0.9, dampening=0.3, weight_decay=0.01),
+    SGD(lr=0.1, momentum=0.9, weight_decay=0.01, nesterov=True),
+]
+
+
+def numbers(seed: int, spread: int = 0) -> Array:
+    random = np.random.default_rng(seed)
+    return random.standard_normal(300) * 2.0 ** random.integers(-spread, spread + 1, 300)
+
+
+def in_fractions(s: SGD, p: float, g: float, b: float | None) -> tuple[Fraction, Fraction]:
+    weight, slope = Fraction(p), Fraction(-g if s.maximize else g)
+    slope += Fraction(s.weight_decay) * weight
+    kept = 1 - Fraction(s.dampening)
+    velocity = slope if b is None else Fraction(s.momentum) * Fraction(b) + kept * slope
+    slope = slope + Fraction(s.momentum) * velocity if s.nesterov else velocity if s.momentum else slope
+    return weight - Fraction(s.lr) * slope, velocity
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_step_is_that_of_exact_fractions(settings: SGD, first: bool) -> None:
+    p, g, b = numbers(0), numbers(1, spread=20), None if first else numbers(2)
+
+    after, velocity = settings.step(p, g, b, FLOAT64)
+
+    for i in range(300):
+        exact = in_fractions(settings, p[i], g[i], None if b is None else b[i])
+        for got, want in zip((after, velocity), exact, strict=True):
+            if got is not None:
+                missed = abs(Fraction(float(got.high[i])) + Fraction(float(got.low[i])) - want)
+                assert missed <= Fraction(float(got.error[i])) / 2**40
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("precision", [FLOAT32, FLOAT64])
+def test_each_operation_rounded_stays_within(settings: SGD, precision: Precision) -> None:
+    dtype = torch.float32 if precision is FLOAT32 else torch.float64
+    p, g, b = (torch.tensor(numbers(seed)).to(dtype) for seed in range(3))
+    after, velocity = settings.step(p.double().numpy(), g.double().numpy(), b.double().numpy(), precision)
+
+    slope = -g if settings.maximize else g
+    slope = slope + settings.weight_decay * p
+    if settings.momentum:
+        b = settings.momentum * b + (1 - settings.dampening) * slope
+        slope = slope + settings.momentum * b if settings.nesterov else b
+        assert velocity is not None
+        assert (velocity.missed(b.double().numpy()) <= velocity.error).all()
+    got = p - settings.lr * slope
+
+    assert (after.missed(got.double().numpy()) <= after.error).all()
+
+
+def test_the_error_is_a_few_units_in_the_last_place() -> None:
+    p, g, b = numbers(0), numbers(1), numbers(2)
+
+    after, _ = SETTINGS[-1].step(p, g, b, FLOAT32)
+
+    largest = np.abs(p) + np.abs(g) + np.abs(b)
+    assert (after.error < 2 * FLOAT32.unit * largest).all()
+    assert (after.error > 0).all()
+
+
+@pytest.mark.parametrize(("number", "error"), [(0.5, 0.0), (1.0, 0.0), (0.0, 0.0), (0.1, FLOAT32.unit * 0.1)])
+def test_a_setting_that_fits_is_not_rounded(number: float, error: float) -> None:
+    assert _Roundings(FLOAT32).constant(number).error == error
+
+
+def test_missed_sees_the_last_bit_of_float64() -> None:
+    p, g = numbers(0), numbers(1, spread=30)
+    exact: Rounded = SGD(lr=0.1).step(p, g, None, FLOAT64)[0]
+    got = p - 0.1 * g
+
+    missed = exact.missed(got)
+
+    for i in range(300):
+        right = Fraction(float(p[i])) - Fraction(0.1) * Fraction(float(g[i]))
+        assert abs(Fraction(float(missed[i])) - abs(Fraction(float(got[i])) - right)) <= abs(right) / 2**95
+
+
+def test_what_is_exact_has_no_error() -> None:
+    assert not _exactly(numbers(0)).error.any()
