@@ -27,7 +27,7 @@ def test_feature_maps_leave_no_hooks_behind() -> None:
     net = Net()
 
     feature_maps(net, torch.zeros(1, 1, 32, 32))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match=r"images are \(N, 1, 32, 32\), not \(1, 1, 5, 5\)"):
         feature_maps(net, torch.zeros(1, 1, 5, 5))
 
     assert not any(module._forward_hooks for module in net.modules())

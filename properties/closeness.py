@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from lenet.oracle import THRESHOLD, Answer, Bounded
+from lenet.oracle import THRESHOLD, Answer, Array, Bounded
 from lenet.update import Rounded
 from properties.stack import float64, gradients
 
@@ -23,13 +23,27 @@ class Ledger:
     """What the law under way has judged so far."""
 
     examples: int = 0
+    open: int = 0  # examples in which some number could not be judged
     worst: float = 0.0  # error / budget
     drawn: dict[str, Any] = field(default_factory=dict)  # what the latest example was drawn as
     notes: list[str] = field(default_factory=list)  # figures that the law wants stated
+    known: list[dict[str, str]] = field(default_factory=list)  # issues that this law shows on this stack
+    expected: list[Any] = field(default_factory=list)  # the examples on which it may
+    nearest: float = 0.0  # the latest example's largest error, as a share of what is allowed
+    unjudged: bool = False  # whether the latest example had a number that could not be judged
 
     def clear(self) -> None:
         """Begin a new law."""
-        self.examples, self.worst, self.drawn, self.notes = 0, 0.0, {}, []
+        vars(self).update(vars(Ledger()))
+
+    def begin(self, drawn: dict[str, Any]) -> None:
+        """Begin a new example."""
+        self.examples += 1
+        self.drawn, self.nearest, self.unjudged = drawn, 0.0, False
+
+    def judged(self, share: Array) -> None:
+        """Take note of errors as shares of what is allowed."""
+        self.nearest = max(self.nearest, float(share.max(initial=0.0)))
 
 
 ledger = Ledger()
@@ -55,6 +69,8 @@ def assert_rounded(got: Tensor, exact: Rounded, what: str) -> None:
     numbers = float64(got)
     _assert_shape(numbers.shape, exact.high.shape, what)
     missed = exact.missed(numbers)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ledger.judged(np.nan_to_num(missed / exact.error, nan=0.0))
     wrong = ~((missed <= exact.error) | (np.isnan(numbers) & np.isnan(exact.high)))
     if wrong.any():
         excess = np.nan_to_num(missed - exact.error, nan=np.inf)
@@ -72,6 +88,8 @@ def assert_within_budget(got: Tensor, exact: Bounded, what: str) -> None:
     _assert_shape(numbers.shape, exact.value.shape, what)
     ratio = exact.ratio(numbers)
     ledger.worst = max(ledger.worst, float(ratio.max(initial=0.0)))
+    ledger.judged(ratio / THRESHOLD)
+    ledger.unjudged |= bool(np.isinf(exact.budget).any())
     wrong = ratio > THRESHOLD
     if wrong.any():
         at = np.unravel_index(ratio.argmax(), ratio.shape)

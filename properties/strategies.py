@@ -165,10 +165,31 @@ class Vectors:
         return [s.standard_normal(n) * 2.0**self.exponent for s, n in zip(streams, self.sizes, strict=True)]
 
 
-def vectors() -> SearchStrategy[Vectors]:
-    """One to five parameters of sizes that SIMD code treats differently."""
-    sizes = st.lists(st.sampled_from(SIZES), min_size=1, max_size=5).map(tuple)
+def vectors(at_least: int = 1) -> SearchStrategy[Vectors]:
+    """Up to five parameters of sizes that SIMD code treats differently."""
+    sizes = st.lists(st.sampled_from(SIZES), min_size=at_least, max_size=5).map(tuple)
     return st.builds(Vectors, sizes=sizes, exponent=st.integers(-20, 10), seed=st.integers(0, 2**32 - 1))
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A parameter of the Net, and for each step the memory layouts of parameter, gradient and buffer, as a recipe."""
+
+    name: str = "conv2.weight"
+    layouts: tuple[tuple[str, str, str], ...] = (("contiguous", "contiguous", "contiguous"),)
+    seed: int = 0
+
+    def values(self, stream: int) -> Array:
+        """The parameter's values (stream 0) and its gradient's at each step (1, 2, ...), in float64."""
+        return np.random.RandomState([self.seed, 6, stream]).standard_normal(SHAPES[self.name])
+
+
+def placed() -> SearchStrategy[Placed]:
+    """One to three steps of the parameters whose memory can be laid out in more than one way."""
+    layout = st.sampled_from(LAYOUTS)
+    steps = st.lists(st.tuples(layout, layout, layout), min_size=1, max_size=3).map(tuple)
+    names = st.sampled_from(["conv2.weight", "conv1.weight", "conv1.bias", "fc3.weight"])
+    return st.builds(Placed, name=names, layouts=steps, seed=st.integers(0, 2**32 - 1))
 
 
 def settings() -> SearchStrategy[SGD]:

@@ -171,9 +171,9 @@ def test_an_update_leaves_gradients_alone(stack: Stack, form: str, drawn: Vector
 
 
 @pytest.mark.parametrize("form", ["manual", *SGD_FORMS])
-@given(drawn=vectors(), lr=learning_rates(), data=st.data())
+@given(drawn=vectors(), lr=learning_rates(), which=st.sets(st.integers(0, 4), min_size=1))
 def test_a_parameter_without_gradient_is_skipped(
-    stack: Stack, form: str, drawn: Vectors, lr: float, data: st.DataObject
+    stack: Stack, form: str, drawn: Vectors, lr: float, which: set[int]
 ) -> None:
     """
     Where `.grad` is None the parameter stays as it is, and the others are updated all the same.
@@ -181,7 +181,7 @@ def test_a_parameter_without_gradient_is_skipped(
     Rejects: an error, a stop at the first None, an update with what is not there.
     """
     before, after = parameters_of(stack, drawn), parameters_of(stack, drawn)
-    without = data.draw(st.sets(st.integers(0, len(after) - 1), min_size=1), label="without")
+    without = {i % len(after) for i in which}
     for i in without:
         after[i].grad = None
 

@@ -1,0 +1,183 @@
+"""
+Upstream bugs that the laws have found, by the stacks that show them: expected there, strictly, and cited.
+
+A law that sees a known issue is judged like any other, but for the examples that the issue covers. On them it may
+fail; on the issue's own counterexample it must, or the run fails and says that the issue is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lenet.training import SGD_FORMS
+from lenet.update import SGD
+from properties.stack import Stack
+from properties.strategies import Case, Placed, Vectors
+
+UNREPORTED = "no report found"
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """A law that sees an issue."""
+
+    law: str
+    counterexample: Mapping[str, Any]  # the law's arguments; on which it fails
+    covers: Callable[[Mapping[str, Any]], bool]  # of a law's arguments: whether it may fail on them
+    raises: type[Exception] = AssertionError
+
+
+@dataclass(frozen=True)
+class KnownIssue:
+    """A bug of PyTorch's that some stacks show."""
+
+    title: str
+    reference: str
+    affects: Callable[[Stack], bool]
+    sightings: tuple[Sighting, ...]
+    since: tuple[int, int] = (2, 5)  # the first version that we saw it in
+    fixed: tuple[int, int] | None = None  # the first version that no longer has it
+
+
+def expected(law: str, stack: Stack, arguments: Mapping[str, Any]) -> list[tuple[KnownIssue, Sighting]]:
+    """The issues that a law, called with these arguments (those that pytest gives), is to see on a stack."""
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    return [
+        (issue, sighting)
+        for issue in KNOWN_ISSUES
+        if issue.since <= version and (issue.fixed is None or version < issue.fixed) and issue.affects(stack)
+        for sighting in issue.sightings
+        if sighting.law == law
+        and all(arguments[name] == value for name, value in sighting.counterexample.items() if name in arguments)
+    ]
+
+
+def anywhere(stack: Stack) -> bool:
+    """Python code, the same on every device and in every dtype."""
+    return True
+
+
+def on_cpu(*dtypes: torch.dtype) -> Callable[[Stack], bool]:
+    """On the CPU in these dtypes, in all where none is named."""
+    return lambda stack: stack.device.type == "cpu" and (not dtypes or stack.dtype in dtypes)
+
+
+def sighting(law: str, covers: Callable[..., bool], raises: type[Exception] = AssertionError, **drawn: Any) -> Sighting:
+    """A sighting by the law of this name; `covers` takes the law's arguments by name."""
+    return Sighting(f"test_{law}", drawn, lambda arguments: covers(**arguments), raises)
+
+
+def fused_block(form: str, drawn: Vectors | None = None, **others: Any) -> bool:
+    """Fused, with a parameter of at least a SIMD block: 8 elements on the narrowest processor of the report."""
+    return form == "fused" and (drawn is None or max(drawn.sizes) >= 8)
+
+
+def fused_views(form: str, case: Placed, **others: Any) -> bool:
+    """Fused, with a parameter, gradient or buffer that does not lie in memory as the others do, at some step."""
+    alike = all(len(set(layouts) - {"contiguous", "offset"}) == 0 for layouts in case.layouts)
+    return form == "fused" and not alike
+
+
+def fused_late(form: str, chosen: SGD, **others: Any) -> bool:
+    """Fused, with a momentum buffer that one parameter has and another has not."""
+    return form == "fused" and chosen.momentum > 0
+
+
+def foreach_nesterov(form: str, chosen: SGD, **others: Any) -> bool:
+    """Where the foreach form has made no copy of the gradients before it adds the momentum."""
+    return form == "foreach" and chosen.nesterov and not chosen.weight_decay and not chosen.maximize
+
+
+def always(**arguments: Any) -> bool:
+    """On every example."""
+    return True
+
+
+PLAIN, MOMENTUM, NESTEROV = SGD(lr=0.5), SGD(lr=0.5, momentum=0.5), SGD(lr=0.5, momentum=0.5, nesterov=True)
+ONE, TWO, BLOCK, BLOCKS = (Vectors(sizes=sizes) for sizes in ((1,), (1, 1), (16,), (16, 16)))
+ACROSS = Placed("conv1.bias", layouts=(("contiguous", "strided", "contiguous"),))
+INSIDE = Placed("conv1.bias", layouts=(("strided", "contiguous", "contiguous"),))
+
+KNOWN_ISSUES = (
+    KnownIssue(
+        title="optim.SGD(fused=True) leaves full SIMD blocks of 16-bit parameters as they were; spoils their momentum",
+        reference="pytorch/pytorch#191763",
+        affects=on_cpu(torch.bfloat16, torch.float16),
+        fixed=(2, 15),
+        sightings=tuple(
+            sighting(law, fused_block, form="fused", **drawn)
+            for law, drawn in {
+                "optimizer_update_is_right_to_its_roundings": {"drawn": BLOCK, "lr": 0.5},
+                "both_updates_agree_exactly_at_a_power_of_two": {"drawn": BLOCK, "lr": 0.5},
+                "many_steps_on_digits_agree_exactly_at_a_power_of_two": {"case": Case(batch=3), "lr": 1.0},
+                "many_steps_on_digits_are_each_right_to_their_roundings": {"case": Case(batch=3), "lr": 1.0},
+                "a_parameter_without_gradient_is_skipped": {"drawn": BLOCKS, "lr": 0.5, "which": {0}},
+                "every_step_is_right_to_its_roundings": {"drawn": BLOCK, "chosen": PLAIN, "tensor": False},
+                "each_group_keeps_its_own_settings": {"drawn": BLOCKS, "first": PLAIN, "second": PLAIN},
+                "a_learning_rate_may_change_between_steps": {"drawn": BLOCK, "chosen": MOMENTUM, "lr": 0.5},
+                "a_first_gradient_may_come_late": {"drawn": BLOCKS, "chosen": PLAIN},
+                "no_gradient_is_not_a_gradient_of_zero": {"drawn": BLOCKS, "chosen": MOMENTUM},
+                "memory_layouts_change_nothing": {"case": Placed(), "chosen": PLAIN},
+            }.items()
+        ),
+    ),
+    KnownIssue(
+        title="optim.SGD(fused=True) pairs elements by their place in memory where layouts differ",
+        reference=UNREPORTED,
+        affects=on_cpu(),
+        sightings=(sighting("memory_layouts_change_nothing", fused_views, form="fused", case=ACROSS, chosen=PLAIN),),
+    ),
+    KnownIssue(
+        title="optim.SGD(fused=True) writes beside a parameter that is a strided view",
+        reference=UNREPORTED,
+        affects=on_cpu(),
+        sightings=(
+            sighting(
+                "a_step_writes_nothing_beside_its_parameter", fused_views, form="fused", case=INSIDE, chosen=PLAIN
+            ),
+        ),
+    ),
+    KnownIssue(
+        title="optim.SGD(fused=True) with momentum raises where a parameter's first gradient comes late",
+        reference=UNREPORTED,
+        affects=anywhere,
+        sightings=(
+            sighting("a_first_gradient_may_come_late", fused_late, TypeError, form="fused", drawn=TWO, chosen=MOMENTUM),
+        ),
+    ),
+    KnownIssue(
+        title="optim.SGD(foreach=True, nesterov=True) adds the momentum to the gradients themselves",
+        reference=UNREPORTED,
+        affects=anywhere,
+        sightings=(
+            sighting(
+                "a_step_leaves_gradients_as_they_are", foreach_nesterov, form="foreach", drawn=ONE, chosen=NESTEROV
+            ),
+        ),
+    ),
+    KnownIssue(
+        title="an optimizer's load_state_dict shares its buffers with the optimizer that they came from",
+        reference="pytorch/pytorch#196083",
+        affects=anywhere,
+        sightings=tuple(
+            sighting("a_loaded_state_is_the_optimizers_own", always, form=form, drawn=ONE, chosen=MOMENTUM)
+            for form in SGD_FORMS
+        ),
+    ),
+    KnownIssue(
+        title="an optimizer writes its defaults into the group dictionaries that it is given",
+        reference="pytorch/pytorch#51794",
+        affects=anywhere,
+        sightings=(sighting("groups_are_left_as_they_were_given", always, chosen=PLAIN, other=MOMENTUM),),
+    ),
+    KnownIssue(
+        title="all groups of an optimizer share the tensor that is given as their learning rate",
+        reference=UNREPORTED,
+        affects=anywhere,
+        sightings=(sighting("each_group_has_its_own_learning_rate", always, lr=0.5, changed=1.0),),
+    ),
+)
