@@ -71,7 +71,7 @@ class Workload:
 
     def verify_gradients(self) -> None:
         """The gradients that the net holds are within budget."""
-        assert_gradients(self.net, self.exact)
+        assert_gradients(self.net, self.exact.gradients)
 
     def verify_parameters(self, exact: dict[str, Bounded]) -> None:
         """The parameters that the net holds are within budget."""

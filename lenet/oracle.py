@@ -490,6 +490,19 @@ def solve(
         )
 
 
+def loss(
+    logits: Array, targets: Array, precision: Precision, kind: Loss = mse, repeats: int = 1, seed: int = 0
+) -> Bounded:
+    """The loss of logits (N,10) and targets (N,10), each row `repeats` times over, with its budget."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return _bounded(kind(logits[None], targets, _Rounding(precision, seed), repeats)[0], precision)
+
+
+def decisions(parameters: Parameters, images: Array) -> list[NDArray[np.bool_]]:
+    """Which candidate every ReLU and pooling window takes."""
+    return [gate.taken for gate in _forward(_copies(parameters), images, _Rounding(None)).gates]
+
+
 def accumulated(answers: Sequence[Answer], precision: Precision) -> dict[str, Bounded]:
     """
     The gradients of several backward passes added up in `.grad` one after the other.

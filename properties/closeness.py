@@ -7,13 +7,14 @@ be, by how much it misses, and the case. What was judged is counted in `ledger`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from lenet.oracle import THRESHOLD, Answer, Array, Bounded
+from lenet.oracle import THRESHOLD, Array, Bounded
 from lenet.update import Rounded
 from properties.stack import float64, gradients
 
@@ -99,12 +100,12 @@ def assert_within_budget(got: Tensor, exact: Bounded, what: str) -> None:
         )
 
 
-def assert_gradients(net: nn.Module, exact: Answer) -> None:
+def assert_gradients(net: nn.Module, exact: Mapping[str, Bounded]) -> None:
     """Every parameter has a gradient, and it is within budget."""
     got = gradients(net)
-    missing = sorted(exact.gradients.keys() ^ got.keys())
+    missing = sorted(exact.keys() ^ got.keys())
     assert not missing, f"{missing[0]} has no gradient, or is none of the ten parameters"
-    for name, bounded in exact.gradients.items():
+    for name, bounded in exact.items():
         assert_within_budget(got[name], bounded, f"{name}.grad")
 
 

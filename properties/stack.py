@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lenet import oracle
-from lenet.oracle import Answer, Array, Precision
+from lenet.oracle import Answer, Array, Loss, Precision
 from lenet.subject import Subject
 from properties.strategies import Case
 
@@ -98,29 +98,31 @@ class Stack:
         """The mean squared error of the net on the case, with its graph."""
         return F.mse_loss(net(self.images(case)), self.targets(case))
 
-    def exact(self, case: Case, repeats: int = 1) -> Answer:
+    def exact(self, case: Case, repeats: int = 1, loss: Loss = oracle.mse) -> Answer:
         """
         The oracle's answer to the case as this stack sees it (inputs rounded to its dtype), with its budget.
 
         With `repeats`, to a batch in which each of the case's images occurs that often.
         """
-        return _exact(case, self.dtype, repeats)
+        return _exact(case, self, repeats, loss)
+
+    def solve(self, case: Case, images: Tensor, targets: Tensor, loss: Loss, repeats: int = 1) -> Answer:
+        """The oracle's answer to other images and targets, with the case's parameters."""
+        return oracle.solve(
+            {name: float64(self.tensor(value)) for name, value in case.parameters(self.precision).items()},
+            float64(images),
+            float64(targets),
+            self.precision,
+            seed=case.seed,
+            repeats=repeats,
+            loss=loss,
+        )
 
 
 @lru_cache(maxsize=64)
-def _exact(case: Case, dtype: torch.dtype, repeats: int) -> Answer:
-    def rounded(values: Array) -> Array:
-        return float64(torch.tensor(values).to(dtype))
-
-    precision = precision_of(dtype)
-    return oracle.solve(
-        {name: rounded(value) for name, value in case.parameters(precision).items()},
-        rounded(case.pixels(precision)),
-        rounded(case.goals()),
-        precision,
-        seed=case.seed,
-        repeats=repeats,
-    )
+def _exact(case: Case, stack: Stack, repeats: int, loss: Loss) -> Answer:
+    images, targets = stack.tensor(case.pixels(stack.precision)), stack.targets(case)
+    return stack.solve(case, images, targets, loss, repeats)
 
 
 def gradients(net: nn.Module) -> dict[str, Tensor]:
