@@ -26,6 +26,7 @@ class Ledger:
     examples: int = 0
     open: int = 0  # examples in which some number could not be judged
     worst: float = 0.0  # error / budget
+    worst_before: float = 0.0  # the latest example
     drawn: dict[str, Any] = field(default_factory=dict)  # what the latest example was drawn as
     notes: list[str] = field(default_factory=list)  # figures that the law wants stated
     known: list[dict[str, str]] = field(default_factory=list)  # issues that this law shows on this stack
@@ -40,7 +41,11 @@ class Ledger:
     def begin(self, drawn: dict[str, Any]) -> None:
         """Begin a new example."""
         self.examples += 1
-        self.drawn, self.nearest, self.unjudged = drawn, 0.0, False
+        self.drawn, self.nearest, self.unjudged, self.worst_before = drawn, 0.0, False, self.worst
+
+    def forgive(self) -> None:
+        """Let the latest example's error not count: a known issue is its cause."""
+        self.worst, self.nearest = self.worst_before, 0.0
 
     def judged(self, share: Array) -> None:
         """Take note of errors as shares of what is allowed."""

@@ -20,7 +20,7 @@ from lenet.files import set_aside, write_atomically
 from lenet.fingerprint import stamp
 from lenet.oracle import THRESHOLD
 from properties.closeness import ledger
-from properties.known_issues import Sighting, expected
+from properties.known_issues import KnownIssue, Sighting, expected
 from properties.stack import Stack
 from properties.strategies import Case
 
@@ -37,58 +37,61 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        handle = getattr(item.obj, "hypothesis", None) if isinstance(item, pytest.Function) else None
-        if handle and not hasattr(handle.inner_test, "counted"):
-            handle.inner_test = _counted(handle.inner_test)
+        if isinstance(item, pytest.Function) and "stack" in item.fixturenames:
+            if handle := getattr(item.obj, "hypothesis", None):
+                handle.inner_test = _counted(handle.inner_test)
+            else:
+                item.obj = _counted(item.obj)
 
 
 def _counted(law: Callable[..., None]) -> Callable[..., None]:
+    """The law, with each example that it judges entered in the ledger, and forgiven where a known issue covers it."""
+    if hasattr(law, "counted"):  # parametrized laws share one function
+        return law
+
     @functools.wraps(law)
     def counted(*args: Any, **drawn: Any) -> None:
         __tracebackhide__ = True
         ledger.begin({name: value for name, value in drawn.items() if not isinstance(value, Stack)})
         try:
             law(*args, **drawn)
-        except tuple({sighting.raises for sighting in ledger.expected}) as error:
-            if not any(isinstance(error, s.raises) and s.covers(drawn) for s in ledger.expected):
+        except tuple({known.raises for known in ledger.expected}) as error:
+            if not any(isinstance(error, known.raises) and known.covers(drawn) for known in ledger.expected):
                 raise
+            ledger.forgive()
         ledger.open += ledger.unjudged
         if currently_in_test_context():
             target(ledger.nearest, label="error / what is allowed")
 
-    counted.counted = True  # parametrized laws share one function
+    counted.counted = True
     return counted
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Iterator[object]:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
     """Before a law is judged, see that it shows the issues that are known of it on this stack."""
-    __tracebackhide__ = True
-    if pyfuncitem.get_closest_marker("law"):
-        names = inspect.signature(pyfuncitem.obj).parameters
-        arguments = {name: value for name, value in pyfuncitem.callspec.params.items() if name in names}
-        stack = arguments["stack"]
-        shown = []
-        for issue, sighting in expected(pyfuncitem.originalname, stack, arguments):
-            if _shows(pyfuncitem, arguments | sighting.counterexample, sighting):
-                shown.append((issue, sighting))
-            elif stack.subject.spec == "lenet":
-                raise AssertionError(
-                    f"a known issue is gone: {issue.title} ({issue.reference}). This law holds on "
-                    f"{dict(sighting.counterexample)}. End the issue's versions in properties/known_issues.py"
-                )
+    if isinstance(item, pytest.Function) and item.get_closest_marker("law"):
+        arguments = {name: item.funcargs[name] for name in item.callspec.params}
+        issues = expected(item.originalname, arguments["stack"], arguments)
+        shown = [(issue, sighting) for issue, sighting in issues if _shows(item, arguments, issue, sighting)]
         ledger.known = [{"title": issue.title, "reference": issue.reference} for issue, _ in shown]
         ledger.expected = [sighting for _, sighting in shown]
-    return (yield)
 
 
-def _shows(item: pytest.Function, arguments: dict[str, Any], sighting: Sighting) -> bool:
-    """Whether the law fails on these arguments."""
+def _shows(item: pytest.Function, arguments: dict[str, Any], issue: KnownIssue, sighting: Sighting) -> bool:
+    """Whether the law fails on the counterexample; that the reference does not any more is an AssertionError."""
+    __tracebackhide__ = True
     law = getattr(item.obj, "hypothesis", None)
     try:
-        (law.inner_test if law else item.obj)(**arguments)
+        (law.inner_test if law else item.obj)(**arguments | sighting.counterexample)
     except sighting.raises:
+        ledger.forgive()
         return True
+    if arguments["stack"].subject.spec == "lenet":
+        raise AssertionError(
+            f"a known issue is gone: {issue.title} ({issue.reference}). This law holds on "
+            f"{dict(sighting.counterexample)}. End the issue's versions in properties/known_issues.py"
+        )
     return False
 
 
@@ -244,5 +247,5 @@ def _verdict(stack: str, entries: list[dict[str, Any]], violated: set[str]) -> s
     verdict += f", {len(known)} but for known issues," if known else ""
     unjudged = sum(entry["open"] for entry in entries)
     verdict += f" in {examples:,} examples"
-    verdict += f", {unjudged / examples:.2%} of which partly leave the dtype's range" if unjudged else ""
+    verdict += f", {unjudged / examples:.2%} of which could not be judged in full" if unjudged else ""
     return f"{stack}: {verdict}; worst error / budget {worst['worst']:.2g} of {THRESHOLD:g} ({worst['law']})"

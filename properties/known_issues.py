@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 
 from lenet.training import SGD_FORMS
@@ -28,7 +29,7 @@ class Sighting:
     law: str
     counterexample: Mapping[str, Any]  # the law's arguments; on which it fails
     covers: Callable[[Mapping[str, Any]], bool]  # of a law's arguments: whether it may fail on them
-    raises: type[Exception] = AssertionError
+    raises: type[BaseException] = AssertionError
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,19 @@ def anywhere(stack: Stack) -> bool:
     return True
 
 
+def in_dtypes(*dtypes: torch.dtype) -> Callable[[Stack], bool]:
+    """In these dtypes, on every device."""
+    return lambda stack: stack.dtype in dtypes
+
+
 def on_cpu(*dtypes: torch.dtype) -> Callable[[Stack], bool]:
     """On the CPU in these dtypes, in all where none is named."""
     return lambda stack: stack.device.type == "cpu" and (not dtypes or stack.dtype in dtypes)
 
 
-def sighting(law: str, covers: Callable[..., bool], raises: type[Exception] = AssertionError, **drawn: Any) -> Sighting:
+def sighting(
+    law: str, covers: Callable[..., bool], raises: type[BaseException] = AssertionError, **drawn: Any
+) -> Sighting:
     """A sighting by the law of this name; `covers` takes the law's arguments by name."""
     return Sighting(f"test_{law}", drawn, lambda arguments: covers(**arguments), raises)
 
@@ -82,14 +90,19 @@ def fused_views(form: str, case: Placed, **others: Any) -> bool:
     return form == "fused" and not alike
 
 
-def fused_late(form: str, chosen: SGD, **others: Any) -> bool:
-    """Fused, with a momentum buffer that one parameter has and another has not."""
+def fused_momentum(form: str, chosen: SGD, **others: Any) -> bool:
+    """Fused, with a momentum buffer."""
     return form == "fused" and chosen.momentum > 0
 
 
 def foreach_nesterov(form: str, chosen: SGD, **others: Any) -> bool:
     """Where the foreach form has made no copy of the gradients before it adds the momentum."""
     return form == "foreach" and chosen.nesterov and not chosen.weight_decay and not chosen.maximize
+
+
+def interval_changed(changed: int | None, **others: Any) -> bool:
+    """With another growth interval set on the way."""
+    return changed is not None
 
 
 def always(**arguments: Any) -> bool:
@@ -122,6 +135,7 @@ KNOWN_ISSUES = (
                 "a_first_gradient_may_come_late": {"drawn": BLOCKS, "chosen": PLAIN},
                 "no_gradient_is_not_a_gradient_of_zero": {"drawn": BLOCKS, "chosen": MOMENTUM},
                 "memory_layouts_change_nothing": {"case": Placed(), "chosen": PLAIN},
+                "updates_of_integers_are_exact": {"case": Case(weights="integers", images="integers"), "lr": 1.0},
             }.items()
         ),
     ),
@@ -146,7 +160,9 @@ KNOWN_ISSUES = (
         reference=UNREPORTED,
         affects=anywhere,
         sightings=(
-            sighting("a_first_gradient_may_come_late", fused_late, TypeError, form="fused", drawn=TWO, chosen=MOMENTUM),
+            sighting(
+                "a_first_gradient_may_come_late", fused_momentum, TypeError, form="fused", drawn=TWO, chosen=MOMENTUM
+            ),
         ),
     ),
     KnownIssue(
@@ -179,5 +195,78 @@ KNOWN_ISSUES = (
         reference=UNREPORTED,
         affects=anywhere,
         sightings=(sighting("each_group_has_its_own_learning_rate", always, lr=0.5, changed=1.0),),
+    ),
+    KnownIssue(
+        title="optim.SGD(fused=True) takes an uninitialised momentum buffer from a first step that a GradScaler skipped",
+        reference=UNREPORTED,
+        affects=in_dtypes(torch.float32, torch.float64, torch.bfloat16),
+        sightings=(
+            sighting(
+                "a_step_with_infinite_gradients_is_skipped",
+                fused_momentum,
+                form="fused",
+                drawn=ONE,
+                chosen=MOMENTUM,
+                which=0,
+                spoilt=float("inf"),
+            ),
+        ),
+    ),
+    KnownIssue(
+        title="a GradScaler never grows again once its growth interval is set below the steps that it has counted",
+        reference=UNREPORTED,
+        affects=in_dtypes(torch.float32, torch.float64, torch.bfloat16),
+        sightings=(
+            sighting(
+                "the_scale_grows_and_backs_off_as_documented",
+                interval_changed,
+                steps=[True, True],
+                interval=2,
+                changed=1,
+            ),
+        ),
+    ),
+    KnownIssue(
+        title="GradScaler.step takes a closure that is given by position, and steps by scaled gradients",
+        reference=UNREPORTED,
+        affects=in_dtypes(torch.float32, torch.float64, torch.bfloat16),
+        sightings=(
+            sighting(
+                "a_scaler_refuses_what_is_out_of_order", always, pytest.fail.Exception, misuse="closure by position"
+            ),
+        ),
+    ),
+    KnownIssue(
+        title="a network that ran in an autocast region raises in a region of another dtype within it",
+        reference=UNREPORTED,
+        affects=in_dtypes(torch.float32),
+        sightings=(sighting("autocast_regions_nest", always, RuntimeError, case=Case(), outer=True),),
+    ),
+    KnownIssue(
+        title="forward-over-reverse through mse_loss raises: ZeroTensors are immutable",
+        reference="pytorch/pytorch#123996",
+        affects=in_dtypes(torch.float64),
+        sightings=(
+            sighting(
+                "second_derivatives_agree_forward_over_reverse",
+                always,
+                RuntimeError,
+                case=Case(),
+                name="conv1.weight",
+                seed=0,
+            ),
+        ),
+    ),
+    KnownIssue(
+        title="conv2d's weight gradient adds up over the batch in float16, and stands still at 2,048 equal terms",
+        reference=UNREPORTED,
+        affects=on_cpu(torch.float16),
+        sightings=tuple(sighting("counts_in_bulk_are_exact", always, batch=batch) for batch in (4096, 16_384)),
+    ),
+    KnownIssue(
+        title="cross_entropy in float16 is infinite where the sum that it divides is",
+        reference="pytorch/pytorch#85791",
+        affects=on_cpu(torch.float16),
+        sightings=(sighting("the_mean_loss_of_many_rows_is_that_of_one", always, loss="cross-entropy", count=32_768),),
     ),
 )

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 import lenet
-from properties.closeness import assert_gradients
-from properties.stack import Stack
-from properties.strategies import Case, cases
+from lenet import oracle
+from properties.closeness import assert_exact, assert_gradients, assert_within_budget
+from properties.stack import Stack, gradients
+from properties.strategies import LAYOUTS, Case, cases
+from properties.test_exactness import chains, ordinary_cases, scalable
+from properties.test_forward import entropy_targets
 
 
 @given(case=cases())
@@ -27,6 +33,36 @@ def test_gradients_agree_with_the_oracle(stack: Stack, case: Case) -> None:
     stack.loss(net, case).backward()
 
     assert_gradients(net, stack.exact(case).gradients)
+
+
+@pytest.mark.parametrize("targets", ["indices", "probabilities"])
+@given(case=cases())
+def test_cross_entropys_gradients_agree_with_the_oracle(stack: Stack, targets: str, case: Case) -> None:
+    """
+    The gradients of the cross-entropy, (softmax - targets) / N at the logits, lie within budget.
+
+    Rejects: a softmax before the loss that takes its own, a gradient that is not divided by N.
+    """
+    case, goals = entropy_targets(stack, case, targets)
+    net = stack.net(case)
+
+    F.cross_entropy(net(stack.images(case)), goals).backward()
+
+    assert_gradients(net, stack.exact(case, loss=oracle.cross_entropy).gradients)
+
+
+@given(case=cases())
+def test_the_images_gradient_agrees_with_the_oracle(stack: Stack, case: Case) -> None:
+    """
+    The gradient of the loss by every pixel lies within its budget, in every memory layout of the images.
+
+    Rejects: a convolution whose backward pass by its input is another than the one by its weights.
+    """
+    images = stack.images(case).requires_grad_()
+
+    F.mse_loss(stack.net(case)(images), stack.targets(case)).backward()
+
+    assert_within_budget(images.grad, stack.exact(case).by_images, "images.grad")
 
 
 class MeanSquaredError(torch.autograd.Function):
@@ -90,3 +126,77 @@ def _edges_to_leaves(root: Any) -> Counter[int]:
                 seen.add(following)
                 nodes.append(following)
     return edges
+
+
+@given(first=cases(), second=cases())
+def test_the_gradient_of_a_sum_is_the_sum_of_gradients(stack: Stack, first: Case, second: Case) -> None:
+    """
+    Backward of the sum of two losses gives g1 + g2 bit for bit, g1 and g2 being those of each alone.
+
+    Rejects: a graph that is walked twice where two paths meet.
+    """
+    net = stack.net(first)
+    alone = []
+    for case in (first, second):
+        stack.loss(net, case).backward()
+        alone.append(gradients(net))
+        net.zero_grad()
+
+    (stack.loss(net, first) + stack.loss(net, second)).backward()
+
+    for name, gradient in gradients(net).items():
+        assert_exact(gradient, alone[0][name] + alone[1][name], f"{name}.grad")
+
+
+@given(case=ordinary_cases(), exponent=st.integers(-4, 4))
+def test_the_gradient_of_a_scaled_loss_is_scaled(stack: Stack, case: Case, exponent: int) -> None:
+    """
+    Backward of 2**k times the loss gives 2**k g bit for bit: what a GradScaler relies on.
+
+    Rejects: clipping, normalization, anything in the backward pass that is not linear.
+    """
+    case = scalable(stack, case)
+    net = stack.net(case)
+    (net(stack.images(case)) * stack.targets(case)).sum().backward()
+    once = gradients(net)
+    net.zero_grad()
+
+    ((net(stack.images(case)) * stack.targets(case)).sum() * 2.0**exponent).backward()
+
+    for name, gradient in gradients(net).items():
+        assert_exact(gradient, once[name] * 2.0**exponent, f"{name}.grad")
+
+
+@given(seed=st.integers(0, 2**32 - 1), logit=st.integers(0, 9), layout=st.sampled_from(LAYOUTS))
+def test_of_equal_pixels_the_first_has_the_gradient(stack: Stack, seed: int, logit: int, layout: str) -> None:
+    """
+    Where all candidates of the pooling windows are equal, the gradient goes to the first in row-major order.
+
+    So `max_pool2d` does, in every memory layout. Rejects: a gradient that is shared among equals, or goes to the last.
+    """
+    case = Case(weights="one-hot", images="zero", seed=seed, layout=layout)
+    images = (stack.images(case) + 1).requires_grad_()
+    row, column = chains(case)[logit]
+
+    stack.net(case)(images)[0, logit].backward()
+
+    want = torch.zeros_like(images)
+    want[0, 0, row, column] = 1
+    assert_exact(images.grad, want, "images.grad")
+
+
+@given(case=cases(weights=("zero",)))
+def test_at_a_kink_there_is_no_gradient(stack: Stack, case: Case) -> None:
+    """
+    At exactly 0 the derivative of ReLU is 0, the subgradient of least norm: with zero weights only fc3.bias has one.
+
+    https://docs.pytorch.org/docs/stable/notes/autograd.html, "Gradients for non-differentiable functions".
+    Rejects: a derivative of 1 or 1/2 at zero.
+    """
+    net = stack.net(case)
+
+    (net(stack.images(case)) + 1).sum().backward()
+
+    for name, gradient in gradients(net).items():
+        want = torch.full_like(gradient, case.batch if name == "fc3.bias" else 0)
+        assert_exact(gradient, want, f"{name}.grad")
