@@ -408,10 +408,10 @@ def _bounded(copies: Array, precision: Precision, turning: Array | float = 0.0) 
     within = np.isfinite(square) | np.isnan(copies[0])
     variance = np.where(within, square, np.inf).mean(axis=0)
     variance += np.where(within, square, 0.0).sum() / max(1, within.sum())
-    return _in_range(copies[0], np.sqrt(variance + turning), precision)
+    return in_range(copies[0], np.sqrt(variance + turning), precision)
 
 
-def _in_range(value: Array, budget: Array, precision: Precision) -> Bounded:
+def in_range(value: Array, budget: Array, precision: Precision) -> Bounded:
     """The budget is infinite where rounding may carry the value out of the precision's range."""
     beyond = np.abs(value) + THRESHOLD * budget > precision.largest
     return Bounded(value, np.where(beyond, np.inf, budget))
@@ -514,7 +514,7 @@ def accumulated(answers: Sequence[Answer], precision: Precision) -> dict[str, Bo
         for name, more in answer.gradients.items():
             value = total[name].value + more.value
             rounding = (precision.unit * np.abs(value) + precision.underflow) / THRESHOLD
-            total[name] = _in_range(value, total[name].budget + more.budget + rounding, precision)
+            total[name] = in_range(value, total[name].budget + more.budget + rounding, precision)
     return total
 
 
@@ -524,7 +524,7 @@ def updated(parameters: Parameters, answer: Answer, lr: float, precision: Precis
     for name, gradient in answer.gradients.items():
         value = parameters[name] - lr * gradient.value
         roundings = precision.unit * np.hypot(value, lr * gradient.value) + precision.underflow
-        after[name] = _in_range(value, np.hypot(lr * gradient.budget, roundings), precision)
+        after[name] = in_range(value, np.hypot(lr * gradient.budget, roundings), precision)
     return after
 
 
