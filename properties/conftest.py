@@ -53,6 +53,8 @@ def _counted(law: Callable[..., None]) -> Callable[..., None]:
     def counted(*args: Any, **drawn: Any) -> None:
         __tracebackhide__ = True
         ledger.begin({name: value for name, value in drawn.items() if not isinstance(value, Stack)})
+        if not currently_in_test_context() and any(known.covers(drawn) for known in ledger.expected):
+            return  # nothing is drawn: this was its counterexample
         try:
             law(*args, **drawn)
         except tuple({known.raises for known in ledger.expected}) as error:
