@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-FORMAT = 1
+FORMAT = 2
 """Of the JSON files that runs write and the report reads."""
 
 PACKAGES = ("hypothesis", "pytest", "pytest-benchmark", "scikit-learn")

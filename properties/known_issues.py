@@ -197,7 +197,7 @@ KNOWN_ISSUES = (
         sightings=(sighting("each_group_has_its_own_learning_rate", always, lr=0.5, changed=1.0),),
     ),
     KnownIssue(
-        title="optim.SGD(fused=True) takes over an uninitialised momentum buffer when a GradScaler skips the first step",
+        title="optim.SGD(fused=True) keeps an uninitialised momentum buffer when a GradScaler skips its first step",
         reference=UNREPORTED,
         affects=in_dtypes(torch.float32, torch.float64, torch.bfloat16),
         sightings=(

@@ -40,10 +40,11 @@ class Skips16:
 """
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """`pytest` as a user runs it, in a process of its own."""
+def run(*arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """`pytest` as a user runs it, in a process of its own; `path` is where it finds plugins."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
     alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    alone |= {"PYTHONPATH": str(path)} if path else {}
     return subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, check=False)
 
 
@@ -153,4 +154,4 @@ def test_an_earlier_record_is_kept_beside(tmp_path: Path) -> None:
     run(LAW, "--record", str(tmp_path))
 
     assert (tmp_path / "laws.previous.json").read_text() == "earlier"
-    assert json.loads((tmp_path / "laws.json").read_text())["format"] == 1
+    assert json.loads((tmp_path / "laws.json").read_text())["format"] == 2

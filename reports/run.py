@@ -11,7 +11,25 @@ from typing import Any
 
 from lenet.fingerprint import FORMAT
 
-ORDER = ("network", "forward", "gradients", "accumulation", "update", "module", "learning")
+ORDER = (
+    "network",
+    "forward",
+    "exactness",
+    "symmetries",
+    "purity",
+    "layouts",
+    "gradients",
+    "transforms",
+    "accumulation",
+    "update",
+    "optimizer",
+    "module",
+    "training",
+    "learning",
+    "nan",
+    "refusals",
+    "lower_precision",
+)
 WRITERS = {
     "laws.json": "pytest properties --record DIR",
     "benchmarks.json": "pytest benchmarks --record DIR",
@@ -63,6 +81,16 @@ class Law:
     def reasons(self) -> list[str]:
         """Why it was not judged somewhere."""
         return sorted({entry["reason"].removeprefix("Skipped: ") for entry in self.entries if entry["reason"]})
+
+    @property
+    def known(self) -> list[str]:
+        """The known issues that were shown: on the examples that they cover, the law may fail."""
+        return sorted({f"{issue['title']} ({issue['reference']})" for e in self.entries for issue in e["known"]})
+
+    @property
+    def open(self) -> float:
+        """The share of examples that could not be judged in full."""
+        return sum(entry["open"] for entry in self.entries) / max(1, self.examples)
 
     @property
     def examples(self) -> int:
@@ -156,6 +184,12 @@ class Run:
         return sorted(names - {""})
 
     @property
+    def known(self) -> dict[str, list[str]]:
+        """The known issues that were shown, each with the titles of the laws that saw it."""
+        titles = sorted({issue for law in self.laws for issue in law.known})
+        return {title: [law.title for law in self.laws if title in law.known] for title in titles}
+
+    @property
     def notes(self) -> list[str]:
         """Figures that laws wanted stated."""
         return [f"{entry['stack']}: {note}" for law in self.laws for entry in law.entries for note in entry["notes"]]
@@ -168,6 +202,8 @@ class Run:
             counted = f"{len(self.violated)} of {len(self.violated) + len(self.held)} laws violated"
         else:
             counted = f"all {len(self.held)} laws that were judged hold"
+        if self.known:
+            counted += f", but for {len(self.known)} known issue{'s' * (len(self.known) > 1)} of PyTorch's"
         if self.failures:
             counted += f", {len(self.failures)} other failures"
         if not self.finished:

@@ -14,7 +14,7 @@ import pytest
 from reports.__main__ import main
 
 STACK = {"torch": "2.13.0", "python": "3.11", "processor": "Test", "cores": "2"}
-HEAD = {"format": 1, "stack": STACK, "date": "2026-11-22T12:00:00+00:00", "command": "pytest"}
+HEAD = {"format": 2, "stack": STACK, "date": "2026-11-22T12:00:00+00:00", "command": "pytest"}
 LAWS = {"profile": "ci", "threshold": 8.0, "finished": True, "broken": []}
 LINKS = ("src", "href", "xlink:href")
 EVIL = '<script>alert("1")</script> | `x` & co'
@@ -32,7 +32,9 @@ def entry(law: str, outcome: str = "passed", **more: Any) -> dict[str, Any]:
         "stack": "lenet on cpu in float32",
         "outcome": outcome,
         "examples": 30,
+        "open": 0,
         "worst": 1.5,
+        "known": [],
         "seconds": 0.25,
         "notes": [],
         "counterexample": "",
@@ -239,7 +241,7 @@ BAD: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "binary": ("training.json", lambda _: "\x00\x01", "training.json is torn"),
     "foreign": ("benchmarks.json", lambda _: {"hello": 1}, "not a file of this project"),
     "a list": ("benchmarks.json", lambda _: [], "not a file of this project"),
-    "newer": ("laws.json", lambda content: content | {"format": 2}, "format 2, this version reads format 1"),
+    "newer": ("laws.json", lambda content: content | {"format": 3}, "format 3, this version reads format 2"),
     "no laws": ("laws.json", lambda content: content | {"laws": []}, "no law was judged"),
     "all skipped": (
         "laws.json",
@@ -292,3 +294,18 @@ def test_a_missing_file_is_named_with_what_writes_it(
 
     assert main([str(tmp_path)]) == 2
     assert f"{name} is missing: it is written by `" in capsys.readouterr().err
+
+
+def test_known_issues_are_listed_with_the_laws_that_see_them(tmp_path: Path, files: Files) -> None:
+    issue = {"title": f"Steps {EVIL}", "reference": "pytorch/pytorch#1"}
+    files["laws.json"]["laws"] = [entry("test_sums", known=[issue], open=3), entry("test_order")]
+    write(tmp_path, files)
+
+    assert main([str(tmp_path)]) == 0
+    shown, summary = page(tmp_path), (tmp_path / "summary.md").read_text()
+    assert "but for 1 known issue of PyTorch" in shown
+    assert "pytorch/pytorch#1" in shown
+    assert "seen by: sums" in shown
+    assert "10.00 % of the examples could not be judged in full" in shown
+    assert EVIL not in shown
+    assert "known issue: Steps" in summary
