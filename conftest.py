@@ -19,7 +19,7 @@ from properties import strategies
 from properties.stack import Stack
 
 DEFAULT_DEVICES = ("cpu", "cuda")
-DEFAULT_DTYPES = ("float32", "float64")
+DEFAULT_DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 # A case takes as long as its batch is large, so there is no deadline; one counterexample a law is enough. All is
 # written out, because Hypothesis takes what is not from a profile of its own where it finds itself in CI.

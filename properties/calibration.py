@@ -35,12 +35,14 @@ QUANTILES = (0.5, 0.9, 0.99, 0.999, 0.9999, 1.0)
 
 
 def draw(seed: int) -> Case:
-    """A case of equally likely recipes."""
+    """A case of equally likely recipes, and of a batch that is the rarer, the longer it takes."""
     random = np.random.RandomState([seed, 3])
     weights, images, targets, layout = (
         choices[random.randint(len(choices))] for choices in (WEIGHTS, IMAGES, TARGETS, IMAGE_LAYOUTS)
     )
-    return Case(weights, images, targets, BATCHES[random.randint(len(BATCHES))], layout, seed)
+    shares = 1 / (1 + np.array(BATCHES))
+    batch = int(random.choice(BATCHES, p=shares / shares.sum()))
+    return Case(weights, images, targets, batch, layout, seed)
 
 
 def ratios(stack: Stack, case: Case) -> dict[str, float]:
