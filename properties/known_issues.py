@@ -72,6 +72,12 @@ def on_cpu(*dtypes: torch.dtype) -> Callable[[Stack], bool]:
     return lambda stack: stack.device.type == "cpu" and (not dtypes or stack.dtype in dtypes)
 
 
+def bfloat16_instructions(stack: Stack) -> bool:
+    """In bfloat16 on a processor that multiplies it by itself (AVX512_BF16), for which oneDNN has its own kernels."""
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return on_cpu(torch.bfloat16)(stack) and bool(supported())
+
+
 def sighting(
     law: str, covers: Callable[..., bool], raises: type[BaseException] = AssertionError, **drawn: Any
 ) -> Sighting:
@@ -103,6 +109,16 @@ def foreach_nesterov(form: str, chosen: SGD, **others: Any) -> bool:
 def interval_changed(changed: int | None, **others: Any) -> bool:
     """With another growth interval set on the way."""
     return changed is not None
+
+
+def default_kernels(kernels: str, **others: Any) -> bool:
+    """With oneDNN."""
+    return kernels == "default"
+
+
+def nnpack(kernels: str, case: Case, **others: Any) -> bool:
+    """Where PyTorch takes NNPACK: without oneDNN, from 16 images on."""
+    return kernels == "no oneDNN" and case.batch >= 16
 
 
 def always(**arguments: Any) -> bool:
@@ -260,8 +276,68 @@ KNOWN_ISSUES = (
     KnownIssue(
         title="conv2d's weight gradient adds up over the batch in float16, and stands still at 2,048 equal terms",
         reference=UNREPORTED,
-        affects=on_cpu(torch.float16),
+        affects=lambda stack: on_cpu(torch.float16)(stack) and not torch.ops.mkldnn._is_mkldnn_fp16_supported(),
         sightings=(sighting("counts_in_bulk_are_exact", always, batch=4096),),
+    ),
+    KnownIssue(
+        title="conv2d of one channel in bfloat16 carries NaN and infinity one column beyond their receptive field",
+        reference=UNREPORTED,
+        affects=bfloat16_instructions,
+        sightings=(
+            sighting(
+                "nan_fills_exactly_its_receptive_field",
+                default_kernels,
+                kernels="default",
+                case=Case(batch=2),
+                image=0,
+                row=0,
+                column=31,
+            ),
+        ),
+    ),
+    KnownIssue(
+        title="convolutions and linear layers in bfloat16 flush subnormal numbers to zero, some at some batch sizes only",
+        reference=UNREPORTED,
+        affects=bfloat16_instructions,
+        sightings=(
+            sighting(
+                "subnormal_numbers_are_kept",
+                default_kernels,
+                kernels="default",
+                case=Case(weights="one-hot", batch=2),
+                multiple=1,
+            ),
+        ),
+    ),
+    KnownIssue(
+        title="without oneDNN, convolutions of 16 images and more spread NaN and lose subnormals, by NNPACK's transform",
+        reference="pytorch/pytorch#157237",
+        affects=lambda stack: on_cpu(torch.float32)(stack) and torch.backends.nnpack.is_available(),
+        sightings=(
+            sighting(
+                "nan_fills_exactly_its_receptive_field",
+                nnpack,
+                kernels="no oneDNN",
+                case=Case(batch=17),
+                image=0,
+                row=0,
+                column=0,
+            ),
+            sighting(
+                "subnormal_numbers_are_kept",
+                nnpack,
+                kernels="no oneDNN",
+                case=Case(weights="one-hot", batch=17),
+                multiple=1,
+            ),
+            sighting(
+                "the_largest_number_is_kept_and_the_next_is_infinite",
+                nnpack,
+                kernels="no oneDNN",
+                case=Case(weights="one-hot", batch=17),
+                exponent=1,
+            ),
+        ),
     ),
     KnownIssue(
         title="cross_entropy in float16 is infinite where the sum that it divides is",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -128,3 +130,17 @@ def _exact(case: Case, stack: Stack, repeats: int, loss: Loss) -> Answer:
 def gradients(net: nn.Module) -> dict[str, Tensor]:
     """The gradients of a net's parameters by name; those that are None are left out."""
     return {name: p.grad.detach().clone() for name, p in net.named_parameters() if p.grad is not None}
+
+
+@contextmanager
+def uninitialised(poisoned: bool) -> Iterator[None]:
+    """Deterministic mode, in which memory that nobody has written yet is NaN if `poisoned`, and else what it was."""
+    mode = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = poisoned
+    try:
+        yield
+    finally:
+        torch.utils.deterministic.fill_uninitialized_memory = fill
+        torch.use_deterministic_algorithms(mode[0], warn_only=mode[1])

@@ -18,9 +18,9 @@ from lenet.oracle import Answer
 from lenet.training import SGD_FORMS
 from lenet.update import SGD
 from properties.closeness import assert_exact, assert_gradients, assert_within_budget
-from properties.stack import Stack, float64, gradients, precision_of
+from properties.stack import Stack, float64, gradients, precision_of, uninitialised
 from properties.strategies import Case, Vectors, cases, settings, vectors
-from properties.test_optimizer import buffer_of, filled_memory, give_gradients, optimizer_of, parameters_of
+from properties.test_optimizer import buffer_of, give_gradients, optimizer_of, parameters_of
 
 FORM = pytest.mark.parametrize("form", SGD_FORMS)
 LOWER = pytest.mark.parametrize("lower", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
@@ -183,7 +183,7 @@ def test_a_step_with_infinite_gradients_is_skipped(
     of_one = scaled[which % len(scaled)].grad
     of_one[which % len(of_one)] = spoilt
 
-    with filled_memory(True):
+    with uninitialised(True):
         scaler.step(other)
         scaler.update()
     assert scaler.get_scale() == SCALE / 2

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn, optim
 from lenet.training import SGD_FORMS
 from lenet.update import SGD
 from properties.closeness import assert_exact, assert_rounded
-from properties.stack import Stack, float64, lay_out
+from properties.stack import Stack, float64, lay_out, uninitialised
 from properties.strategies import (
     Case,
     Placed,
@@ -434,22 +433,11 @@ def test_a_step_reads_no_uninitialised_memory(stack: Stack, form: str, drawn: Ve
         optimizer = optimizer_of(parameters, chosen, form)
         for step in range(STEPS):
             give_gradients(stack, parameters, drawn, step)
-            with filled_memory(parameters is poisoned):
+            with uninitialised(parameters is poisoned):
                 optimizer.step()
 
     for i, (got, want) in enumerate(zip(poisoned, plain, strict=True)):
         assert_exact(got, want, f"parameter {i}")
-
-
-@contextmanager
-def filled_memory(filled: bool) -> Iterator[None]:
-    """Have PyTorch fill the memory that it reserves with NaN, where asked to."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(filled, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 @FORM
