@@ -296,7 +296,7 @@ KNOWN_ISSUES = (
         ),
     ),
     KnownIssue(
-        title="convolutions and linear layers in bfloat16 flush subnormal numbers to zero, some at some batch sizes only",
+        title="convolutions and linear layers in bfloat16 flush subnormal numbers to zero, some at some batches only",
         reference=UNREPORTED,
         affects=bfloat16_instructions,
         sightings=(
@@ -310,7 +310,7 @@ KNOWN_ISSUES = (
         ),
     ),
     KnownIssue(
-        title="without oneDNN, convolutions of 16 images and more spread NaN and lose subnormals, by NNPACK's transform",
+        title="without oneDNN, convolutions of 16 images and more spread NaN and lose subnormals in NNPACK",
         reference="pytorch/pytorch#157237",
         affects=lambda stack: on_cpu(torch.float32)(stack) and torch.backends.nnpack.is_available(),
         sightings=(
