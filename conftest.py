@@ -22,12 +22,14 @@ DEFAULT_DEVICES = ("cpu", "cuda")
 DEFAULT_DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 # A case takes as long as its batch is large, so there is no deadline; one counterexample a law is enough. All is
-# written out, because Hypothesis takes what is not from a profile of its own where it finds itself in CI.
-COMMON = settings(deadline=None, report_multiple_bugs=False, print_blob=False, phases=set(Phase) - {Phase.explain})
+# written out, because Hypothesis takes what is not from a profile of its own where it finds itself in CI. Examples that
+# press on the budget are sought where there is time for it.
+SEARCH = set(Phase) - {Phase.explain}
+COMMON = settings(deadline=None, report_multiple_bugs=False, print_blob=False, phases=SEARCH - {Phase.target})
 FAILURES = DirectoryBasedExampleDatabase(".hypothesis/examples")
-settings.register_profile("quick", COMMON, max_examples=15, derandomize=False, database=FAILURES)
-settings.register_profile("ci", COMMON, max_examples=30, derandomize=True, database=None)
-settings.register_profile("thorough", COMMON, max_examples=1000, derandomize=False, database=FAILURES)
+settings.register_profile("quick", COMMON, max_examples=10, derandomize=False, database=FAILURES)
+settings.register_profile("ci", COMMON, max_examples=20, derandomize=True, database=None)
+settings.register_profile("thorough", COMMON, phases=SEARCH, max_examples=300, derandomize=False, database=FAILURES)
 settings.load_profile("quick")
 
 STACKS = pytest.StashKey[list[Stack]]()

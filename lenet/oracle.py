@@ -110,7 +110,7 @@ class Answer:
     logits: Bounded  # N,10
     loss: Bounded  # a number
     gradients: dict[str, Bounded]  # of the loss, by each parameter
-    by_images: Bounded  # of the loss, N,1,32,32
+    by_images: Bounded | None  # of the loss, N,1,32,32, where it was asked for
     undecided: bool  # whether rounding could turn a decision
     largest: float  # sum of the squares of a dot product's terms: of integers, no partial sum is larger
 
@@ -159,12 +159,13 @@ class _Rounding:
         scale += np.where(energy > 0, np.sqrt(terms + 1) * sums.underflow + stores * result.underflow, 0.0)
         z = np.broadcast_to(z, (self.replicas + 2, *z.shape[1:])).copy()
         shared = self._shared().reshape(-1, *[1] * (z.ndim - 1))
-        z[1:-1] += scale * (self.random.standard_normal((self.replicas, *z.shape[1:])) + shared)
+        z[1:-1] += scale * (self.random.standard_normal((self.replicas, *z.shape[1:]), np.float32) + shared)
         mantissa, exponent = np.frexp(z[-1])
         z[-1] = np.ldexp(np.round(mantissa / result.unit) * result.unit, exponent)
-        partial = np.sqrt((stores - 1) * energy)
-        if np.max(np.abs(z) + partial, initial=0.0) > result.largest / 2:
+        reach = max(z.max(initial=0.0), -z.min(initial=0.0), np.sqrt(stores * energy.max(initial=0.0)))
+        if reach > result.largest / 4:
             spread = np.sqrt(np.mean((z[1:-1] - z[0]) ** 2, axis=0))
+            partial = np.sqrt((stores - 1) * energy)
             beyond = np.abs(z[0]) + THRESHOLD * spread + partial > result.largest
             z[1:] = np.where(beyond, np.copysign(np.inf, z[0]), z[1:])
         return z
@@ -440,10 +441,10 @@ def _turning(
     apart = {layer: ((turned[layer] - deltas[layer][0]) ** 2).mean(axis=0, keepdims=True) for layer in rows}
     parts = _gradients(apart, {layer: inputs**2 for layer, inputs in rows.items()}, exactly)
     whole = _gradients(turned, rows, exactly)
-    batch = len(doubts[0])
-    squares = {"conv1.weight": p["conv1.weight"] ** 2}
-    parts["images"] = _by_images(squares, apart, batch, exactly)
-    whole["images"] = _by_images(p, turned, batch, exactly)
+    if "images" in gradients:
+        batch, squares = len(doubts[0]), {"conv1.weight": p["conv1.weight"] ** 2}
+        parts["images"] = _by_images(squares, apart, batch, exactly)
+        whole["images"] = _by_images(p, turned, batch, exactly)
     variances = {}
     for name, part in parts.items():
         square = (whole[name] - gradients[name][0]) ** 2
@@ -463,9 +464,12 @@ def solve(
     seed: int = 0,
     repeats: int = 1,
     loss: Loss = mse,
+    by_images: bool = False,
 ) -> Answer:
     """
     Logits, loss and its gradients for images (N,1,32,32) and targets (N,10), with budgets at `precision`.
+
+    The gradient by the images, which training needs not, only with `by_images`.
 
     With `repeats` the loss and gradients are budgeted as those of a batch in which each image occurs that often: the
     same numbers, but sums of that many more terms. So a batch of thousands is judged at the cost of its few images.
@@ -477,14 +481,15 @@ def solve(
         value, delta = loss(run.logits, targets, rounding, repeats)
         deltas = _backward(p, [gate.taken[None] for gate in run.gates], delta, rounding)
         gradients = _gradients(deltas, run.rows, rounding, repeats)
-        gradients["images"] = _by_images(p, deltas, len(images), rounding)
+        if by_images:
+            gradients["images"] = _by_images(p, deltas, len(images), rounding)
         turning = _turning(p, run, deltas, gradients, rounding.random)
         bounded = {name: _bounded(g, precision, turning.get(name, 0.0)) for name, g in gradients.items()}
         return Answer(
             logits=_bounded(run.logits, precision),
             loss=_bounded(value, precision),
             gradients={name: bounded[name] for name in SHAPES},
-            by_images=bounded["images"],
+            by_images=bounded.get("images"),
             undecided=bool(turning),
             largest=rounding.largest,
         )

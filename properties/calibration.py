@@ -47,7 +47,8 @@ def draw(seed: int) -> Case:
 
 def ratios(stack: Stack, case: Case) -> dict[str, float]:
     """The worst error / budget of each tensor: logits, loss, gradients, and the parameters after a step."""
-    answer, net = stack.exact(case), stack.net(case)
+    answer, net = stack.exact(case, by_images=True), stack.net(case)
+    assert answer.by_images is not None
     before = {name: float64(p).copy() for name, p in net.named_parameters()}
     images = stack.images(case).requires_grad_()
     logits = net(images)
@@ -68,7 +69,7 @@ def _measure(job: tuple[str, int]) -> tuple[Case, dict[str, float], bool]:
     torch.set_num_threads(1)
     stack = Stack(subject.load("lenet"), torch.device("cpu"), getattr(torch, dtype))
     case = draw(seed)
-    return case, ratios(stack, case), stack.exact(case).undecided
+    return case, ratios(stack, case), stack.exact(case, by_images=True).undecided
 
 
 def calibrate(dtype: str, cases: int, first: int) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def calibrate(dtype: str, cases: int, first: int) -> dict[str, Any]:
 def main() -> None:
     """Calibrate as the options say."""
     parser = argparse.ArgumentParser(prog="python -m properties.calibration", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--cases", type=int, default=25_000, help="cases a dtype (default %(default)s)")
+    parser.add_argument("--cases", type=int, default=10_000, help="cases a dtype (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the first case's seed (default %(default)s)")
     parser.add_argument("--dtype", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="default: all")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="where to write the distribution")

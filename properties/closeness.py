@@ -74,10 +74,12 @@ def assert_rounded(got: Tensor, exact: Rounded, what: str) -> None:
     __tracebackhide__ = True
     numbers = float64(got)
     _assert_shape(numbers.shape, exact.high.shape, what)
-    missed = exact.missed(numbers)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ledger.judged(np.nan_to_num(missed / exact.error, nan=0.0))
-    wrong = ~((missed <= exact.error) | (np.isnan(numbers) & np.isnan(exact.high)))
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        missed = exact.missed(numbers)
+        known = np.isfinite(exact.error)  # what comes of infinite operands is judged where they come from
+        ledger.judged(np.nan_to_num(np.where(known, missed / exact.error, 0.0), nan=0.0))
+    ledger.unjudged |= not known.all()
+    wrong = known & ~(missed <= exact.error)
     if wrong.any():
         excess = np.nan_to_num(missed - exact.error, nan=np.inf)
         at = np.unravel_index(np.where(wrong, excess, -1.0).argmax(), wrong.shape)

@@ -100,15 +100,17 @@ class Stack:
         """The mean squared error of the net on the case, with its graph."""
         return F.mse_loss(net(self.images(case)), self.targets(case))
 
-    def exact(self, case: Case, repeats: int = 1, loss: Loss = oracle.mse) -> Answer:
+    def exact(self, case: Case, repeats: int = 1, loss: Loss = oracle.mse, by_images: bool = False) -> Answer:
         """
         The oracle's answer to the case as this stack sees it (inputs rounded to its dtype), with its budget.
 
         With `repeats`, to a batch in which each of the case's images occurs that often.
         """
-        return _exact(case, self, repeats, loss)
+        return _exact(case, self, loss, repeats, by_images)
 
-    def solve(self, case: Case, images: Tensor, targets: Tensor, loss: Loss, repeats: int = 1) -> Answer:
+    def solve(
+        self, case: Case, images: Tensor, targets: Tensor, loss: Loss, repeats: int = 1, by_images: bool = False
+    ) -> Answer:
         """The oracle's answer to other images and targets, with the case's parameters."""
         return oracle.solve(
             {name: float64(self.tensor(value)) for name, value in case.parameters(self.precision).items()},
@@ -118,13 +120,14 @@ class Stack:
             seed=case.seed,
             repeats=repeats,
             loss=loss,
+            by_images=by_images,
         )
 
 
 @lru_cache(maxsize=64)
-def _exact(case: Case, stack: Stack, repeats: int, loss: Loss) -> Answer:
+def _exact(case: Case, stack: Stack, loss: Loss, repeats: int, by_images: bool) -> Answer:
     images, targets = stack.tensor(case.pixels(stack.precision)), stack.targets(case)
-    return stack.solve(case, images, targets, loss, repeats)
+    return stack.solve(case, images, targets, loss, repeats, by_images)
 
 
 def gradients(net: nn.Module) -> dict[str, Tensor]:

@@ -51,13 +51,14 @@ def test_integers_are_exact(stack: Stack, case: Case) -> None:
     Rejects: an algorithm that transforms its operands (Winograd, FFT), a lower precision, one misplaced element.
     """
     case = summable(stack, case)
-    exact = stack.exact(case, loss=oracle.dot)
+    exact = stack.exact(case, loss=oracle.dot, by_images=True)
     net, images = stack.net(case), stack.images(case).requires_grad_()
 
     logits = net(images)
     (logits * stack.targets(case)).sum().backward()
 
     assert_exact(logits, stack.tensor(exact.logits.value), "logits")
+    assert exact.by_images is not None
     assert_exact(images.grad, stack.tensor(exact.by_images.value), "images.grad")
     for name, gradient in gradients(net).items():
         assert_exact(gradient, stack.tensor(exact.gradients[name].value), f"{name}.grad")

@@ -58,11 +58,12 @@ def test_the_images_gradient_agrees_with_the_oracle(stack: Stack, case: Case) ->
 
     Rejects: a convolution whose backward pass by its input is another than the one by its weights.
     """
-    images = stack.images(case).requires_grad_()
+    images, exact = stack.images(case).requires_grad_(), stack.exact(case, by_images=True).by_images
+    assert exact is not None
 
     F.mse_loss(stack.net(case)(images), stack.targets(case)).backward()
 
-    assert_within_budget(images.grad, stack.exact(case).by_images, "images.grad")
+    assert_within_budget(images.grad, exact, "images.grad")
 
 
 class MeanSquaredError(torch.autograd.Function):

@@ -15,7 +15,7 @@ from properties.closeness import ledger
 from properties.stack import Stack, float64
 from properties.strategies import Case
 
-SETTINGS = Settings(epochs=4)
+SETTINGS = Settings(epochs=2)
 CASE = Case(seed=0)  # the initial parameters
 
 
