@@ -48,6 +48,7 @@ class SGD:
     nesterov: bool = False
     maximize: bool = False
 
+    @np.errstate(invalid="ignore", over="ignore")  # infinite gradients have no exact update
     def step(
         self, parameter: Array, gradient: Array, buffer: Array | None, precision: Precision
     ) -> tuple[Rounded, Rounded | None]:
