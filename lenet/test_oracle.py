@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from torch.nn.functional import mse_loss
+from torch.nn.functional import cross_entropy, mse_loss
 
 from lenet import Net, digits, oracle
 from lenet.oracle import PRECISIONS, SHAPES, THRESHOLD, Array, Bounded
@@ -112,6 +112,63 @@ def test_without_budget_only_the_exact_number_will_do() -> None:
 
     assert exact.ratio(np.array([0.0, np.nan, np.inf, 1.0])).tolist() == [0, 0, 0, 0]
     assert exact.ratio(np.array([1e-300, 0.0, -np.inf, np.nan])).tolist() == [np.inf] * 4
+
+
+@pytest.mark.parametrize("loss", [oracle.mse, oracle.cross_entropy, oracle.dot, oracle.scaled(oracle.mse, 0.25)])
+def test_every_loss_has_torchs_gradients(
+    net: Net, parameters: dict[str, Array], batch: tuple[Array, Array], loss: oracle.Loss
+) -> None:
+    answer = oracle.solve(parameters, *batch, PRECISIONS["float64"], loss=loss, by_images=True)
+    images, targets = (torch.from_numpy(part) for part in batch)
+    logits = net(images.requires_grad_())
+    losses: dict[oracle.Loss, torch.Tensor] = {
+        oracle.mse: mse_loss(logits, targets),
+        oracle.cross_entropy: cross_entropy(logits, targets),
+        oracle.dot: (logits * targets).sum(),
+    }
+    by_torch = losses.get(loss, mse_loss(logits, targets) / 4)
+    *gradients, by_images = torch.autograd.grad(by_torch, [*net.parameters(), images])
+
+    assert answer.by_images is not None
+    assert answer.loss.ratio(by_torch.detach().numpy()).max() <= THRESHOLD
+    assert answer.by_images.ratio(by_images.numpy()).max() <= THRESHOLD
+    for name, gradient in zip(SHAPES, gradients, strict=True):
+        assert answer.gradients[name].ratio(gradient.numpy()).max() <= THRESHOLD
+
+
+def test_an_exact_loss_of_integers_knows_its_largest_sum(batch: tuple[Array, Array]) -> None:
+    parameters = {name: np.zeros(shape) for name, shape in SHAPES.items()} | {"fc3.bias": np.full(10, 3.0)}
+
+    answer = oracle.solve(parameters, *batch, PRECISIONS["float32"], loss=oracle.dot)
+
+    assert answer.largest == 3 * 3.0**2  # three images, each with one target of one
+
+
+@pytest.mark.parametrize(("scale", "open"), [(1.0, 0.0), (2.0**13, 1.0)])
+def test_what_may_leave_the_range_has_an_infinite_budget(
+    parameters: dict[str, Array], batch: tuple[Array, Array], scale: float, open: float
+) -> None:
+    """Of float16: logits of some 1,000 are in range, their squares are not."""
+    large = parameters | {"fc3.bias": parameters["fc3.bias"] + scale}
+
+    answer = oracle.solve(large, *batch, PRECISIONS["float16"])
+
+    assert np.isinf(answer.loss.budget).mean() == open
+    assert np.isfinite(answer.logits.budget).all()
+    assert answer.loss.ratio(np.array(np.inf)) == (np.inf if not open else 0)
+
+
+def test_accumulated_gradients_are_sums_with_a_rounding_each(
+    parameters: dict[str, Array], batch: tuple[Array, Array]
+) -> None:
+    answer = oracle.solve(parameters, *batch, PRECISIONS["bfloat16"])
+
+    twice = oracle.accumulated([answer, answer], PRECISIONS["bfloat16"])
+
+    for name, gradient in answer.gradients.items():
+        assert np.array_equal(twice[name].value, 2 * gradient.value)
+        assert (twice[name].budget >= 2 * gradient.budget).all()
+        assert (twice[name].budget <= 2 * gradient.budget + 2.0**-8 * np.abs(gradient.value) + 1e-30).all()
 
 
 def test_the_oracle_learns(parameters: dict[str, Array], batch: tuple[Array, Array]) -> None:
