@@ -85,6 +85,11 @@ def sighting(
     return Sighting(f"test_{law}", drawn, lambda arguments: covers(**arguments), raises)
 
 
+def fused(form: str, **others: Any) -> bool:
+    """In the fused form."""
+    return form == "fused"
+
+
 def fused_block(form: str, drawn: Vectors | None = None, **others: Any) -> bool:
     """Fused, with a parameter of at least a SIMD block: 8 elements on the narrowest processor of the report."""
     return form == "fused" and (drawn is None or max(drawn.sizes) >= 8)
@@ -170,6 +175,12 @@ KNOWN_ISSUES = (
                 "a_step_writes_nothing_beside_its_parameter", fused_views, form="fused", case=INSIDE, chosen=PLAIN
             ),
         ),
+    ),
+    KnownIssue(
+        title="optim.SGD(fused=True) changes parameters unseen by autograd: older graphs silently use the new ones",
+        reference=UNREPORTED,
+        affects=on_cpu(),
+        sightings=(sighting("a_graph_from_before_a_step_mixes_nothing", fused, form="fused", drawn=ONE, chosen=PLAIN),),
     ),
     KnownIssue(
         title="optim.SGD(fused=True) with momentum raises where a parameter's first gradient comes late",

@@ -157,7 +157,7 @@ def scalable(stack: Stack, case: Case) -> Case:
     """The case; in float16, whose subnormals begin at 2**-14, with integers, so that scaling it stays exact."""
     if stack.dtype is not torch.float16:
         return case
-    return summable(stack, replace(case, weights="pairs", images="integers"))
+    return summable(stack, replace(case, weights="pairs", images="integers", targets="integers"))
 
 
 def ordinary_cases() -> st.SearchStrategy[Case]:

@@ -471,3 +471,29 @@ def test_a_closure_is_evaluated_once_and_its_loss_returned(
     assert_exact(loss, expected, "loss")
     for (name, parameter), right in zip(net.named_parameters(), twin.parameters(), strict=True):
         assert_exact(parameter, right, name)
+
+
+@FORM
+@given(drawn=vectors(), chosen=settings())
+def test_a_graph_from_before_a_step_mixes_nothing(stack: Stack, form: str, drawn: Vectors, chosen: SGD) -> None:
+    """
+    Backward through a graph that is older than a step raises RuntimeError, or gives the gradient as of before the step.
+
+    Rejects: parameters changed behind autograd's back, so that saved weights are silently the new ones.
+    """
+    parameters = parameters_of(stack, drawn)
+    optimizer = optimizer_of(parameters, chosen, form)
+    factors = [torch.ones_like(parameter, requires_grad=True) for parameter in parameters]
+    product = torch.stack([(p * f).sum() for p, f in zip(parameters, factors, strict=True)]).sum()
+    before = [parameter.detach().clone() for parameter in parameters]
+
+    give_gradients(stack, parameters, drawn, 0)
+    optimizer.step()
+    try:
+        product.backward()
+    except RuntimeError as error:
+        assert "modified by an inplace operation" in str(error)
+        return
+
+    for i, (factor, old) in enumerate(zip(factors, before, strict=True)):
+        assert_exact(factor.grad, old, f"the gradient that parameter {i} was saved for")

@@ -36,7 +36,7 @@ Tensors: TypeAlias = Mapping[str, Tensor]
 """By parameter; of gradients, those that are not None."""
 
 STEPS = 12
-"""Steps of one run: a fault shows after two to five of them, and among twelve most kinds of step meet each other."""
+"""Steps of one run: sixteen faults that this was tried on show in one to eight, if these are the right ones."""
 
 KEPT = 3
 """Graphs, and nets left behind, that a run holds on to: enough to tell the latest from the one before."""
@@ -207,33 +207,14 @@ class Training(RuleBasedStateMachine):
     @precondition(lambda self: self.graphs)
     @rule(which=st.integers(0, KEPT - 1), retain=st.booleans())
     def backward(self, which: int, retain: bool) -> None:
-        """
-        Each pass through a graph adds its gradient again, to every parameter that is not frozen by now.
-
-        Where the graph was freed, or no parameter was trained, it raises RuntimeError and changes nothing. Where the
-        parameters have changed since, it adds the gradient as of before, or raises: which of the two depends on what
-        the graph has saved, and some may be added before it raises, but never a mixture of old and new.
-        """
-        graph = self.graphs[-1 - which % len(self.graphs)]
-        self.steps.append(f"backward of {graph.name}, which is {graph.now}, retain_graph={retain}")
-        before, after = self.state.gradients, plus(self.state.gradients, self.due(graph))
-
-        raised = complaint(graph.loss, retain)
-
-        assert re.search(RAISED[graph.now], raised), f"backward of a {graph.now} graph raised {raised or 'nothing'}"
-        if graph.now == "stale":
-            self.graphs.remove(graph)
-            after = partly(gradients(self.net), before, after) if raised else after
-        if graph.now != "gone":
-            self.state = replace(self.state, gradients=after)
-        if not retain:
-            graph.now = "gone"
+        """Any graph may be gone through again, also one that was freed."""
+        self.go_through(self.graphs[-1 - which % len(self.graphs)], retain)
 
     @rule(case=batches(), retain=st.booleans())
     def forward_and_backward(self, case: Case, retain: bool) -> None:
         """The two together, as they mostly are."""
         self.forward(case)
-        self.backward(0, retain)
+        self.go_through(self.graphs[-1], retain)
 
     @precondition(lambda self: self.state.gradients)
     @rule(to_none=st.booleans())
@@ -360,6 +341,28 @@ class Training(RuleBasedStateMachine):
         parameters = {name: float64(value) for name, value in self.state.parameters.items()}
         return oracle.solve(parameters, images, targets, self.stack.precision, seed=case.seed)
 
+    def go_through(self, graph: Graph, retain: bool) -> None:
+        """
+        Each pass through a graph adds its gradient again, to every parameter that is not frozen by now.
+
+        Where the graph was freed, or no parameter was trained, it raises RuntimeError and changes nothing. Where the
+        parameters have changed since, it adds the gradient as of before, or raises: which of the two depends on what
+        the graph has saved, and some may be added before it raises, but never a mixture of old and new.
+        """
+        self.steps.append(f"backward of {graph.name}, which is {graph.now}, retain_graph={retain}")
+        before, after = self.state.gradients, plus(self.state.gradients, self.due(graph))
+
+        raised = complaint(graph.loss, retain)
+
+        assert re.search(RAISED[graph.now], raised), f"backward of a {graph.now} graph raised {raised or 'nothing'}"
+        if graph.now == "stale":
+            self.graphs.remove(graph)
+            after = partly(gradients(self.net), before, after) if raised else after
+        if graph.now != "gone":
+            self.state = replace(self.state, gradients=after)
+        if not retain:
+            graph.now = "gone"
+
     def due(self, graph: Graph) -> Tensors:
         """What a pass through the graph adds: frozen parameters are given nothing."""
         return {name: gradient for name, gradient in graph.gradient.items() if name in self.state.trained}
@@ -388,15 +391,18 @@ class Training(RuleBasedStateMachine):
 
     def age_graphs(self, changed: Iterable[str]) -> None:
         """
-        After a change of parameters the graphs are stale, if autograd has counted it.
+        After a change of parameters the graphs are stale, if autograd has counted it; the latest is tried at once.
 
         If not, backward may give anything. So it is after a change of `.data`, and, with torch 2.13.0, a fused step.
         """
         counted = counts(self.net)
         if any(counted[name] == self.counted[name] for name in changed):
             self.forget_graphs()
-        for graph in self.graphs:
-            graph.now = "gone" if graph.now == "gone" else "stale"
+        good = [graph for graph in self.graphs if graph.now == "good"]
+        for graph in good:
+            graph.now = "stale"
+        if good:
+            self.go_through(good[-1], retain=False)
 
     def forget_graphs(self) -> None:
         """Nothing can be said of the graphs any more, but that those that are gone stay so."""
@@ -409,7 +415,7 @@ def test_training_in_any_order_keeps_to_the_model(stack: Stack) -> None:
 
     Forward, backward through graphs new, kept, freed and older than an update, zero_grad, updates by hand and by
     `optim.SGD`, train_step, save and load, deepcopy, freezing, dtypes. Rejects: a gradient that is overwritten, lost or
-    given to a frozen parameter, what is shared by copies, a parameter that an update leaves out, state that is hidden.
+    given to a frozen parameter, what copies share, a parameter that an update leaves out, state kept between steps.
     """
     ledger.examples = 0  # the runs are counted, not the law's one call
     # A partial, because Hypothesis tells one machine's examples from another's by what it is made with: the stack.
