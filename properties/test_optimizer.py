@@ -492,7 +492,8 @@ def test_a_graph_from_before_a_step_mixes_nothing(stack: Stack, form: str, drawn
     try:
         product.backward()
     except RuntimeError as error:
-        assert "modified by an inplace operation" in str(error)
+        if "modified by an inplace operation" not in str(error):
+            raise
         return
 
     for i, (factor, old) in enumerate(zip(factors, before, strict=True)):
