@@ -29,7 +29,7 @@ COMMON = settings(deadline=None, report_multiple_bugs=False, print_blob=False, p
 FAILURES = DirectoryBasedExampleDatabase(".hypothesis/examples")
 settings.register_profile("quick", COMMON, max_examples=10, derandomize=False, database=FAILURES)
 settings.register_profile("ci", COMMON, max_examples=20, derandomize=True, database=None)
-settings.register_profile("thorough", COMMON, phases=SEARCH, max_examples=300, derandomize=False, database=FAILURES)
+settings.register_profile("thorough", COMMON, phases=SEARCH, max_examples=250, derandomize=False, database=FAILURES)
 settings.load_profile("quick")
 
 STACKS = pytest.StashKey[list[Stack]]()
