@@ -156,7 +156,6 @@ KNOWN_ISSUES = (
                 "a_first_gradient_may_come_late": {"drawn": BLOCKS, "chosen": PLAIN},
                 "no_gradient_is_not_a_gradient_of_zero": {"drawn": BLOCKS, "chosen": MOMENTUM},
                 "memory_layouts_change_nothing": {"case": Placed(), "chosen": PLAIN},
-                "updates_of_integers_are_exact": {"case": Case(weights="integers", images="integers"), "lr": 1.0},
             }.items()
         ),
     ),

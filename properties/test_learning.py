@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 
 from lenet import digits, oracle
 from lenet.digits import Digits, one_hot
@@ -25,9 +26,12 @@ def test_training_on_digits_learns_what_the_oracle_learns(stack: Stack) -> None:
 
     The oracle trains in float64 from the same parameters on the same batches. Thousands of steps carry rounding far,
     so a digit counts where the oracle's two best scores are further apart than rounding carries them: twice THRESHOLD
-    times the drift between the oracle's run and the same runs disturbed. Where most digits do not count, as in
-    bfloat16, the law says nothing. Rejects: whatever goes wrong only in the long run.
+    times the drift between the oracle's run and the same runs disturbed. Where most digits do not count the law says
+    nothing, as in 16 bits: 39 % of them would in float16, none in bfloat16. Rejects: whatever goes wrong only in the
+    long run.
     """
+    if stack.dtype in (torch.float16, torch.bfloat16):
+        pytest.skip("inconclusive: over so many steps rounding in 16 bits decides most digits")
     data = _on(stack, digits.load())
     net = stack.net(CASE)
     exact, losses = _oracle_run(stack, data)
