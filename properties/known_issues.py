@@ -40,7 +40,7 @@ class KnownIssue:
     reference: str
     affects: Callable[[Stack], bool]
     sightings: tuple[Sighting, ...]
-    since: tuple[int, int] = (2, 5)  # the first version that we saw it in
+    since: tuple[int, int] = (2, 13)  # the first version that we saw it in; earlier ones were mostly not tried
     fixed: tuple[int, int] | None = None  # the first version that no longer has it
 
 
@@ -141,6 +141,7 @@ KNOWN_ISSUES = (
         title="optim.SGD(fused=True) leaves full SIMD blocks of 16-bit parameters as they were; spoils their momentum",
         reference="pytorch/pytorch#191763",
         affects=on_cpu(torch.bfloat16, torch.float16),
+        since=(2, 5),
         fixed=(2, 15),
         sightings=tuple(
             sighting(law, fused_block, form="fused", **drawn)
