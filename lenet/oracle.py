@@ -163,10 +163,11 @@ class _Rounding:
         mantissa, exponent = np.frexp(z[-1])
         z[-1] = np.ldexp(np.round(mantissa / result.unit) * result.unit, exponent)
         reach = max(z.max(initial=0.0), -z.min(initial=0.0), np.sqrt(stores * energy.max(initial=0.0)))
-        if reach > result.largest / 4:
+        if reach > result.largest / 4 or np.sqrt((terms + 1) * energy.max(initial=0.0)) > sums.largest:
             spread = np.sqrt(np.mean((z[1:-1] - z[0]) ** 2, axis=0))
             partial = np.sqrt((stores - 1) * energy)
             beyond = np.abs(z[0]) + THRESHOLD * spread + partial > result.largest
+            beyond |= np.sqrt((terms + 1) * energy) > sums.largest  # by Cauchy-Schwarz, no partial sum is larger
             z[1:] = np.where(beyond, np.copysign(np.inf, z[0]), z[1:])
         return z
 
