@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 
 from lenet import oracle
-from lenet.oracle import SHAPES, Answer, Array, Bounded
+from lenet.oracle import SHAPES, Array, Bounded
 from properties.closeness import assert_exact, assert_gradients, assert_within_budget, ledger
 from properties.stack import Stack, float64, gradients
 from properties.strategies import Case, cases
@@ -196,17 +196,12 @@ def test_per_sample_gradients_add_up_to_the_batchs(stack: Stack, case: Case) -> 
     images, targets = stack.images(case), stack.targets(case)
     own = vmap(grad(sample_loss), (None, 0, 0))(parameters, images, targets)
 
-    exact = [samples(stack, case, images[i : i + 1], targets[i : i + 1]) for i in range(case.batch)]
+    exact = [stack.solve(case, images[i : i + 1], targets[i : i + 1], oracle.mse) for i in range(case.batch)]
     for name, per_sample in own.items():
         for i, answer in enumerate(exact):
             assert_within_budget(per_sample[i], answer.gradients[name], f"image {i}'s {name}.grad")
         together = oracle.accumulated(exact, stack.precision)[name]
         assert_within_budget(per_sample.sum(dim=0), together, f"the sum of {name}.grad")
-
-
-def samples(stack: Stack, case: Case, image: Tensor, target: Tensor) -> Answer:
-    """The oracle's answer for one image."""
-    return stack.solve(case, image, target, oracle.mse)
 
 
 @given(case=cases())

@@ -54,7 +54,7 @@ def test_manual_update_is_right_to_its_roundings(stack: Stack, drawn: Vectors, l
     """
     `sgd_update` makes every element weight - lr * gradient, within the three roundings that this takes.
 
-    Parameters of 1 to 100 elements, below, at and above SIMD widths. Rejects: another sign, lr squared or doubled, a
+    Parameters of 1 to 48,000 elements, below, at and above SIMD widths. Rejects: another sign, lr squared or doubled, a
     hidden decay, full blocks or tails left out, a lower precision.
     """
     before, after = parameters_of(stack, drawn), parameters_of(stack, drawn)
