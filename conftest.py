@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,9 @@ FAILURES = DirectoryBasedExampleDatabase(".hypothesis/examples")
 settings.register_profile("quick", COMMON, max_examples=10, derandomize=False, database=FAILURES)
 settings.register_profile("ci", COMMON, max_examples=20, derandomize=True, database=None)
 settings.register_profile("thorough", COMMON, phases=SEARCH, max_examples=250, derandomize=False, database=FAILURES)
+KILL = settings(COMMON, derandomize=True, database=None, phases={Phase.explicit, Phase.generate})  # nothing is reduced
+settings.register_profile("kills", KILL, max_examples=20)  # of a mutant by the law that it names: the examples of ci
+settings.register_profile("mutants", KILL, max_examples=5)  # by all laws: as many as there is time for
 settings.load_profile("quick")
 
 STACKS = pytest.StashKey[list[Stack]]()
@@ -120,6 +125,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         for device in metafunc.config.stash[ABSENT]
     ]
     metafunc.parametrize("stack", present + skipped, scope="session")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """What a subject replaces of PyTorch is replaced while it is judged."""
+    stack = (
+        item.callspec.params.get("stack") if isinstance(item, pytest.Function) and hasattr(item, "callspec") else None
+    )
+    with stack.subject.installed() if stack else nullcontext():
+        return (yield)
 
 
 def _devices(option: str | None) -> tuple[list[torch.device], list[str]]:

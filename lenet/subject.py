@@ -3,26 +3,30 @@ What is judged: from an option's text to a `Subject`, and a clear refusal of wha
 
 A subject is a module, a file or any object in one of them, `package.module`, `package.module:Name`, `path/to/file.py`
 or `path/to/file.py:Name`. What it does not define is taken from `lenet`. A class derived from `nn.Module` stands for
-`Net`, a function named `sgd_update` or `train_step` for itself.
+`Net`, a function named `sgd_update` or `train_step` for itself. Parts of PyTorch are judged through `replaces`, the
+subject's own implementations by the full names of those whose place they take while it is judged.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import pkgutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from torch import Tensor, nn
 
 import lenet
 
 CONTRACT = ("Net", "sgd_update", "train_step")
+REPLACES = "replaces"
 
 
 class SubjectError(ValueError):
@@ -31,12 +35,25 @@ class SubjectError(ValueError):
 
 @dataclass(frozen=True)
 class Subject:
-    """What is judged: `Net()`, `sgd_update(parameters, lr)` and `train_step(net, images, targets, lr)`."""
+    """
+    What is judged: `Net()`, `sgd_update(parameters, lr)` and `train_step(net, images, targets, lr)`.
+
+    With what it puts in PyTorch's place, such as `{"torch.optim.SGD": MySGD}`.
+    """
 
     spec: str
     Net: Callable[[], nn.Module]
     sgd_update: Callable[[Iterable[nn.Parameter], float], None]
     train_step: Callable[[nn.Module, Tensor, Tensor, float], Tensor]
+    replaces: Mapping[str, Callable[..., Any]] = field(default_factory=dict, hash=False)
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """While this lasts, what the subject replaces of PyTorch is replaced, wherever it is looked up by its name."""
+        with ExitStack() as replaced:
+            for name, part in self.replaces.items():
+                replaced.enter_context(mock.patch(name, part))
+            yield
 
 
 def load(spec: str) -> Subject:
@@ -53,7 +70,9 @@ def load(spec: str) -> Subject:
     if "sgd_update" in parts:  # the reference's step, taken with the subject's own update
         parts.setdefault("train_step", partial(lenet.train_step, update=parts["sgd_update"]))
     subject = Subject(spec, **{part: getattr(lenet, part) for part in CONTRACT} | parts)
-    _check(subject)
+    _check_replaces(subject)
+    with subject.installed():
+        _check(subject)
     return subject
 
 
@@ -105,9 +124,28 @@ def _parts(spec: str, found: Any) -> dict[str, Any]:
         return {"Net": found}
     if getattr(found, "__name__", None) in CONTRACT and callable(found):
         return {found.__name__: found}
-    if parts := {name: getattr(found, name) for name in CONTRACT if hasattr(found, name)}:
+    if parts := {name: getattr(found, name) for name in (*CONTRACT, REPLACES) if hasattr(found, name)}:
         return parts
-    raise SubjectError(f"--subject {spec}: defines none of {', '.join(CONTRACT)}, and is no nn.Module class")
+    wanted = ", ".join((*CONTRACT, REPLACES))
+    raise SubjectError(f"--subject {spec}: defines none of {wanted}, and is no nn.Module class")
+
+
+def _check_replaces(subject: Subject) -> None:
+    """Refuse to replace what PyTorch does not have, or by what cannot be called."""
+    if not isinstance(subject.replaces, Mapping):
+        raise SubjectError(f"--subject {subject.spec}: its replaces is no mapping from a name to an implementation")
+    for name, part in subject.replaces.items():
+        try:
+            if not name.startswith("torch."):
+                raise ValueError(name)
+            pkgutil.resolve_name(name)
+        except (AttributeError, ImportError, ValueError, TypeError):
+            example = "torch.nn.functional.relu"
+            raise SubjectError(
+                f"--subject {subject.spec}: replaces {name!r}, which is no name like {example}"
+            ) from None
+        if not callable(part):
+            raise SubjectError(f"--subject {subject.spec}: what it replaces {name} by is not callable")
 
 
 def _check(subject: Subject) -> None:

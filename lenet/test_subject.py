@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import lenet
 from lenet import subject
@@ -45,6 +46,24 @@ def train_step(net, images, targets, lr):
     return "stepped"
 
 nothing = object()
+
+def relu(input, inplace=False):
+    return input.clamp(min=0)
+
+class Replacing:
+    replaces = {"torch.nn.functional.relu": relu}
+
+class Misnaming:
+    replaces = {"torch.nn.functional.relo": relu}
+
+class Outside:
+    replaces = {"os.path.join": relu}
+
+class Numbering:
+    replaces = {"torch.nn.functional.relu": 3}
+
+class Listing:
+    replaces = [relu]
 """
 
 
@@ -84,6 +103,16 @@ def test_a_file_or_a_module_alone_brings_what_it_defines(file: Path) -> None:
     assert subject.load("lenet.training").sgd_update is lenet.sgd_update
 
 
+def test_what_a_subject_replaces_is_replaced_while_it_is_judged(file: Path) -> None:
+    mine, theirs = subject.load(f"{file}:Replacing"), F.relu
+
+    with mine.installed():
+        assert F.relu.__module__ == "mine"
+        assert torch.equal(mine.Net()(torch.zeros(1, 1, 32, 32)).isnan(), torch.zeros(1, 10, dtype=torch.bool))
+
+    assert F.relu is theirs
+
+
 def test_a_function_of_the_contract_stands_for_itself(file: Path) -> None:
     mine = subject.load(f"{file}:train_step")
 
@@ -98,7 +127,11 @@ def test_a_function_of_the_contract_stands_for_itself(file: Path) -> None:
         ("no.such.module", "there is no module 'no.such.module'"),
         ("..", "there is no module '..'"),
         ("{file}:Absent", "has no Absent; it defines .*Mine"),
-        ("{file}:nothing", "defines none of Net, sgd_update, train_step, and is no nn.Module class"),
+        ("{file}:nothing", "defines none of Net, sgd_update, train_step, replaces, and is no nn.Module class"),
+        ("{file}:Misnaming", "replaces 'torch.nn.functional.relo', which is no name like torch.nn.functional.relu"),
+        ("{file}:Outside", "replaces 'os.path.join', which is no name like torch.nn.functional.relu"),
+        ("{file}:Numbering", "what it replaces torch.nn.functional.relu by is not callable"),
+        ("{file}:Listing", "its replaces is no mapping"),
         ("{file}:NotCallable", "its Net is not callable"),
         ("{file}:Broken", r"its Net\(\) raised RuntimeError: two lines"),
         ("{file}:Wide", r"fc3.weight \[10, 84\] is missing"),

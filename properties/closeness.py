@@ -24,6 +24,7 @@ class Ledger:
     """What the law under way has judged so far."""
 
     examples: int = 0
+    failed: int = 0  # the example that was the first to violate it
     open: int = 0  # examples in which some number could not be judged
     worst: float = 0.0  # error / budget
     worst_before: float = 0.0  # the latest example

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import currently_in_test_context, target
+from hypothesis.errors import Flaky, StopTest, UnsatisfiedAssumption
 
 from lenet.files import set_aside, write_atomically
 from lenet.fingerprint import stamp
@@ -57,8 +58,11 @@ def _counted(law: Callable[..., None]) -> Callable[..., None]:
             return  # nothing is drawn: this was its counterexample
         try:
             law(*args, **drawn)
-        except tuple({known.raises for known in ledger.expected}) as error:
+        except (UnsatisfiedAssumption, StopTest, pytest.skip.Exception):
+            raise
+        except (Exception, pytest.fail.Exception) as error:
             if not any(isinstance(error, known.raises) and known.covers(drawn) for known in ledger.expected):
+                ledger.failed = ledger.failed or ledger.examples
                 raise
             ledger.forgive()
         ledger.open += ledger.unjudged
@@ -104,7 +108,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         if report.when == "setup":
             ledger.clear()
         if report.when == "call" or (report.when == "setup" and report.outcome != "passed"):
-            entry = _entry(item, report)
+            entry = _entry(item, report) | _failure(item, call)
             report.user_properties.append((PROPERTY, entry))
             if report.outcome == "failed":
                 report.sections.append(("the law", _explanation(entry)))
@@ -133,6 +137,27 @@ def _entry(item: pytest.Function, report: pytest.TestReport) -> dict[str, Any]:
         "reason": report.longrepr[2] if report.outcome == "skipped" else "",
         "command": _command(item) if failed else "",
     }
+
+
+def _failure(item: pytest.Function, call: pytest.CallInfo[None]) -> dict[str, Any]:
+    """How a law fails, and at which of its examples: by its own assertion, or by what happened to it."""
+    if call.excinfo is None or call.excinfo.errisinstance(pytest.skip.Exception):
+        return {"how": "", "failed": 0}
+    error, place = call.excinfo.value, Path(call.excinfo.traceback[-1].path)
+    if isinstance(error, Flaky):
+        how = "flaky"
+    elif isinstance(error, pytest.fail.Exception) and str(error).startswith("Timeout"):
+        how = "timeout"
+    elif isinstance(error, pytest.fail.Exception) or (isinstance(error, AssertionError) and _is_the_judges(place)):
+        how = "assertion"
+    else:
+        how = "crash"
+    return {"how": how, "failed": ledger.failed}
+
+
+def _is_the_judges(place: Path) -> bool:
+    """Whether code there belongs to a law or to what it asserts with, and not to what is judged."""
+    return place.parent == Path(__file__).parent or place.parent.name == "_pytest"
 
 
 def _message(report: pytest.TestReport) -> str:

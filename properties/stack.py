@@ -23,6 +23,11 @@ def float64(tensor: Tensor) -> Array:
     return tensor.detach().to("cpu", torch.float64).numpy()
 
 
+def rounded(values: Array, dtype: torch.dtype) -> Tensor:
+    """The values rounded to a dtype."""
+    return torch.tensor(values).to(dtype)
+
+
 def precision_of(dtype: torch.dtype) -> Precision:
     """What a dtype claims."""
     return oracle.PRECISIONS[str(dtype).removeprefix("torch.")]
@@ -73,7 +78,7 @@ class Stack:
 
     def tensor(self, values: Array) -> Tensor:
         """The values rounded to this stack's dtype, on its device."""
-        return torch.tensor(values).to(self.device, self.dtype)
+        return rounded(values, self.dtype).to(self.device)
 
     def net(self, case: Case) -> nn.Module:
         """The subject's Net with the case's parameters."""
@@ -106,28 +111,35 @@ class Stack:
 
         With `repeats`, to a batch in which each of the case's images occurs that often.
         """
-        return _exact(case, self, loss, repeats, by_images)
+        return _exact(case, self.dtype, loss, repeats, by_images)
 
     def solve(
         self, case: Case, images: Tensor, targets: Tensor, loss: Loss, repeats: int = 1, by_images: bool = False
     ) -> Answer:
         """The oracle's answer to other images and targets, with the case's parameters."""
-        return oracle.solve(
-            {name: float64(self.tensor(value)) for name, value in case.parameters(self.precision).items()},
-            float64(images),
-            float64(targets),
-            self.precision,
-            seed=case.seed,
-            repeats=repeats,
-            loss=loss,
-            by_images=by_images,
-        )
+        return _solve(case, self.dtype, images, targets, loss, repeats, by_images)
 
 
 @lru_cache(maxsize=64)
-def _exact(case: Case, stack: Stack, loss: Loss, repeats: int, by_images: bool) -> Answer:
-    images, targets = stack.tensor(case.pixels(stack.precision)), stack.targets(case)
-    return stack.solve(case, images, targets, loss, repeats, by_images)
+def _exact(case: Case, dtype: torch.dtype, loss: Loss, repeats: int, by_images: bool) -> Answer:
+    images, targets = rounded(case.pixels(precision_of(dtype)), dtype), rounded(case.goals(), dtype)
+    return _solve(case, dtype, images, targets, loss, repeats, by_images)
+
+
+def _solve(
+    case: Case, dtype: torch.dtype, images: Tensor, targets: Tensor, loss: Loss, repeats: int, by_images: bool
+) -> Answer:
+    precision = precision_of(dtype)
+    return oracle.solve(
+        {name: float64(rounded(value, dtype)) for name, value in case.parameters(precision).items()},
+        float64(images),
+        float64(targets),
+        precision,
+        seed=case.seed,
+        repeats=repeats,
+        loss=loss,
+        by_images=by_images,
+    )
 
 
 def gradients(net: nn.Module) -> dict[str, Tensor]:

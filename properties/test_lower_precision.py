@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn, optim
-from torch.amp import GradScaler
+from torch import Tensor, amp, nn, optim
 
 from lenet import oracle
 from lenet.oracle import Answer
@@ -111,9 +110,9 @@ def test_autocast_regions_nest(stack: Stack, case: Case, outer: bool) -> None:
     assert_exact(within, alone, "logits")
 
 
-def scaler_of(stack: Stack, **options: float) -> GradScaler:
+def scaler_of(stack: Stack, **options: float) -> amp.GradScaler:
     """A GradScaler of scale SCALE, ready to step."""
-    scaler = GradScaler(stack.device.type, init_scale=SCALE, **options)
+    scaler = amp.GradScaler(stack.device.type, init_scale=SCALE, **options)
     scaler.scale(torch.zeros((), device=stack.device))
     return scaler
 
@@ -124,7 +123,7 @@ def refuses_float16(stack: Stack) -> None:
         pytest.skip("a GradScaler unscales no float16 gradients, as it says itself")
 
 
-def scale_gradients(parameters: list[nn.Parameter], scaler: GradScaler) -> None:
+def scale_gradients(parameters: list[nn.Parameter], scaler: amp.GradScaler) -> None:
     """What backward of a scaled loss would have left."""
     for parameter in parameters:
         parameter.grad.mul_(scaler.get_scale())
@@ -236,30 +235,30 @@ def test_the_scale_grows_and_backs_off_as_documented(
         assert scaler.get_scale() == scale, f"after step {step + 1}"
 
 
-def unscale_twice(scaler: GradScaler, optimizer: optim.SGD) -> None:
+def unscale_twice(scaler: amp.GradScaler, optimizer: optim.SGD) -> None:
     """The second call would divide once more."""
     scaler.unscale_(optimizer)
     scaler.unscale_(optimizer)
 
 
-def step_twice(scaler: GradScaler, optimizer: optim.SGD) -> None:
+def step_twice(scaler: amp.GradScaler, optimizer: optim.SGD) -> None:
     """The scale may have to change between two steps."""
     scaler.step(optimizer)
     scaler.step(optimizer)
 
 
-def unscale_after_step(scaler: GradScaler, optimizer: optim.SGD) -> None:
+def unscale_after_step(scaler: amp.GradScaler, optimizer: optim.SGD) -> None:
     """The step has unscaled already."""
     scaler.step(optimizer)
     scaler.unscale_(optimizer)
 
 
-def closure_by_position(scaler: GradScaler, optimizer: optim.SGD) -> None:
+def closure_by_position(scaler: amp.GradScaler, optimizer: optim.SGD) -> None:
     """The closure's new gradients would not be unscaled."""
     scaler.step(optimizer, lambda: 0.0)
 
 
-def closure_by_name(scaler: GradScaler, optimizer: optim.SGD) -> None:
+def closure_by_name(scaler: amp.GradScaler, optimizer: optim.SGD) -> None:
     """The same, said otherwise."""
     scaler.step(optimizer, closure=lambda: 0.0)
 

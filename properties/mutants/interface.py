@@ -1,0 +1,1 @@
+"""What a network is given and refuses: shapes, dtypes, devices, targets, states to load."""

@@ -1,0 +1,1 @@
+"""The loss: `nn.MSELoss`, `nn.CrossEntropyLoss` and the targets that they are given."""

@@ -1,0 +1,1 @@
+"""The numbers: precision, particular values, particular batches."""

@@ -1,0 +1,1 @@
+"""`optim.SGD`: momentum, dampening, decay, groups, state."""

@@ -1,0 +1,1 @@
+"""The training step: the order of its six parts, and what is left out."""

@@ -1,0 +1,1 @@
+"""The layers: their number, sizes, strides, biases, weights and registration."""

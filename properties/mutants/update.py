@@ -1,0 +1,1 @@
+"""The update by hand, weight = weight - learning rate * gradient."""
