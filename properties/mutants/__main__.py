@@ -32,7 +32,7 @@ TIMEOUT = 120
 """Seconds that one law may take with one subject; the slowest took 8 on the machine of table.json."""
 
 
-class Broken(RuntimeError):
+class BrokenRunError(RuntimeError):
     """A run of pytest that came to no verdict; the message is what it printed."""
 
 
@@ -54,7 +54,7 @@ def judge(
         record = Path(folder) / "laws.json"
         content = json.loads(record.read_text()) if record.exists() else None
         if content is None or not content["finished"] or content["broken"]:
-            raise Broken(run.stdout)
+            raise BrokenRunError(run.stdout)
         entries: list[dict[str, Any]] = content["laws"]
         return entries
 
@@ -190,7 +190,7 @@ def main() -> int:
     try:
         named = by_named_laws([variant for variant in chosen if variant.law])
         references, entries = ([], []) if options.first_kill else by_all_laws(chosen)
-    except Broken as error:
+    except BrokenRunError as error:
         print(error, file=sys.stderr)
         return 2
     broken, laws = kills(named + entries), {e["law"]: e["group"] for e in references + entries + named}
