@@ -21,6 +21,7 @@ from lenet.files import set_aside, write_atomically
 from lenet.fingerprint import stamp
 from lenet.oracle import THRESHOLD
 from properties.closeness import ledger
+from properties.diagnosis import Diagnosis, diagnose
 from properties.known_issues import KnownIssue, Sighting, expected
 from properties.stack import Stack
 from properties.strategies import Case
@@ -246,6 +247,20 @@ class Record:
                 shown.setdefault(f"{issue['title']} ({issue['reference']})", set()).add(entry["stack"])
         return shown
 
+    @property
+    def diagnoses(self) -> dict[str, Diagnosis]:
+        """Of each rejected subject: in float32, as the mutants were judged, where it breaks anything there."""
+        own: dict[str, list[dict[str, Any]]] = {}
+        for entry in self.judged:
+            own.setdefault(entry["subject"], []).append(entry)
+        found = {}
+        for spec, entries in own.items():
+            float32 = [entry for entry in entries if entry["stack"].endswith(" in float32")]
+            for judged in (float32, entries):
+                if spec not in found and any(entry["outcome"] == "failed" for entry in judged):
+                    found[spec] = diagnose(judged)
+        return found
+
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if not self.entries:
             return
@@ -263,6 +278,10 @@ class Record:
             terminalreporter.write_line(f"known issue: {known}; shown by {', '.join(sorted(stacks))}", yellow=True)
         if not self.judged:
             terminalreporter.write_line("ERROR: nothing was judged", red=True)
+        if diagnoses := self.diagnoses:
+            terminalreporter.write_sep("-", "diagnosis")
+            for spec, diagnosis in diagnoses.items():
+                terminalreporter.write_line("\n".join(diagnosis.lines(spec)))
 
 
 def _verdict(stack: str, entries: list[dict[str, Any]], violated: set[str]) -> str:

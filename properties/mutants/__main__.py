@@ -8,6 +8,7 @@ every law judges all that differ from the reference in a part that it reaches: t
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import shlex
@@ -22,6 +23,7 @@ from typing import Any
 
 from lenet.files import write_atomically
 from lenet.fingerprint import stamp
+from properties.diagnosis import told_right
 from properties.mutants import KINDS, Variant, mutants, twins
 
 Cells = Mapping[str, Iterable[str]]
@@ -133,8 +135,10 @@ def _otherwise(own: Mapping[str, Any]) -> str:
 
 
 def table(chosen: list[Variant], broken: Mapping[str, Any], laws: Mapping[str, str]) -> dict[str, Any]:
-    """What is kept: each law with its group, each variant with what it is and the laws that it broke."""
+    """What is kept: each kind and its place, each law and its group, each variant and the laws that it broke."""
+    places = {kind: (importlib.import_module(f"properties.mutants.{kind}").__doc__ or "").strip() for kind in KINDS}
     return {
+        "kinds": places,
         "laws": dict(sorted(laws.items())),
         "mutants": {variant.spec: _row(variant, broken) for variant in chosen if variant.law},
         "twins": {variant.spec: _row(variant, broken) for variant in chosen if not variant.law},
@@ -197,11 +201,14 @@ def main() -> int:
     judged = [variant for variant in chosen if variant.law or not options.first_kill]
     partial = options.first_kill or options.names
     found = problems(judged, broken, references, set() if partial else set(laws))
+    lines = summary(judged, kills(named))
     if options.output:
         content = stamp(shlex.join(["python", "-m", "properties.mutants", *sys.argv[1:]])) | table(chosen, broken, laws)
+        right, of = told_right(content), len(content["mutants"])
+        lines.append(f"diagnosis: the likeliest place of a mutant by the others is its own for {right} of {of}")
         with write_atomically(options.output) as file:
             file.write(json.dumps(content, indent=1).encode() + b"\n")
-    print("\n".join(summary(judged, kills(named)) + [f"PROBLEM: {line}" for line in found]))
+    print("\n".join(lines + [f"PROBLEM: {line}" for line in found]))
     return 1 if found else 0
 
 
