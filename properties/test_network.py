@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
 import lenet
-from lenet.oracle import SHAPES
+from lenet.oracle import SHAPES, Array
 from properties.closeness import assert_exact
-from properties.stack import Stack
+from properties.stack import Stack, float64
 from properties.strategies import Case, cases
 
 REPR = """\
@@ -25,6 +28,12 @@ Net(
   (fc2): Linear(in_features=120, out_features=84, bias=True)
   (fc3): Linear(in_features=84, out_features=10, bias=True)
 )"""
+
+NETWORKS = 64
+"""New networks to look at, so that there are hundreds of numbers even of conv1's six biases."""
+
+FALSE_ALARM = 1e-12
+"""How probable it may be that a parameter of right distribution is rejected; with the seed fixed, always or never."""
 
 
 @given(case=cases(batches=(1,)))
@@ -46,7 +55,7 @@ def test_each_image_gives_ten_scores(stack: Stack, batch: int, seed: int) -> Non
     """
     N images give N rows of ten scores, for every N, none and odd numbers included.
 
-    Rejects: a fixed batch size, a last row dropped, `view(-1, 400)`.
+    Rejects: a fixed batch size, a last row dropped, a batch of one that loses its dimension.
     """
     logits = stack.logits(Case(batch=batch, seed=seed))
 
@@ -95,7 +104,7 @@ def test_parameters_are_the_tutorials_ten(stack: Stack) -> None:
     """
     `net.parameters()` are ten, by name, order and shape: 61,706 numbers, each of which is trained.
 
-    Rejects: a frozen or tied parameter, another order.
+    Rejects: a frozen parameter, a buffer or plain tensor in its place, another order.
     """
     net = stack.subject.Net()
 
@@ -103,7 +112,55 @@ def test_parameters_are_the_tutorials_ten(stack: Stack) -> None:
     assert [name for name, _ in net.named_parameters()] == list(SHAPES)
     assert sum(p.numel() for p in net.parameters()) == 61_706
     assert all(p.requires_grad and p.is_leaf for p in net.parameters())
-    assert len({p.data_ptr() for p in net.parameters()}) == 10
+
+
+@torch.no_grad()
+def test_no_parameter_lies_over_another(stack: Stack) -> None:
+    """
+    61,706 numbers, written one parameter after the other, can all be read again.
+
+    Rejects: tied parameters, of which one is a view of the other.
+    """
+    parameters = dict(stack.subject.Net().named_parameters())
+    numbers = torch.arange(61_706.0).split([parameter.numel() for parameter in parameters.values()])
+    written = [part.view_as(p).to(p) for part, p in zip(numbers, parameters.values(), strict=True)]
+
+    for parameter, part in zip(parameters.values(), written, strict=True):
+        parameter.copy_(part)
+
+    for (name, parameter), part in zip(parameters.items(), written, strict=True):
+        assert_exact(parameter, part, name)
+
+
+def test_new_networks_begin_uniform_and_independent(stack: Stack) -> None:
+    """
+    A new network's weights and biases are uniform in +-1/sqrt(inputs of a unit), as nn.Conv2d and nn.Linear begin.
+
+    No number is beyond that, and the share of those below x is nowhere further from its right value than the
+    inequality of Dvoretzky, Kiefer and Wolfowitz says of n numbers with Massart's constant (1990, Ann. Probab. 18(3)),
+    P(distance > d) <= 2 exp(-2 n d**2). No two networks begin with the same parameter.
+    Rejects: zeros, constants, equal units, another width, a normal distribution, a seed of the network's own.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        nets = [stack.subject.Net() for _ in range(NETWORKS)]
+
+    for name in SHAPES:
+        numbers = torch.stack([net.get_parameter(name).detach().flatten() for net in nets])  # NETWORKS,n
+        inputs = math.prod(SHAPES[f"{name.split('.')[0]}.weight"][1:])
+        bound = float(torch.tensor(1 / math.sqrt(inputs), dtype=numbers.dtype))
+        largest = float(numbers.abs().max())
+        assert largest <= bound, f"{name} begins with {largest!r}, which is beyond {bound!r}"
+        distance = distance_from_uniform((float64(numbers).ravel() / bound + 1) / 2)
+        allowed = math.sqrt(math.log(2 / FALSE_ALARM) / (2 * numbers.numel()))
+        assert distance <= allowed, f"{name} begins {distance:.3g} from the uniform distribution, {allowed:.3g} allowed"
+        assert len(numbers.unique(dim=0)) == NETWORKS, f"{name} begins the same in two networks"
+
+
+def distance_from_uniform(numbers: Array) -> float:
+    """The largest distance between the numbers' distribution function and that of the uniform one from 0 to 1."""
+    ordered, count = np.sort(numbers), numbers.size
+    return float(max((np.arange(1, count + 1) / count - ordered).max(), (ordered - np.arange(count) / count).max()))
 
 
 def test_repr_is_the_tutorials(stack: Stack) -> None:
