@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -29,6 +29,7 @@ def spread_out(net: nn.Module, layouts: tuple[str, ...]) -> list[Tensor]:
     return frames
 
 
+@example(case=Case(batch=2), layouts=("channels_last",) * len(SHAPES), with_gradient=False, lr=0.5)
 @given(
     case=cases(batches=FEW),
     layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * len(SHAPES)),
