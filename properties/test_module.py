@@ -11,7 +11,7 @@ from torch import nn
 from lenet.oracle import SHAPES
 from properties.closeness import assert_exact
 from properties.stack import Stack
-from properties.strategies import Case, cases
+from properties.strategies import Case, cases, learning_rates
 
 
 def test_an_assigned_parameter_is_registered(stack: Stack) -> None:
@@ -72,3 +72,21 @@ def test_to_a_device_moves_every_parameter(stack: Stack, target: str) -> None:
             assert_exact(parameter.cpu(), before[name], name)
     logits = net(torch.zeros(1, 1, 32, 32, device=device, dtype=stack.dtype))
     assert (logits.shape, logits.device.type) == ((1, 10), device.type)
+
+
+@given(case=cases(batches=(1,)), lr=learning_rates())
+def test_a_state_dict_has_the_networks_own_memory(stack: Stack, case: Case, lr: float) -> None:
+    """
+    `state_dict()` holds the parameters themselves, not copies: after a training step it holds the new numbers.
+
+    The documentation calls it "a shallow copy" with "references to the module's parameters and buffers". Rejects:
+    a copy, which keeps the memory of a whole network and grows old unnoticed.
+    """
+    net = stack.net(case)
+    state = net.state_dict()
+
+    stack.subject.train_step(net, stack.images(case), stack.targets(case), lr)
+
+    for name, parameter in net.named_parameters():
+        assert state[name].data_ptr() == parameter.data_ptr(), f"{name} has memory of its own in the state_dict"
+        assert_exact(state[name], parameter, name)

@@ -8,6 +8,7 @@ import pickle
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,10 @@ def global_state_unchanged(stack: Stack) -> Iterator[None]:
     changed = [name for name, value in before.items() if now[name] != value]
     if changed:
         torch.set_default_dtype(before["the default dtype"])
+        torch.set_grad_enabled(before["the grad mode"][0])
+        torch.use_deterministic_algorithms(before["the deterministic mode"])
+        torch.set_num_threads(before["the number of threads"])
+        torch.backends.mkldnn.enabled, *_, torch.backends.cudnn.benchmark = before["oneDNN's and cuDNN's flags"]
         torch.set_flush_denormal(False)
     assert not changed, f"{', '.join(changed)} changed"
 
@@ -95,8 +100,9 @@ def test_a_forward_pass_leaves_images_and_parameters_alone(stack: Stack, case: C
     Rejects: an activation in place on the input, weights that are normalised or clamped on the way, a cleared gradient.
     """
     net, images = stack.net(case), stack.images(case)
+    given = parameters(net)
     stack.loss(net, case).backward()
-    pixels, before, grads = whole(images).clone(), contents(net), [p.grad for p in net.parameters()]
+    pixels, before, grads = whole(images).clone(), contents(net) | given, [p.grad for p in net.parameters()]
 
     net(images)
 
@@ -214,7 +220,8 @@ def test_no_graph_is_recorded_without_gradients(stack: Stack, mode: Callable[[],
     """
     Under `torch.no_grad()` and `torch.inference_mode()` the scores require no gradient and have no history.
 
-    The same call outside of them has both. Rejects: a graph that is recorded all the same and keeps its memory.
+    The same call outside of them has both; and under `no_grad` they are ordinary tensors, which a later graph can take.
+    Rejects: a graph that is recorded all the same and keeps its memory, inference tensors that leak.
     """
     net, images = stack.net(case), stack.images(case)
 
@@ -224,6 +231,7 @@ def test_no_graph_is_recorded_without_gradients(stack: Stack, mode: Callable[[],
 
     assert not without.requires_grad
     assert without.grad_fn is None
+    assert without.is_inference() is (mode is torch.inference_mode)
     assert logits.requires_grad
     assert logits.grad_fn is not None
 
@@ -369,8 +377,15 @@ def replaced(net: nn.Module, state: dict[str, Tensor]) -> None:
         setattr(net.get_submodule(module), attribute, nn.Parameter(value.clone()))
 
 
+def behind_autograd(net: nn.Module, state: dict[str, Tensor]) -> None:
+    """Write the numbers into the parameters' `.data`, which no version counter notices."""
+    for name, parameter in net.named_parameters():
+        parameter.data.copy_(state[name])
+
+
 CHANGES: dict[str, Callable[[nn.Module, dict[str, Tensor]], Any]] = {
     "in place": in_place,
+    ".data": behind_autograd,
     "load_state_dict": lambda net, state: net.load_state_dict(state),
     "assign=True": lambda net, state: net.load_state_dict(state, assign=True),
     "new Parameters": replaced,
@@ -384,8 +399,8 @@ def test_changed_weights_count_at_once(stack: Stack, way: str, old: Case, case: 
     """
     After the weights have changed, scores and gradients are bit for bit those of a new network with these weights.
 
-    Changed in place, by `load_state_dict`, with `assign=True`, by new Parameters; after a forward pass with or without
-    a graph. Rejects: weights that are transposed, cast, packed or flattened once and kept.
+    Changed in place, through `.data`, by `load_state_dict`, with `assign=True`, by new Parameters; both passes with or
+    without a graph. Rejects: weights that are transposed, cast, packed or flattened once and kept, for inference too.
     """
     net, new = stack.net(old), stack.net(case)
     with torch.set_grad_enabled(grad):
@@ -393,10 +408,34 @@ def test_changed_weights_count_at_once(stack: Stack, way: str, old: Case, case: 
 
     CHANGES[way](net, new.state_dict())
 
-    assert_exact(net(stack.images(case)), new(stack.images(case)), "logits")
+    with torch.set_grad_enabled(grad):
+        assert_exact(net(stack.images(case)), new(stack.images(case)), "logits")
     stack.loss(net, case).backward()
     stack.loss(new, case).backward()
     assert_contents(net, contents(new))
+
+
+@given(case=cases(batches=FEW), seed=st.integers(0, 2**32 - 1), grad=st.booleans())
+def test_changed_images_count_at_once(stack: Stack, case: Case, seed: int, grad: bool) -> None:
+    """
+    Other pixels in the same tensor, or in another of its shape, have the scores that a new network gives them.
+
+    With or without a graph. Rejects: an answer, or what leads to it, that is kept for a tensor, a place or a shape.
+    """
+    case = replace(case, layout="contiguous")
+    net, new, images = stack.net(case), stack.net(case), stack.images(case)
+    others = stack.images(replace(case, seed=seed))
+
+    with torch.set_grad_enabled(grad):
+        before = net(images).clone()
+        elsewhere = net(others)
+        back = net(images)
+        images.copy_(others)
+        here, want = net(images), new(others)
+
+    assert_exact(elsewhere, want, "logits of another tensor")
+    assert_exact(back, before, "logits of the first tensor again")
+    assert_exact(here, want, "logits of the same tensor with other pixels")
 
 
 def autocast(stack: Stack, cache: bool = True) -> torch.autocast:
@@ -423,6 +462,7 @@ def test_a_pass_without_gradients_does_not_spoil_autocast(stack: Stack, mode: Ca
         logits = net(stack.images(case))
     with autocast(stack):
         want = fresh(stack.images(case))
+    assert logits.requires_grad, "the scores have no graph"
     logits.float().sum().backward()
     want.float().sum().backward()
 

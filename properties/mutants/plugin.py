@@ -72,7 +72,7 @@ def _place(item: pytest.Item) -> tuple[str, str]:
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """A fault of one subject's must not be found in the next: what a process has but once is put back."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()
+    dtype, grad, benchmark = torch.get_default_dtype(), torch.is_grad_enabled(), torch.backends.cudnn.benchmark
     torch.manual_seed(0)
     np.random.seed(0)
     result = yield
@@ -80,7 +80,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     torch.use_deterministic_algorithms(deterministic)
     torch.set_default_dtype(dtype)
     torch.set_grad_enabled(grad)
+    torch.backends.cudnn.benchmark = benchmark
     torch.set_flush_denormal(False)
+    torch.clear_autocast_cache()
     return result
 
 
