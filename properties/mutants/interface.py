@@ -1,1 +1,374 @@
 """What a network is given and refuses: shapes, dtypes, devices, targets, states to load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lenet import sgd_update, train_step
+from properties.mutants import Category, mutant
+from properties.mutants.staged import Staged
+
+mse_loss, cross_entropy, backward = F.mse_loss, F.cross_entropy, Tensor.backward
+
+# Images
+
+
+@mutant("Net", law="other_than_one_channel_is_refused", category=Category.TENSOR_SHAPE)
+class FirstChannelTaken(Staged):
+    """Of images with several channels the first is scored, and the others are left out."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images[:, :1])
+
+
+@mutant("Net", law="other_than_one_channel_is_refused", category=Category.TENSOR_SHAPE)
+class ChannelsAveraged(Staged):
+    """The channels' mean is scored, as if colours were grey."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.mean(1, keepdim=True) if images.dim() == 4 else images)
+
+
+@mutant("Net", law="other_than_one_channel_is_refused", category=Category.TENSOR_SHAPE)
+class ChannelsBecomeImages(Staged):
+    """Images of several channels are scored as a larger batch of one channel."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.flatten(0, 1)[:, None] if images.dim() == 4 else images)
+
+
+@mutant("Net", law="other_than_four_dimensions_are_refused", category=Category.TENSOR_SHAPE)
+class BatchDimensionAdded(Staged):
+    """A single image is scored as a batch of one."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images[None] if images.dim() == 3 else images)
+
+
+@mutant("Net", law="other_than_four_dimensions_are_refused", category=Category.TENSOR_SHAPE)
+class PixelsFolded(Staged):
+    """Rows of pixels are folded up to images, however many dimensions they come in."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images if images.dim() == 4 else images.reshape(-1, 1, 32, 32))
+
+
+@mutant("Net", law="another_size_is_refused", category=Category.TENSOR_SHAPE)
+class SizeUnchecked(Staged):
+    """Images of 33 to 35 pixels are scored by what the pooling leaves of them, as by the tutorial's network."""
+
+    def check(self, images: Tensor) -> None:
+        pass
+
+
+@mutant("Net", law="another_size_is_refused", category=Category.TENSOR_SHAPE)
+class FlattenedToAnotherBatch(Staged):
+    """The features are flattened by `view(-1, 400)`, which makes more rows of a larger image."""
+
+    def check(self, images: Tensor) -> None:
+        pass
+
+    def flatten(self, maps: Tensor) -> Tensor:
+        return maps.contiguous().view(-1, 400)
+
+
+@mutant("Net", law="another_size_is_refused", category=Category.TENSOR_SHAPE)
+class ImagesResized(Staged):
+    """Images of any size are resized to 32x32."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        right = images.dim() != 4 or images.shape[-2:] == (32, 32)
+        return super().forward(images if right else F.interpolate(images, (32, 32)))
+
+
+@mutant("Net", law="another_size_is_refused", category=Category.TENSOR_SHAPE)
+class ImagesCropped(Staged):
+    """Of larger images the first 32x32 pixels are scored."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images[..., :32, :32])
+
+
+@mutant("Net", law="another_size_is_refused", category=Category.LAYER_PROPERTIES)
+class PoolingAdapts(Staged):
+    """The second pooling makes 5x5 maps of whatever size the first ones have."""
+
+    def check(self, images: Tensor) -> None:
+        pass
+
+    def pool2(self, maps: Tensor) -> Tensor:
+        return F.adaptive_max_pool2d(maps, 5)
+
+
+@mutant("Net", law="another_dtype_is_refused", category=Category.TYPE_CHECK)
+class ImagesCast(Staged):
+    """Images of any dtype are cast to the network's."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.to(self.fc3.weight.dtype))
+
+
+@mutant("Net", law="another_dtype_is_refused", category=Category.TYPE_CHECK)
+class IntegersCast(Staged):
+    """Images of whole numbers are cast to the network's dtype, without the division by 255 that they would need."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        exact = images.dtype in (torch.uint8, torch.int32, torch.int64)
+        return super().forward(images.to(self.fc3.weight.dtype) if exact else images)
+
+
+@mutant("Net", law="another_device_is_refused", category=Category.GPU)
+class ImagesMoved(Staged):
+    """Images on any device are copied to the network's."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.to(self.fc3.weight.device))
+
+
+@mutant("Net", law="another_device_is_refused", category=Category.GPU)
+class AbsentImagesZeroed(Staged):
+    """Images that have no numbers yet, on `meta`, are scored as zeros."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(torch.zeros_like(images, device=self.fc3.weight.device) if images.is_meta else images)
+
+
+@mutant("Net", law="what_is_no_tensor_is_refused", category=Category.TYPE_CHECK)
+class ArraysConverted(Staged):
+    """NumPy arrays and lists are converted to tensors."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(torch.as_tensor(images))
+
+
+@mutant("Net", law="a_refusal_leaves_the_network_as_it_was", category=Category.TENSOR_SHAPE)
+class RefusedSizeRemembered(Staged):
+    """The largest image that was ever given sets the scale of the pixels, even if it was refused."""
+
+    largest = 32
+
+    def check(self, images: Tensor) -> None:
+        self.largest = max(self.largest, images.shape[-1])
+        super().check(images)
+
+    def relu1(self, maps: Tensor) -> Tensor:
+        return F.relu(maps * (32 / self.largest))
+
+
+@mutant("Net", law="a_refusal_leaves_the_network_as_it_was", category=Category.PROCESS)
+class BiasLostInARefusal(Staged):
+    """fc3's bias is taken out for the pass, to be added in the end, and not put back when the images are refused."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        bias = self.fc3.bias
+        self.fc3.bias = None
+        scores = super().forward(images)
+        self.fc3.bias = bias
+        return scores + bias
+
+
+# Training steps and losses
+
+
+@mutant("train_step", law="a_training_step_that_fails_changes_no_parameter", category=Category.PROCESS)
+def update_in_finally(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """The update is made also when the step fails, with the gradients of the step before."""
+    try:
+        loss = F.mse_loss(net(images), targets)
+        net.zero_grad()
+        loss.backward()
+        return loss.detach()
+    finally:
+        sgd_update(net.parameters(), lr)
+
+
+@mutant("train_step", law="a_training_step_that_fails_changes_no_parameter", category=Category.PROCESS)
+def batches_that_fail_skipped(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """A batch whose step raises is skipped, and its loss is zero."""
+    try:
+        return train_step(net, images, targets, lr)
+    except (RuntimeError, ValueError):
+        return images.new_zeros(())
+
+
+@mutant("train_step", law="targets_of_another_shape_are_never_silent", category=Category.LOSS)
+def loss_by_subtraction(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """The loss is the mean of squared differences, which broadcast in silence."""
+    net.zero_grad()
+    loss = (net(images) - targets).square().mean()
+    loss.backward()
+    sgd_update(net.parameters(), lr)
+    return loss.detach()
+
+
+@mutant("torch.nn.functional.mse_loss", law="targets_of_another_shape_are_never_silent", category=Category.LOSS)
+def targets_broadcast_in_silence(scores: Tensor, targets: Tensor, *args: Any, **options: Any) -> Tensor:
+    """`F.mse_loss` broadcasts targets of another shape without its warning."""
+    return mse_loss(*torch.broadcast_tensors(scores, targets), *args, **options)
+
+
+@mutant("torch.nn.functional.cross_entropy", law="a_class_that_is_none_is_refused", category=Category.LABELS)
+def classes_wrapped(scores: Tensor, targets: Tensor, *args: Any, **options: Any) -> Tensor:
+    """A class beyond the last is taken modulo their number."""
+    if not targets.is_floating_point():
+        targets = torch.where(targets >= 10, targets % 10, targets)
+    return cross_entropy(scores, targets, *args, **options)
+
+
+@mutant("torch.nn.functional.cross_entropy", law="a_class_that_is_none_is_refused", category=Category.LABELS)
+def classes_from_the_end(scores: Tensor, targets: Tensor, *args: Any, **options: Any) -> Tensor:
+    """A class below zero counts from the last, as an index does in Python."""
+    if not targets.is_floating_point():
+        targets = torch.where((targets < 0) & (targets >= -10), targets + 10, targets)
+    return cross_entropy(scores, targets, *args, **options)
+
+
+@mutant("torch.nn.functional.cross_entropy", law="a_class_that_is_none_is_refused", category=Category.LABELS)
+def every_negative_class_ignored(scores: Tensor, targets: Tensor, *args: Any, **options: Any) -> Tensor:
+    """Not -100 alone, but any class below zero is ignored."""
+    if not targets.is_floating_point():
+        targets = targets.masked_fill(targets < 0, -100)
+    return cross_entropy(scores, targets, *args, **options)
+
+
+@mutant("torch.nn.functional.cross_entropy", law="a_wrong_number_of_classes_is_refused", category=Category.LABELS)
+def batch_cut_to_the_shorter(scores: Tensor, targets: Tensor, *args: Any, **options: Any) -> Tensor:
+    """Of more scores than targets, or more targets than scores, the last are left out."""
+    rows = min(len(scores), len(targets))
+    return cross_entropy(scores[:rows], targets[:rows], *args, **options)
+
+
+@mutant("torch.nn.functional.cross_entropy", law="a_wrong_number_of_classes_is_refused", category=Category.LABELS)
+def shares_beyond_the_scores_cut(scores: Tensor, targets: Tensor, *args: Any, **options: Any) -> Tensor:
+    """Shares of classes that have no score are left out."""
+    return cross_entropy(scores, targets[:, :10] if targets.dim() == 2 else targets, *args, **options)
+
+
+@mutant("torch.Tensor.backward", law="backward_from_several_numbers_is_refused", category=Category.API)
+def backward_from_the_sum(tensor: Tensor, gradient: Tensor | None = None, *args: Any, **options: Any) -> None:
+    """`backward` of several numbers, without a gradient, is that of their sum."""
+    backward(tensor if gradient is not None else tensor.sum(), gradient, *args, **options)
+
+
+@mutant("torch.Tensor.backward", law="backward_from_several_numbers_is_refused", category=Category.TENSOR_SHAPE)
+def rows_of_the_gradient_left_out(tensor: Tensor, gradient: Tensor | None = None, *args: Any, **options: Any) -> None:
+    """Of a gradient that has more rows than its tensor, the last are left out."""
+    backward(tensor, gradient if gradient is None or not tensor.dim() else gradient[: len(tensor)], *args, **options)
+
+
+# States to load
+
+
+@mutant("Net", law="a_missing_entry_is_refused_by_name", category=Category.API)
+class StrictIgnored(Staged):
+    """`load_state_dict` is lenient whether `strict` or not."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        return super().load_state_dict(state_dict, False, assign)
+
+
+@mutant("Net", law="a_missing_entry_is_refused_by_name", category=Category.INITIALISATION)
+class MissingBiasesAccepted(Staged):
+    """A bias that the state does not have stays at its random beginning."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        own = {name: value for name, value in self.state_dict().items() if name.endswith("bias")}
+        return super().load_state_dict({**own, **state_dict}, strict, assign)
+
+
+@mutant("Net", law="a_missing_entry_is_refused_by_name", category=Category.API)
+class MissingEntryUnnamed(Staged):
+    """What is missing in a state is an error that does not say what it is."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        if strict and self.state_dict().keys() - state_dict.keys():
+            raise RuntimeError("this state is of another network")
+        return super().load_state_dict(state_dict, strict, assign)
+
+
+@mutant("Net", law="an_extra_entry_is_refused_by_name", category=Category.API)
+class ExtraEntriesDropped(Staged):
+    """Entries that the network has no parameter for are dropped, also where the load is strict."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        own = self.state_dict().keys() if strict else state_dict.keys()
+        return super().load_state_dict({n: v for n, v in state_dict.items() if n in own}, strict, assign)
+
+
+@mutant("Net", law="an_extra_entry_is_refused_by_name", category=Category.API)
+class ParallelPrefixSkipped(Staged):
+    """Entries of a parallel network, which begin with `module.`, are dropped unread."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        known = {n: v for n, v in state_dict.items() if not n.startswith("module.")}
+        return super().load_state_dict(known, strict, assign)
+
+
+@mutant("Net", law="a_misshaped_entry_is_refused_by_name", category=Category.TENSOR_SHAPE)
+class EntriesReshaped(Staged):
+    """An entry with as many numbers as its parameter is loaded, whatever its shape."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        own = self.state_dict()
+        many = {name for name, value in state_dict.items() if name in own and value.numel() == own[name].numel()}
+        fits = {n: v.reshape(own[n].shape) if n in many else v for n, v in state_dict.items()}
+        return super().load_state_dict(fits, strict, assign)
+
+
+@mutant("Net", law="a_misshaped_entry_is_refused_by_name", category=Category.TENSOR_SHAPE)
+class EntriesBroadcast(Staged):
+    """An entry of one number is loaded into all of its parameter."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        own = self.state_dict()
+        fits = {n: v.expand(own[n].shape) if n in own and not v.dim() else v for n, v in state_dict.items()}
+        return super().load_state_dict(fits, strict, assign)
+
+
+@mutant("Net", law="a_misshaped_entry_is_refused_by_name", category=Category.API)
+class MisshapedEntriesSkipped(Staged):
+    """A lenient load leaves out entries of another shape, as with `ignore_mismatched_sizes`."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        own = self.state_dict()
+        fits = {n: v for n, v in state_dict.items() if strict or n not in own or v.shape == own[n].shape}
+        return super().load_state_dict(fits, strict, assign)
+
+
+@mutant("Net", law="a_lenient_load_says_what_it_left", category=Category.API)
+class LenientLoadSilent(Staged):
+    """`load_state_dict` returns nothing of what was missing or too many."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        left = super().load_state_dict(state_dict, strict, assign)
+        return type(left)([], [])
+
+
+@mutant("Net", law="a_lenient_load_says_what_it_left", category=Category.API)
+class LenientLoadStopsEarly(Staged):
+    """A lenient load ends at the first parameter that the state does not have; what it says it left is right."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        names = list(self.state_dict())
+        missing = [i for i, name in enumerate(names) if name not in state_dict]
+        kept = {name: self.get_parameter(name).detach().clone() for name in names[missing[0] :]} if missing else {}
+        left = super().load_state_dict(state_dict, strict, assign)
+        for name, value in kept.items():
+            self.get_parameter(name).data.copy_(value)
+        return left
+
+
+@mutant("Net", law="a_lenient_load_says_what_it_left", category=Category.INITIALISATION)
+class MissingEntriesZeroed(Staged):
+    """A lenient load sets what the state does not have to zero."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        left = super().load_state_dict(state_dict, strict, assign)
+        for name in left.missing_keys:
+            self.get_parameter(name).data.zero_()
+        return left
