@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lenet import oracle
+from lenet.oracle import SHAPES
 from properties.closeness import assert_exact, assert_gradients
 from properties.stack import Stack, gradients
 from properties.strategies import Case, cases
@@ -79,17 +81,20 @@ def test_micro_batches_add_up_to_the_batch(stack: Stack, case: Case, size: int) 
     assert_gradients(net, oracle.accumulated(exact, stack.precision))
 
 
-@given(case=cases(), to_none=st.booleans())
-def test_zero_grad_forgets_what_came_before(stack: Stack, case: Case, to_none: bool) -> None:
+@given(case=cases(), to_none=st.booleans(), frozen=st.sampled_from(["", *SHAPES]))
+def test_zero_grad_forgets_what_came_before(stack: Stack, case: Case, to_none: bool, frozen: str) -> None:
     """
     `zero_grad` sets every `.grad` to None, or to zeros when asked to; the next backward gives the gradient alone.
 
-    Rejects: a gradient that survives.
+    Also that of a parameter which is frozen meanwhile. Rejects: a gradient that survives.
     """
     net = stack.net(case)
     before = backward(stack, net, case)
 
+    meanwhile = [net.get_parameter(frozen).requires_grad_(False)] if frozen else []
     net.zero_grad(set_to_none=to_none)
+    for parameter in meanwhile:
+        parameter.requires_grad_()
     zeroed = [parameter.grad for parameter in net.parameters()]
     if to_none:
         assert zeroed == [None] * 10
@@ -112,9 +117,11 @@ def test_nothing_accumulates_under_no_grad(stack: Stack, case: Case) -> None:
     before = backward(stack, net, case)
 
     with torch.no_grad():
-        loss = stack.loss(net, case)
-    assert loss.grad_fn is None
-    assert not loss.requires_grad
+        logits = net(stack.images(case))
+        loss = F.mse_loss(logits, stack.targets(case))
+    for made in (logits, loss):
+        assert made.grad_fn is None
+        assert not made.requires_grad
     with pytest.raises(RuntimeError, match="does not require grad"):
         loss.backward()
 

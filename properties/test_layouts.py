@@ -91,9 +91,11 @@ def test_an_incoming_gradient_may_lie_anywhere(stack: Stack, case: Case, upstrea
     `sum().backward()` hands the first kind on. Rejects: a backward pass that reads its input as if contiguous.
     """
     net = stack.net(case)
-    targets = torch.ones_like(stack.targets(case))
-    exact = stack.solve(case, stack.images(case), targets, oracle.dot)
-    gradient = targets[:1, :1].expand(targets.shape) if upstream == "expanded" else lay_out(targets, upstream)
+    weights = stack.targets(case)
+    if upstream == "expanded":
+        weights = torch.ones_like(weights)
+    exact = stack.solve(case, stack.images(case), weights, oracle.dot)
+    gradient = weights[:1, :1].expand(weights.shape) if upstream == "expanded" else lay_out(weights, upstream)
 
     net(stack.images(case)).backward(gradient)
 

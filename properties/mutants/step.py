@@ -1,1 +1,157 @@
 """The training step: the order of its six parts, and what is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lenet import sgd_update, train_step
+from properties.mutants import Category, mutant
+
+STEP = "a_training_step_agrees_with_the_oracle"
+
+
+@mutant("train_step", law=STEP, category=Category.API)
+def zero_grad_missing(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """The gradients of the step before are still there, and are added to."""
+    loss = F.mse_loss(net(images), targets)
+    loss.backward()
+    sgd_update(net.parameters(), lr)
+    return loss.detach()
+
+
+@mutant("train_step", law=STEP, category=Category.API)
+def zero_grad_after_backward(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """The gradients are zeroed between backward and update."""
+    loss = F.mse_loss(net(images), targets)
+    loss.backward()
+    net.zero_grad()
+    sgd_update(net.parameters(), lr)
+    return loss.detach()
+
+
+@mutant("train_step", law=STEP, category=Category.API)
+def zero_grad_at_the_end(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """The gradients are zeroed after the update alone, so that those from before the first step count."""
+    loss = F.mse_loss(net(images), targets)
+    loss.backward()
+    sgd_update(net.parameters(), lr)
+    net.zero_grad()
+    return loss.detach()
+
+
+@mutant("train_step", law="training_in_any_order_keeps_to_the_model", category=Category.API)
+def zero_grad_at_the_end_too(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """The gradients that the step has used are gone when it returns."""
+    loss = train_step(net, images, targets, lr)
+    net.zero_grad()
+    return loss
+
+
+@mutant("train_step", law=STEP, category=Category.API)
+def two_backwards(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """Backward is called twice, and its gradients count twice."""
+    net.zero_grad()
+    loss = F.mse_loss(net(images), targets)
+    loss.backward(retain_graph=True)
+    loss.backward()
+    sgd_update(net.parameters(), lr)
+    return loss.detach()
+
+
+@mutant("train_step", law=STEP, category=Category.API)
+def update_before_backward(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """The update takes the gradients of the step before."""
+    loss = F.mse_loss(net(images), targets)
+    before = [parameter.grad for parameter in net.parameters()]
+    net.zero_grad()
+    loss.backward()
+    for parameter, gradient in zip(net.parameters(), before, strict=True):
+        if gradient is not None:
+            parameter.data.sub_(lr * gradient)
+    return loss.detach()
+
+
+@mutant("train_step", law=STEP, category=Category.PROCESS)
+def update_missing(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """The gradients are there, and no update follows."""
+    return train_step(net, images, targets, lr, update=lambda parameters, lr: None)
+
+
+@mutant("train_step", law=STEP, category=Category.PROCESS)
+def update_twice(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """The same gradients are subtracted twice, by hand and by an optimizer that nobody took out."""
+    loss = train_step(net, images, targets, lr)
+    sgd_update(net.parameters(), lr)
+    return loss
+
+
+@mutant("train_step", law=STEP, category=Category.PROCESS)
+def last_layer_not_updated(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """fc3 stays as it was initialized."""
+    return train_step(net, images, targets, lr, update=lambda parameters, lr: sgd_update([*parameters][:-2], lr))
+
+
+@mutant("train_step", law=STEP, category=Category.PROCESS)
+def biases_not_updated(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """The list of what is trained has the weights alone."""
+    return train_step(net, images, targets, lr, update=lambda parameters, lr: sgd_update([*parameters][::2], lr))
+
+
+@mutant("train_step", law="training_in_any_order_keeps_to_the_model", category=Category.PROCESS)
+def frozen_layers_trained(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """The step begins by having every parameter require its gradient, also one that was frozen."""
+    net.requires_grad_()
+    return train_step(net, images, targets, lr)
+
+
+@mutant("train_step", law=STEP, category=Category.LOSS)
+def loss_after_the_update(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """The loss is that of the parameters after the update."""
+    train_step(net, images, targets, lr)
+    return F.mse_loss(net(images), targets).detach()
+
+
+@mutant("train_step", law=STEP, category=Category.API)
+def loss_with_its_graph(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """The loss is returned with its graph, which lives as long as the loss is kept in a list."""
+    net.zero_grad()
+    loss = F.mse_loss(net(images), targets)
+    loss.backward()
+    sgd_update(net.parameters(), lr)
+    return loss
+
+
+@mutant("train_step", law=STEP, category=Category.LABELS)
+def targets_of_other_images(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """The targets are moved on by one image, as if they had been shuffled on their own."""
+    return train_step(net, images, targets.roll(1, dims=0), lr)
+
+
+@mutant("train_step", law=STEP, category=Category.CLIPPING)
+def gradients_clipped(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """All gradients together are clipped to a norm of 1 before the update."""
+
+    def update(parameters: object, lr: float) -> None:
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        sgd_update(net.parameters(), lr)
+
+    return train_step(net, images, targets, lr, update=update)
+
+
+Weight = Callable[[Tensor, Tensor], float]
+"""What a micro-batch counts, by its images and all images."""
+
+
+def by_micro_batches(
+    net: nn.Module, images: Tensor, targets: Tensor, lr: float, weight: Weight, until: int | None = None
+) -> Tensor:
+    """A step whose gradients are those of two images at a time, added up; up to the last, or to some before it."""
+    net.zero_grad()
+    for some, theirs in [*zip(images.split(2), targets.split(2), strict=True)][:until]:
+        (F.mse_loss(net(some), theirs) * weight(some, images)).backward()
+    sgd_update(net.parameters(), lr)
+    return F.mse_loss(net(images), targets).detach()
