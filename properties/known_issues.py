@@ -278,6 +278,7 @@ KNOWN_ISSUES = (
                 "second_derivatives_agree_forward_over_reverse",
                 always,
                 RuntimeError,
+                by_hand=False,
                 case=Case(),
                 name="conv1.weight",
                 seed=0,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from weakref import WeakKeyDictionary
 
 import torch.nn.functional as F
@@ -142,16 +141,49 @@ def gradients_clipped(net: nn.Module, images: Tensor, targets: Tensor, lr: float
     return train_step(net, images, targets, lr, update=update)
 
 
-Weight = Callable[[Tensor, Tensor], float]
-"""What a micro-batch counts, by its images and all images."""
-
-
-def by_micro_batches(
-    net: nn.Module, images: Tensor, targets: Tensor, lr: float, weight: Weight, until: int | None = None
-) -> Tensor:
-    """A step whose gradients are those of two images at a time, added up; up to the last, or to some before it."""
+def by_micro_batches(net: nn.Module, batches: list[tuple[Tensor, Tensor]], shares: list[float], lr: float) -> None:
+    """A step by the sum of the micro-batches' gradients, each times its share."""
     net.zero_grad()
-    for some, theirs in [*zip(images.split(2), targets.split(2), strict=True)][:until]:
-        (F.mse_loss(net(some), theirs) * weight(some, images)).backward()
+    for (images, targets), share in zip(batches, shares, strict=True):
+        (F.mse_loss(net(images), targets) * share).backward()
     sgd_update(net.parameters(), lr)
-    return F.mse_loss(net(images), targets).detach()
+
+
+def halves(images: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """A batch in two, the first of which is the larger where it is odd."""
+    size = max(1, -(-len(images) // 2))
+    return [*zip(images.split(size), targets.split(size), strict=True)]
+
+
+@mutant("train_step", law=STEP, category=Category.BATCH)
+def last_micro_batch_lost(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """Of the halves that a batch is gone through in, the second gives no gradient."""
+    loss, batches = F.mse_loss(net(images), targets), halves(images, targets)
+    by_micro_batches(net, batches[:1], [len(batches[0][0]) / max(1, len(images))], lr)
+    return loss.detach()
+
+
+@mutant("train_step", law=STEP, category=Category.BATCH)
+def micro_batches_summed(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """The means over both halves are added without their weights of one half (huggingface/transformers#34191)."""
+    loss, batches = F.mse_loss(net(images), targets), halves(images, targets)
+    by_micro_batches(net, batches, [1.0] * len(batches), lr)
+    return loss.detach()
+
+
+@mutant("train_step", law=STEP, category=Category.BATCH)
+def micro_batches_count_alike(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """The mean over both halves' means, also where one has an image more (huggingface/transformers#34191)."""
+    loss, batches = F.mse_loss(net(images), targets), halves(images, targets)
+    by_micro_batches(net, batches, [1 / len(batches)] * len(batches), lr)
+    return loss.detach()
+
+
+steps: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+
+
+@mutant("train_step", law="training_on_digits_learns_what_the_oracle_learns", category=Category.LEARNING_RATE)
+def rate_falls_unasked(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """The learning rate is divided by 10 every 30 steps of a network, a schedule for epochs that counts steps."""
+    steps[net] = steps.get(net, -1) + 1
+    return train_step(net, images, targets, lr * 0.1 ** (steps[net] // 30))
