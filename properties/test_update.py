@@ -202,8 +202,8 @@ def test_a_training_step_agrees_with_the_oracle(stack: Stack, case: Case, earlie
     """
     `train_step` returns the loss before its update, detached, and leaves every parameter at weight - lr * gradient.
 
-    Also after a backward on an earlier batch, whose gradients it forgets. All within budget. Rejects: zero_grad missing or
-    late, two backwards, an update before backward, a frozen parameter, the loss after the update.
+    Also after a backward on an earlier batch, whose gradients it forgets. All within budget. Rejects: zero_grad missing
+    or late, two backwards, an update before backward, a frozen parameter, the loss after the update.
     """
     net, answer = stack.net(case), stack.exact(case)
     before = {name: float64(p).copy() for name, p in net.named_parameters()}
