@@ -73,19 +73,22 @@ def test_autocast_ends_with_its_region(stack: Stack, lower: torch.dtype, case: C
     """
     After an autocast region, and in one that is disabled within it, the network computes in its own dtype again.
 
-    Bit for bit as if there had been none. Rejects: parameters lowered in place, casts kept beyond the region.
+    Bit for bit as if there had been none; and when the disabled one has ended, the one around it goes on. Rejects:
+    parameters lowered in place, casts kept beyond the region, the end of one region that is the end of all.
     """
     needs_float32(stack)
     net, images = stack.net(case), stack.images(case)
     plain = net(images)
 
     with torch.autocast(stack.device.type, dtype=lower):
-        net(images)
+        around = net(images)
         with torch.autocast(stack.device.type, enabled=False):
             inside = net(images)
+        again = net(images)
     after = net(images)
 
     assert_exact(inside, plain, "logits in a disabled region")
+    assert_exact(again, around, "logits after a disabled region, in the one around it")
     assert_exact(after, plain, "logits after the region")
 
 
