@@ -1,1 +1,774 @@
 """The numbers: precision, particular values, particular batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from properties.mutants import Category, mutant
+from properties.mutants.staged import Staged
+
+mean_squared_error, cross_entropy, pooling = F.mse_loss, F.cross_entropy, F.max_pool2d
+"""PyTorch's own, whatever takes their place."""
+
+
+def with_value(graph: Tensor, value: Tensor) -> Tensor:
+    """The numbers of one tensor, with the gradient of another that nearly equals it."""
+    return torch.where(graph == value, graph, graph + (value - graph).detach())
+
+
+def with_gradient(tensor: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """The same numbers, whose gradient is changed on its way back."""
+    same = tensor.view_as(tensor)
+    if same.requires_grad:
+        same.register_hook(change)
+    return same
+
+
+def tf32(numbers: Tensor) -> Tensor:
+    """Rounded to the 11 bits of significand that TF32 keeps of float32."""
+    if numbers.dtype != torch.float32:
+        return numbers
+    bits = numbers.detach().view(torch.int32)
+    return with_value(numbers, (bits + 2**12 & -(2**13)).view(torch.float32))
+
+
+def applied(layer: nn.Module, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """What a layer gives with another weight and bias than its own."""
+    return F.linear(inputs, weight, bias) if inputs.dim() == 2 else F.conv2d(inputs, weight, bias)
+
+
+def computed(layer: nn.Module, inputs: Tensor, rounded: Callable[[Tensor], Tensor]) -> Tensor:
+    """What a layer gives where its operands are rounded."""
+    return applied(layer, rounded(inputs), rounded(layer.weight), rounded(layer.bias)).to(inputs.dtype)
+
+
+def in_memory_order(tensor: Tensor) -> Tensor:
+    """What is read by code that takes a tensor for contiguous; the tensor itself where its memory ends before that."""
+    strides = torch.empty(tensor.shape, device="meta").stride()
+    if tensor.storage_offset() + tensor.numel() > tensor.untyped_storage().nbytes() // tensor.element_size():
+        return tensor
+    return tensor.as_strided(tensor.shape, strides)
+
+
+class Altered(Staged):
+    """The reference, one of whose layers gives another answer."""
+
+    altered: str
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.get_submodule(self.altered).register_forward_hook(self.answer)
+
+    @staticmethod
+    def answer(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Prepared(Staged):
+    """The reference, which is given other images than it was called with."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.check(images)
+        return super().forward(self.prepared(images))
+
+    def prepared(self, images: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class Finished(Staged):
+    """The reference, which gives other scores than it has computed."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.finished(super().forward(images))
+
+    def finished(self, logits: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+# Precision
+
+
+@mutant("Net", law="logits_agree_with_the_oracle", category=Category.NUMERICS)
+class Conv1InFloat16(Altered):
+    """conv1 is computed in float16, forward and backward."""
+
+    altered = "conv1"
+
+    @staticmethod
+    def answer(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return computed(layer, inputs[0], Tensor.half).to(output.dtype)
+
+
+@mutant("Net", law="logits_agree_with_the_oracle", category=Category.NUMERICS)
+class Conv2InTf32(Altered):
+    """conv2's operands are rounded to TF32, as cuDNN does by default."""
+
+    altered = "conv2"
+
+    @staticmethod
+    def answer(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return computed(layer, inputs[0], tf32).to(output.dtype)
+
+
+@mutant("Net", law="logits_agree_with_the_oracle", category=Category.NUMERICS)
+class Fc1ForwardInBfloat16(Altered):
+    """fc1 is computed in bfloat16, forward only."""
+
+    altered = "fc1"
+
+    @staticmethod
+    def answer(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return with_value(output, computed(layer, inputs[0], Tensor.bfloat16).to(output.dtype))
+
+
+@mutant("Net", law="gradients_agree_with_the_oracle", category=Category.NUMERICS)
+class Fc2BackwardInTf32(Altered):
+    """fc2's operands are rounded to TF32, backward only."""
+
+    altered = "fc2"
+
+    @staticmethod
+    def answer(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return with_value(computed(layer, inputs[0], tf32).to(output.dtype), output)
+
+
+@mutant("Net", law="gradients_agree_with_the_oracle", category=Category.NUMERICS)
+class Fc3BackwardInFloat16(Altered):
+    """The gradient by fc3's scores is rounded to float16: small ones vanish, as without a scaled loss."""
+
+    altered = "fc3"
+
+    @staticmethod
+    def answer(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return with_gradient(output, lambda gradient: gradient.half().to(gradient.dtype))
+
+
+@mutant("Net", law="the_images_gradient_agrees_with_the_oracle", category=Category.NUMERICS)
+class ImagesGradientInTf32(Prepared):
+    """The gradient by the images is rounded to TF32; those by the parameters are not."""
+
+    def prepared(self, images: Tensor) -> Tensor:
+        return with_gradient(images, tf32)
+
+
+@mutant("Net", law="gradients_agree_with_the_oracle", category=Category.NUMERICS)
+class Fc3WeightOffByAThousandth(Altered):
+    """fc3's weights are too large by a relative 1e-3."""
+
+    altered = "fc3"
+
+    @staticmethod
+    def answer(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return applied(layer, inputs[0], layer.weight * (1 + 1e-3), layer.bias)
+
+
+@mutant("Net", law="gradients_agree_with_the_oracle", category=Category.NUMERICS)
+class Conv1WeightOffByOneIn100000(Altered):
+    """conv1's weights are too large by a relative 1e-5."""
+
+    altered = "conv1"
+
+    @staticmethod
+    def answer(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return applied(layer, inputs[0], layer.weight * (1 + 1e-5), layer.bias)
+
+
+@mutant("Net", law="gradients_agree_with_the_oracle", category=Category.NUMERICS)
+class Conv1WeightOffByAMillionth(Altered):
+    """conv1's weights are too large by a relative 1e-6, which is 17 roundings of float32."""
+
+    altered = "conv1"
+
+    @staticmethod
+    def answer(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return applied(layer, inputs[0], layer.weight * (1 + 1e-6), layer.bias)
+
+
+@mutant("Net", law="logits_agree_with_the_oracle", category=Category.NUMERICS, dtype="float64")
+class Float64SummedInFloat32(Altered):
+    """fc1 adds numbers in float64 up in float32."""
+
+    altered = "fc1"
+
+    @staticmethod
+    def answer(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return computed(layer, inputs[0], Tensor.float).to(output.dtype)
+
+
+@mutant("Net", law="logits_agree_with_the_oracle", category=Category.NUMERICS)
+class Conv2ByCancellation(Altered):
+    """conv2's sums have a term a thousand times as large added and subtracted, as Winograd's transforms have."""
+
+    altered = "conv2"
+
+    @staticmethod
+    def answer(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        large = 1000 * output.detach().abs()
+        return with_value(output, (output + large) - large)
+
+
+@mutant("Net", law="nan_fills_exactly_its_receptive_field", category=Category.UPSTREAM)
+class Conv1ByFourierTransform(Altered):
+    """conv1 goes by way of Fourier transforms of the whole image, which smear NaN (pytorch/pytorch#157237)."""
+
+    altered = "conv1"
+
+    @staticmethod
+    def answer(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        if output.dtype not in (torch.float32, torch.float64):
+            return output
+        filters = torch.fft.rfft2(layer.weight[:, 0], s=(32, 32)).conj()
+        maps = torch.fft.irfft2(torch.fft.rfft2(inputs[0]) * filters, s=(32, 32))[..., :28, :28]
+        return maps + layer.bias[:, None, None]
+
+
+@mutant("Net", law="the_same_call_gives_the_same_bits", category=Category.NUMERICS)
+class StochasticRounding(Finished):
+    """The scores are rounded up or down at random, to one bit less than there is, by a generator of the Net's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def finished(self, logits: Tensor) -> Tensor:
+        self.calls += 1
+        random = torch.rand(logits.shape, generator=torch.Generator().manual_seed(self.calls))
+        spacing = torch.finfo(logits.dtype).eps * logits.detach().abs()
+        return with_value(logits, logits + spacing * (random - 0.5).to(logits.dtype).sign())
+
+
+@mutant("sgd_update", law="updates_of_integers_are_exact", category=Category.NUMERICS)
+def sgd_update_by_bfloat16_products(parameters: Iterable[nn.Parameter], lr: float) -> None:
+    """The learning rate times the gradient is computed in bfloat16, whose integers are exact up to 256."""
+    with torch.no_grad():
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.sub_((lr * parameter.grad.bfloat16()).to(parameter.dtype))
+
+
+@mutant("torch.nn.functional.mse_loss", law="mse_loss_agrees_with_the_oracle", category=Category.NUMERICS)
+def mse_loss_in_bfloat16(logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
+    """The mean squared error is computed in bfloat16."""
+    return mean_squared_error(logits.bfloat16(), targets.bfloat16(), **options).to(logits.dtype)
+
+
+@mutant(
+    "torch.nn.functional.cross_entropy",
+    law="cross_entropys_gradients_agree_with_the_oracle",
+    category=Category.NUMERICS,
+)
+def cross_entropy_backward_in_bfloat16(logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
+    """The cross-entropy's gradient is rounded to bfloat16."""
+    coarse = with_gradient(logits, lambda gradient: gradient.bfloat16().to(gradient.dtype))
+    return cross_entropy(coarse, targets, **options)
+
+
+@mutant("torch.nn.functional.cross_entropy", law="cross_entropy_agrees_with_the_oracle", category=Category.NUMERICS)
+def cross_entropy_without_a_shift(logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
+    """The exponentials of the scores are taken as they are, not less the largest, and so overflow."""
+    if options:
+        return cross_entropy(logits, targets, **options)
+    logarithms = logits - logits.exp().sum(dim=1, keepdim=True).log()
+    if targets.dim() == 1:
+        return F.nll_loss(logarithms, targets)
+    return -(targets * logarithms).sum(dim=1).mean()
+
+
+# Sums
+
+
+@mutant("Net", law="counts_in_bulk_are_exact", category=Category.NUMERICS)
+class BiasGradientSummedInFloat16(Altered):
+    """The gradient of fc3.bias is a running sum in float16 over the batch, which stands still at 2,048."""
+
+    altered = "fc3"
+
+    @staticmethod
+    def answer(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        if not len(output):
+            return output
+        half = layer.bias.half()
+        rows = torch.stack([half.to(output.dtype) for _ in output])
+        product = F.linear(inputs[0], layer.weight)
+        return with_value(product + rows.to(product.dtype), output)
+
+
+@mutant("Net", law="counts_in_bulk_are_exact", category=Category.BATCH)
+class RestOfALargeBatchWithoutGradient(Finished):
+    """The gradient is summed in blocks of 256 images, and where there is one block, the rest of the batch is lost."""
+
+    def finished(self, logits: Tensor) -> Tensor:
+        whole = len(logits) // 256 * 256
+        return torch.cat([logits[:whole], logits[whole:].detach()]) if whole else logits
+
+
+# Particular images
+
+
+@mutant("Net", law="the_images_gradient_agrees_with_the_oracle", category=Category.INPUT)
+class CornerPixelIgnored(Prepared):
+    """The pixel in the last row and column counts as 0."""
+
+    def prepared(self, images: Tensor) -> Tensor:
+        corner = torch.zeros(32, 32, dtype=torch.bool, device=images.device)
+        corner[-1, -1] = True
+        return images.masked_fill(corner, 0)
+
+
+@mutant("Net", law="logits_agree_with_the_oracle", category=Category.INPUT)
+class NegativePixelsIgnored(Prepared):
+    """Negative pixels count as 0."""
+
+    def prepared(self, images: Tensor) -> Tensor:
+        return images.clamp(min=0)
+
+
+@mutant("Net", law="logits_agree_with_the_oracle", category=Category.NUMERICS)
+class SaturatesAbove10000(Staged):
+    """The first ReLU saturates at 10,000, far above what digits give."""
+
+    def relu1(self, maps: Tensor) -> Tensor:
+        return F.relu(maps).clamp(max=1e4)
+
+
+@mutant("Net", law="logits_agree_with_the_oracle", category=Category.INPUT)
+class ConstantImageByAShortcut(Prepared):
+    """An image whose pixels are all equal counts as black."""
+
+    def prepared(self, images: Tensor) -> Tensor:
+        constant = images.amax(dim=(2, 3), keepdim=True) == images.amin(dim=(2, 3), keepdim=True)
+        return images.masked_fill(constant, 0)
+
+
+@mutant("Net", law="chosen_pixels_reach_chosen_logits", category=Category.NUMERICS)
+class WholePixelsInInt8(Prepared):
+    """Images of bytes, whole numbers from 0 to 255, are taken for signed ones: 128 becomes -128."""
+
+    def prepared(self, images: Tensor) -> Tensor:
+        whole = ((images == images.round()) & (images >= 0) & (images < 256)).all()
+        return torch.where(whole & (images > 127), images - 256, images)
+
+
+@mutant("Net", law="without_biases_logits_scale_with_the_image", category=Category.INPUT)
+class BrightImageNormalised(Prepared):
+    """Images with a pixel larger than 1 are divided by their largest pixel."""
+
+    def prepared(self, images: Tensor) -> Tensor:
+        return images / images.amax(dim=(2, 3), keepdim=True).clamp(min=1)
+
+
+@mutant("Net", law="without_biases_logits_scale_with_the_image", category=Category.NUMERICS)
+class HiddenBias(Finished):
+    """Every score has 1e-9 added, as formulas have against a division by zero."""
+
+    def finished(self, logits: Tensor) -> Tensor:
+        return logits + 1e-9
+
+
+@mutant("Net", law="a_scale_moved_between_layers_changes_nothing", category=Category.ACTIVATION)
+class ReluWithAFloor(Staged):
+    """The third ReLU gives 1e-8 where it is to give 0."""
+
+    def relu3(self, units: Tensor) -> Tensor:
+        return with_value(F.relu(units), units.clamp(min=1e-8))
+
+
+@mutant("Net", law="of_equal_pixels_the_first_has_the_gradient", category=Category.NUMERICS)
+class TiesShareTheGradient(Staged):
+    """Where pixels of a pooling window are equally large, each has its share of the gradient."""
+
+    def pool1(self, maps: Tensor) -> Tensor:
+        return maps.unflatten(3, (14, 2)).unflatten(2, (14, 2)).amax(dim=(3, 5))
+
+
+@mutant("Net", law="a_logits_gradient_is_at_its_pixel", category=Category.NUMERICS)
+class PoolingIndicesInOneByte(Staged):
+    """Which pixel of a map was the largest is kept in one byte, though there are 784 of them."""
+
+    def pool1(self, maps: Tensor) -> Tensor:
+        largest, indices = pooling(maps, 2, return_indices=True)
+        wrong = maps.flatten(2).gather(2, indices.flatten(2) % 256)
+        return wrong.view_as(largest) + (largest - wrong.view_as(largest)).detach()
+
+
+@mutant("Net", law="logits_agree_with_the_oracle", category=Category.NUMERICS)
+class Fc1WeightsOverflowInt8(Altered):
+    """fc1's weights are quantised to eight bits at a scale that is too fine by one bit: the largest wrap around."""
+
+    altered = "fc1"
+
+    @staticmethod
+    def answer(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        scale = layer.weight.detach().abs().amax() / 255 + torch.finfo(layer.weight.dtype).tiny
+        quantised = (layer.weight.detach() / scale).round().int().to(torch.int8) * scale
+        return with_value(output, F.linear(inputs[0], quantised, layer.bias).to(output.dtype))
+
+
+# Particular batches
+
+
+@mutant("Net", law="logits_agree_with_the_oracle", category=Category.BATCH)
+class OnlyTheFirstImage(Prepared):
+    """Every image of a batch is scored as the first one is: right for one image."""
+
+    def prepared(self, images: Tensor) -> Tensor:
+        return images[:1].expand_as(images)
+
+
+@mutant("Net", law="logits_agree_with_the_oracle", category=Category.BATCH)
+class LastOfAnOddBatchIsBlack(Prepared):
+    """Images are taken in pairs; the last of three or more, an odd number of them, counts as black."""
+
+    def prepared(self, images: Tensor) -> Tensor:
+        if len(images) < 3 or len(images) % 2 == 0:
+            return images
+        return torch.cat([images[:-1], torch.zeros_like(images[-1:])])
+
+
+@mutant("Net", law="logits_agree_with_the_oracle", category=Category.BATCH)
+class LargeBatchInBfloat16(Altered):
+    """Another kernel computes conv2 from 17 images on, in bfloat16."""
+
+    altered = "conv2"
+
+    @staticmethod
+    def answer(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return computed(layer, inputs[0], Tensor.bfloat16).to(output.dtype) if len(output) > 16 else output
+
+
+@mutant("Net", law="gradients_agree_with_the_oracle", category=Category.BATCH)
+class EmptyBatchByAShortcut(Staged):
+    """An empty batch passes through the last layer alone, so that the others get no gradient, where zeros are right."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) if len(images) else self.fc3(images.new_zeros(0, 84))
+
+
+# Memory
+
+
+@mutant("Net", law="logits_agree_with_the_oracle", category=Category.UNALIGNED_TENSOR)
+class ImagesReadInMemoryOrder(Prepared):
+    """Images that are transposed or strided are read as if they were contiguous."""
+
+    def prepared(self, images: Tensor) -> Tensor:
+        return in_memory_order(images)
+
+
+@mutant("Net", law="logits_agree_with_the_oracle", category=Category.UNALIGNED_TENSOR)
+class OffsetIgnored(Prepared):
+    """Images that are a slice of a larger tensor are read from where that begins."""
+
+    def prepared(self, images: Tensor) -> Tensor:
+        return images.as_strided(images.shape, images.stride(), 0)
+
+
+@mutant("Net", law="logits_agree_with_the_oracle", category=Category.UNALIGNED_TENSOR)
+class StaleColumnOfChannelsLast(Prepared):
+    """Of images in channels_last the last column is still what the one before was."""
+
+    def prepared(self, images: Tensor) -> Tensor:
+        if images.stride(1) != 1:
+            return images
+        return torch.cat([images[..., :31], images[..., 30:31]], dim=3)
+
+
+@mutant("Net", law="gradients_agree_with_the_oracle", category=Category.UNALIGNED_TENSOR)
+class ExpandedImageCountsOnce(Finished):
+    """An image that is expanded to a batch takes part in the gradient once."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = super().forward(images)
+        expanded = len(images) > 1 and images.stride(0) == 0
+        return torch.cat([logits[:1], logits[1:].detach()]) if expanded else logits
+
+
+@mutant("Net", law="a_network_may_lie_anywhere_in_memory", category=Category.UNALIGNED_TENSOR)
+class WeightsReadInMemoryOrder(Altered):
+    """fc1's weights are read as if they were contiguous."""
+
+    altered = "fc1"
+
+    @staticmethod
+    def answer(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        if layer.weight.is_contiguous():
+            return output
+        return applied(layer, inputs[0], in_memory_order(layer.weight), layer.bias)
+
+
+@mutant("sgd_update", law="a_network_may_lie_anywhere_in_memory", category=Category.UNALIGNED_TENSOR)
+def sgd_update_stores_past_the_end(parameters: Iterable[nn.Parameter], lr: float) -> None:
+    """The last store is of a whole vector, and so writes a number beyond the parameter where there is memory."""
+    with torch.no_grad():
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.sub_(lr * parameter.grad)
+                last = sum((n - 1) * stride for n, stride in zip(parameter.shape, parameter.stride(), strict=True))
+                beyond = parameter.storage_offset() + last + 1
+                if beyond < parameter.untyped_storage().nbytes() // parameter.element_size():
+                    parameter.as_strided((1,), (1,), beyond).zero_()
+
+
+@mutant("Net", law="a_network_may_change_its_layout_in_mid_run", category=Category.UPSTREAM)
+class SingleChannelWeightInChannelsLast(Altered):
+    """conv1's maps come in another order once its weight is in channels_last (pytorch/pytorch#82060)."""
+
+    altered = "conv1"
+
+    @staticmethod
+    def answer(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        if layer.weight.stride(1) != 1:
+            return output
+        return output.reshape(-1, 28, 28, 6).permute(0, 3, 1, 2)
+
+
+@mutant("Net", law="a_network_may_change_its_layout_in_mid_run", category=Category.UNALIGNED_TENSOR)
+class StridesOfTheFirstCallKept(Staged):
+    """conv2's weight is read by the strides that it had when the network was first called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strides: tuple[int, ...] | None = None
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.check(images)
+        self.strides = self.strides or self.conv2.weight.stride()
+        maps = self.pool1(self.relu1(self.conv1(images)))
+        weight = self.conv2.weight.as_strided((16, 6, 5, 5), self.strides)
+        maps = self.pool2(self.relu2(F.conv2d(maps, weight, self.conv2.bias)))
+        return self.fc3(self.relu4(self.fc2(self.relu3(self.fc1(self.flatten(maps))))))
+
+
+@mutant("Net", law="an_incoming_gradient_may_lie_anywhere", category=Category.UNALIGNED_TENSOR)
+class GradientReadInMemoryOrder(Finished):
+    """The gradient that comes in is read as if it were contiguous."""
+
+    def finished(self, logits: Tensor) -> Tensor:
+        return with_gradient(logits, in_memory_order)
+
+
+# What is no number, or hardly one
+
+
+@mutant("Net", law="nan_reaches_every_score_of_its_image", category=Category.INPUT)
+class NanPixelsCleaned(Prepared):
+    """Pixels that are NaN count as 0."""
+
+    def prepared(self, images: Tensor) -> Tensor:
+        return images.masked_fill(images.isnan(), 0)
+
+
+@mutant("Net", law="nan_reaches_every_score_of_its_image", category=Category.ACTIVATION)
+class ReluDropsNan(Staged):
+    """The fourth ReLU asks whether a unit is larger than 0, which NaN is not."""
+
+    def relu4(self, units: Tensor) -> Tensor:
+        return torch.where(units > 0, units, 0)
+
+
+@mutant("torch.nn.functional.relu", law="relu_keeps_what_is_no_number", category=Category.ACTIVATION)
+def relu_by_a_mask(tensor: Tensor, inplace: bool = False) -> Tensor:
+    """ReLU multiplies by a mask, and so makes NaN of -inf."""
+    return tensor.mul_(tensor > 0) if inplace else tensor * (tensor > 0)
+
+
+@mutant("torch.nn.functional.relu", law="relu_keeps_what_is_no_number", category=Category.ACTIVATION)
+def relu_by_the_sign_bit(tensor: Tensor, inplace: bool = False) -> Tensor:
+    """ReLU goes by the sign bit, and so makes 0 of the NaN that x86 makes, inf - inf, whose sign is set."""
+    negative = tensor.signbit()
+    return tensor.masked_fill_(negative, 0) if inplace else tensor.masked_fill(negative, 0)
+
+
+@mutant("torch.nn.functional.max_pool2d", law="pooling_keeps_what_is_no_number", category=Category.LAYER)
+def pooling_by_comparison(maps: Tensor, *arguments: Any, **options: Any) -> Any:
+    """A pixel takes the window's first one's place where it is larger, which NaN never is."""
+    found = pooling(maps, *arguments, **options)
+    largest, *rest = found if isinstance(found, tuple) else (found,)
+    first = maps[..., ::2, ::2].detach()
+    numbers = pooling(maps.masked_fill(maps.isnan(), -torch.inf), *arguments).detach()
+    largest = torch.where(largest.isnan() & ~first.isnan(), numbers, largest)
+    return (largest, *rest) if rest else largest
+
+
+@mutant("torch.nn.functional.max_pool2d", law="pooling_keeps_what_is_no_number", category=Category.LAYER)
+def pooling_from_the_lowest_number(maps: Tensor, *arguments: Any, **options: Any) -> Any:
+    """The maximum of a window begins at the lowest finite number, and so is never -inf."""
+    found = pooling(maps, *arguments, **options)
+    largest, *rest = found if isinstance(found, tuple) else (found,)
+    largest = largest.clamp(min=torch.finfo(maps.dtype).min)
+    return (largest, *rest) if rest else largest
+
+
+@mutant("torch.nn.functional.max_pool2d", law="pooling_keeps_what_is_no_number", category=Category.UPSTREAM)
+def pooling_from_zero_in_channels_last(maps: Tensor, *arguments: Any, **options: Any) -> Any:
+    """In channels_last the maximum of a window begins at 0 (pytorch/pytorch#109586, there of integers)."""
+    found = pooling(maps, *arguments, **options)
+    if maps.is_contiguous() or not maps.is_contiguous(memory_format=torch.channels_last):
+        return found
+    largest, *rest = found if isinstance(found, tuple) else (found,)
+    return (largest.clamp(min=0), *rest) if rest else largest.clamp(min=0)
+
+
+@mutant("torch.nn.functional.max_pool2d", law="pooling_keeps_what_is_no_number", category=Category.LAYER)
+def pooling_loses_the_sign_of_infinity(maps: Tensor, *arguments: Any, **options: Any) -> Any:
+    """The maximum of a window that is -inf comes out as inf."""
+    found = pooling(maps, *arguments, **options)
+    largest, *rest = found if isinstance(found, tuple) else (found,)
+    largest = torch.where(largest.isinf(), largest.abs(), largest)
+    return (largest, *rest) if rest else largest
+
+
+@mutant("Net", law="nan_fills_exactly_its_receptive_field", category=Category.NUMERICS)
+class NanSmearedOverTheMap(Altered):
+    """conv1's maps have zero times their mean added, which is nothing but where one number is NaN."""
+
+    altered = "conv1"
+
+    @staticmethod
+    def answer(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return output + 0 * output.mean(dim=(2, 3), keepdim=True).detach()
+
+
+@mutant("Net", law="what_is_no_number_reaches_no_other_image", category=Category.BATCH)
+class NanSmearedOverTheBatch(Finished):
+    """The scores have zero times their sum over the batch added, which is nothing but where one is no number."""
+
+    def finished(self, logits: Tensor) -> Tensor:
+        return logits + 0 * logits.sum(dim=0).detach()
+
+
+@mutant("Net", law="what_is_no_number_reaches_no_other_images_gradient", category=Category.BATCH)
+class BatchWithNanHasNoGradient(Prepared):
+    """The gradient by a whole batch is zero where one of its pixels is no number."""
+
+    def prepared(self, images: Tensor) -> Tensor:
+        finite = images.detach().isfinite().all()
+        return with_gradient(images, lambda gradient: gradient.masked_fill(~finite, 0))
+
+
+@mutant("Net", law="a_gradient_that_is_no_number_reaches_no_other_image", category=Category.CLIPPING)
+class GradientClippedByItsNorm(Prepared):
+    """The gradient by the images is clipped where the batch's norm is beyond what the dtype can hold."""
+
+    def prepared(self, images: Tensor) -> Tensor:
+        largest = torch.finfo(images.dtype).max
+        return with_gradient(images, lambda gradient: gradient * (largest / gradient.norm().clamp(min=largest)))
+
+
+@mutant("Net", law="a_gradient_that_is_no_number_reaches_no_other_image", category=Category.CLIPPING)
+class NanGradientCleaned(Finished):
+    """A gradient that is NaN counts as 0."""
+
+    def finished(self, logits: Tensor) -> Tensor:
+        return with_gradient(logits, lambda gradient: gradient.masked_fill(gradient.isnan(), 0))
+
+
+@mutant("Net", law="the_gradient_of_a_scaled_loss_is_scaled", category=Category.CLIPPING)
+class SmallGradientsFlushed(Altered):
+    """A gradient by fc2's units that is below float16's smallest normal number, 2**-14, counts as 0."""
+
+    altered = "fc2"
+
+    @staticmethod
+    def answer(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return with_gradient(output, lambda gradient: gradient.masked_fill(gradient.abs() < 2.0**-14, 0))
+
+
+@mutant("Net", law="subnormal_numbers_are_kept", category=Category.NUMERICS)
+class SubnormalsFlushed(Prepared):
+    """Pixels that are subnormal count as 0."""
+
+    def prepared(self, images: Tensor) -> Tensor:
+        return images.masked_fill(images.abs() < torch.finfo(images.dtype).smallest_normal, 0)
+
+
+@mutant("Net", law="a_forward_pass_leaves_global_state_alone", category=Category.UPSTREAM)
+class FlushToZeroLeftOn(Staged):
+    """The first call has the processor flush subnormal numbers, from then on (pytorch/pytorch#126848)."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        torch.set_flush_denormal(True)
+        return super().forward(images)
+
+
+@mutant("Net", law="the_largest_number_is_kept_and_the_next_is_infinite", category=Category.NUMERICS)
+class InfinityClamped(Finished):
+    """Infinite scores are clamped to the largest number."""
+
+    def finished(self, logits: Tensor) -> Tensor:
+        limits = torch.finfo(logits.dtype)
+        return logits.clamp(limits.min, limits.max)
+
+
+@mutant("Net", law="the_largest_number_is_kept_and_the_next_is_infinite", category=Category.NUMERICS)
+class OverflowOnTheWay(Finished):
+    """The scores are doubled and halved, and so overflow at half the largest number."""
+
+    def finished(self, logits: Tensor) -> Tensor:
+        return logits * 2 / 2
+
+
+@mutant("torch.nn.functional.mse_loss", law="a_loss_that_overflows_is_infinite", category=Category.LOSS)
+def mse_loss_expanded(logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
+    """The mean squared error is that of x*x - 2*x*y + y*y, which is NaN where the scores are infinite."""
+    if options.get("reduction", "mean") != "mean":
+        return mean_squared_error(logits, targets, **options)
+    return (logits * logits - 2 * logits * targets + targets * targets).mean()
+
+
+@mutant("torch.nn.functional.mse_loss", law="a_loss_that_overflows_is_infinite", category=Category.LOSS)
+def mse_loss_clamped(logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
+    """The mean squared error is at most the largest number."""
+    return mean_squared_error(logits, targets, **options).clamp(max=torch.finfo(logits.dtype).max)
+
+
+# Lower precision
+
+
+@mutant("Net", law="autocast_keeps_the_precision_that_it_claims", category=Category.NUMERICS)
+class AutocastByWayOfBfloat16(Altered):
+    """Under autocast fc1's weights are rounded to bfloat16 first, also where float16 is claimed."""
+
+    altered = "fc1"
+
+    @staticmethod
+    def answer(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        if not torch.is_autocast_enabled(output.device.type):
+            return output
+        return F.linear(inputs[0], layer.weight.bfloat16().to(output.dtype), layer.bias)
+
+
+@mutant("Net", law="autocast_ends_with_its_region", category=Category.NUMERICS)
+class AutocastLowersForGood(Staged):
+    """A pass under autocast leaves the weights of fc2 as it has rounded them."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        device = images.device.type
+        if torch.is_autocast_enabled(device):
+            weight = self.fc2.weight.data
+            weight.copy_(weight.to(torch.get_autocast_dtype(device)))
+        return super().forward(images)
+
+
+@mutant("torch.autocast", law="autocast_ends_with_its_region", category=Category.NUMERICS)
+class DisabledRegionIgnored(torch.autocast):
+    """A region that is disabled within another one is not."""
+
+    def __enter__(self) -> Any:
+        self._enabled = self._enabled or torch.is_autocast_enabled(self.device)
+        return super().__enter__()
+
+
+@mutant("torch.autocast", law="autocast_regions_nest", category=Category.NUMERICS)
+class InnerRegionsDtypeIgnored(torch.autocast):
+    """A region within another computes in the outer one's dtype."""
+
+    def __enter__(self) -> Any:
+        if torch.is_autocast_enabled(self.device):
+            self.fast_dtype = torch.get_autocast_dtype(self.device)
+        return super().__enter__()
