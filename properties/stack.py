@@ -41,9 +41,9 @@ def lay_out(tensor: Tensor, layout: str) -> Tensor:
     is found out by what follows, and who writes them by looking.
     """
     if layout == "channels_last":  # by hand, since PyTorch calls one channel both contiguous and channels_last
-        return tensor.movedim(1, -1).contiguous().movedim(-1, 1) if tensor.dim() > 1 else tensor.clone()
+        return _packed(tensor.movedim(1, -1)).movedim(-1, 1) if tensor.dim() > 1 else _packed(tensor)
     if layout == "transposed":
-        return tensor.permute(*reversed(range(tensor.dim()))).contiguous().permute(*reversed(range(tensor.dim())))
+        return _packed(tensor.permute(*reversed(range(tensor.dim())))).permute(*reversed(range(tensor.dim())))
     if layout == "strided":
         frame = tensor.new_full((*tensor.shape[:-1], 2 * tensor.shape[-1] + 1), float("nan"))
         view = frame[..., 1::2]
@@ -51,9 +51,14 @@ def lay_out(tensor: Tensor, layout: str) -> Tensor:
         frame = tensor.new_full((tensor.shape[0] + 2, *tensor.shape[1:]), float("nan"))
         view = frame[1:-1]
     else:
-        return tensor.clone(memory_format=torch.contiguous_format)
+        return _packed(tensor)
     view.copy_(tensor)
     return view
+
+
+def _packed(tensor: Tensor) -> Tensor:
+    """A contiguous copy, also of one that already counts as contiguous because a dimension's size is 1."""
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True, repr=False)

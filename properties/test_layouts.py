@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given
@@ -88,14 +89,16 @@ def test_an_incoming_gradient_may_lie_anywhere(stack: Stack, case: Case, upstrea
     """
     `logits.backward(gradient)` is right for a gradient that is expanded from one number, strided or transposed.
 
-    `sum().backward()` hands the first kind on. Rejects: a backward pass that reads its input as if contiguous.
+    `sum().backward()` hands the first kind on; beside that number there is NaN here. Rejects: a backward pass that
+    reads its input as if contiguous.
     """
     net = stack.net(case)
-    weights = stack.targets(case)
     if upstream == "expanded":
-        weights = torch.ones_like(weights)
-    exact = stack.solve(case, stack.images(case), weights, oracle.dot)
-    gradient = weights[:1, :1].expand(weights.shape) if upstream == "expanded" else lay_out(weights, upstream)
+        frame = lay_out(stack.tensor(np.ones((1, 1))), "offset")._base
+        gradient = frame[1:2].expand(case.batch, 10)
+    else:
+        gradient = lay_out(stack.targets(case), upstream)
+    exact = stack.solve(case, stack.images(case), gradient, oracle.dot)
 
     net(stack.images(case)).backward(gradient)
 

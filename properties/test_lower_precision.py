@@ -19,6 +19,7 @@ from lenet.update import SGD
 from properties.closeness import assert_exact, assert_gradients, assert_within_budget
 from properties.stack import Stack, float64, gradients, precision_of, uninitialised
 from properties.strategies import Case, Vectors, cases, settings, vectors
+from properties.test_nan import constant
 from properties.test_optimizer import buffer_of, give_gradients, optimizer_of, parameters_of
 
 FORM = pytest.mark.parametrize("form", SGD_FORMS)
@@ -65,6 +66,34 @@ def test_autocast_keeps_the_precision_that_it_claims(stack: Stack, lower: torch.
     assert {parameter.grad.dtype for parameter in net.parameters()} == {torch.float32}
     assert_within_budget(logits, exact.logits, "logits")
     assert_gradients(net, exact.gradients)
+
+
+@LOWER
+@given(
+    case=cases(weights=("one-hot",), batches=(1, 2)),
+    place=st.sampled_from(["images", "conv1", "conv2", "fc1", "fc2", "fc3"]),
+    fraction=st.floats(0, 1, exclude_max=True),
+)
+def test_autocast_rounds_no_further_than_it_claims(
+    stack: Stack, lower: torch.dtype, case: Case, place: str, fraction: float
+) -> None:
+    """
+    Under autocast a number that the 16-bit dtype holds, in the images or in a layer's weights, comes out as it is.
+
+    All else is 0 or 1, so that nothing is rounded. Rejects: operands or results that are rounded to fewer bits, as
+    float16 by way of bfloat16.
+    """
+    needs_float32(stack)
+    value = float(torch.tensor(1 + fraction).to(lower))
+    net, images = stack.net(case), constant(stack, case, value if place == "images" else 1.0)
+    if place != "images":
+        with torch.no_grad():
+            net.get_parameter(f"{place}.weight").mul_(value)
+
+    with torch.autocast(stack.device.type, dtype=lower):
+        logits = net(images)
+
+    assert_exact(logits, torch.full_like(logits, value, dtype=lower), "logits")
 
 
 @LOWER

@@ -202,10 +202,10 @@ def test_a_gradient_that_is_no_number_reaches_no_other_image(
 
 
 def numbers(stack: Stack, shape: tuple[int, ...], share: float, seed: int) -> Array:
-    """Normal numbers, of which about `share` are NaN, an infinity, a zero or a subnormal, rounded to the dtype."""
+    """Normal numbers, of which about `share` are NaN of either sign, an infinity, a zero or a subnormal, rounded."""
     random = np.random.RandomState([seed, 6])
     least = float(torch.finfo(stack.dtype).smallest_normal) * float(torch.finfo(stack.dtype).eps)
-    special = random.choice([*SPECIAL, 0.0, -0.0, least, -least], shape)
+    special = random.choice([*SPECIAL, -float("nan"), 0.0, -0.0, least, -least], shape)
     drawn = np.where(random.random_sample(shape) < share, special, random.standard_normal(shape))
     return torch.tensor(drawn).to(stack.dtype).double().numpy()
 
@@ -226,7 +226,7 @@ def test_relu_keeps_what_is_no_number(
     ReLU is max(x, 0) of every number: NaN of NaN, 0 of -inf, inf of inf, and a positive subnormal stays.
 
     In every layout, with as many channels as SIMD code treats differently. Rejects: `where(x > 0, x, 0)`, which turns
-    NaN into 0; `x * (x > 0)`, which turns -inf into NaN; flush-to-zero.
+    NaN into 0; `x * (x > 0)`, which turns -inf into NaN; the sign bit, which inf - inf has on x86; flush-to-zero.
     """
     forms: dict[str, Callable[[Tensor], Tensor]] = {
         "F.relu": F.relu,

@@ -178,9 +178,9 @@ class Conv1WeightOffByOneIn100000(Altered):
         return applied(layer, inputs[0], layer.weight * (1 + 1e-5), layer.bias)
 
 
-@mutant("Net", law="gradients_agree_with_the_oracle", category=Category.NUMERICS)
+@mutant("Net", law="gradients_agree_with_the_oracle", category=Category.NUMERICS, dtype="float64")
 class Conv1WeightOffByAMillionth(Altered):
-    """conv1's weights are too large by a relative 1e-6, which is 17 roundings of float32."""
+    """conv1's weights are too large by a relative 1e-6, which is more than float64 may lose."""
 
     altered = "conv1"
 
@@ -336,7 +336,7 @@ class SaturatesAbove10000(Staged):
         return F.relu(maps).clamp(max=1e4)
 
 
-@mutant("Net", law="logits_agree_with_the_oracle", category=Category.INPUT)
+@mutant("Net", law="of_equal_pixels_the_first_has_the_gradient", category=Category.INPUT)
 class ConstantImageByAShortcut(Prepared):
     """An image whose pixels are all equal counts as black."""
 
@@ -479,7 +479,7 @@ class StaleColumnOfChannelsLast(Prepared):
 
 
 @mutant("Net", law="gradients_agree_with_the_oracle", category=Category.UNALIGNED_TENSOR)
-class ExpandedImageCountsOnce(Finished):
+class ExpandedImageCountsOnce(Staged):
     """An image that is expanded to a batch takes part in the gradient once."""
 
     def forward(self, images: Tensor) -> Tensor:
@@ -668,7 +668,7 @@ class NanGradientCleaned(Finished):
         return with_gradient(logits, lambda gradient: gradient.masked_fill(gradient.isnan(), 0))
 
 
-@mutant("Net", law="the_gradient_of_a_scaled_loss_is_scaled", category=Category.CLIPPING)
+@mutant("Net", law="gradients_agree_with_the_oracle", category=Category.CLIPPING)
 class SmallGradientsFlushed(Altered):
     """A gradient by fc2's units that is below float16's smallest normal number, 2**-14, counts as 0."""
 
@@ -731,6 +731,22 @@ def mse_loss_clamped(logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
 
 
 @mutant("Net", law="autocast_keeps_the_precision_that_it_claims", category=Category.NUMERICS)
+class AutocastSumsIn16Bits(Altered):
+    """Under autocast fc1's sums are rounded after each of 400 terms."""
+
+    altered = "fc1"
+
+    @staticmethod
+    def answer(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        if not torch.is_autocast_enabled(output.device.type):
+            return output
+        total = layer.bias.to(output.dtype).expand_as(output)
+        for term in range(400):
+            total = total + (inputs[0][:, term, None] * layer.weight[:, term]).to(output.dtype)
+        return total
+
+
+@mutant("Net", law="autocast_rounds_no_further_than_it_claims", category=Category.NUMERICS)
 class AutocastByWayOfBfloat16(Altered):
     """Under autocast fc1's weights are rounded to bfloat16 first, also where float16 is claimed."""
 
