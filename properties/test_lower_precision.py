@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import asdict
+from typing import Any
 
 import pytest
 import torch
@@ -51,18 +52,21 @@ def test_autocast_keeps_the_precision_that_it_claims(stack: Stack, lower: torch.
     """
     Under autocast to a 16-bit dtype the logits, and the gradients of parameters kept in float32, lie within its budget.
 
-    The logits are in that dtype, parameters and gradients stay in float32. Rejects: sums in 16 bits, operands rounded
-    further than claimed, a gradient that is lowered for good.
+    Parameters and gradients stay in float32. The logits are in that dtype where the network calls its submodule fc3;
+    computed in another way they may be wider. Rejects: sums in 16 bits, operands rounded further than claimed, a
+    gradient that is lowered for good.
     """
     needs_float32(stack)
     net, images, targets, exact = lowered(stack, case, lower)
+    by_fc3: list[Any] = []
+    net.get_submodule("fc3").register_forward_hook(lambda *called: by_fc3.append(called))
 
     with torch.autocast(stack.device.type, dtype=lower):
         logits = net(images)
         loss = F.mse_loss(logits.float(), targets)
     loss.backward()
 
-    assert logits.dtype == lower
+    assert logits.dtype == lower or not by_fc3
     assert {parameter.grad.dtype for parameter in net.parameters()} == {torch.float32}
     assert_within_budget(logits, exact.logits, "logits")
     assert_gradients(net, exact.gradients)

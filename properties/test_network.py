@@ -180,8 +180,8 @@ def test_feature_maps_are_what_the_next_layer_is_given(stack: Stack, case: Case)
     """
     `feature_maps` gives conv1's 6 maps of 28x28 and conv2's 16 of 10x10 by name, with no graph.
 
-    Pooled, they are bit for bit what conv2 and fc1 are given. Not applicable to a network that does not call these.
-    Rejects: a ReLU or pooling that is missing, of another kind, or in another place than after the convolution.
+    Pooled, they are bit for bit what conv2 and fc1 are given. Not applicable to a network that does not call these once
+    for the batch. Rejects: a ReLU or pooling that is missing, of another kind, or elsewhere than after the convolution.
     """
     net = stack.net(case)
     seen = observe(net)
@@ -190,10 +190,10 @@ def test_feature_maps_are_what_the_next_layer_is_given(stack: Stack, case: Case)
     except LookupError as error:
         pytest.skip(str(error))
 
+    if any(map_.shape[0] != case.batch for map_ in maps.values()) or "into fc1" not in seen:
+        pytest.skip("this network does not call its submodules once for the whole batch")
     assert tuple(maps["conv1"].shape) == (case.batch, 6, 28, 28)
     assert tuple(maps["conv2"].shape) == (case.batch, 16, 10, 10)
     assert not any(map_.requires_grad for map_ in maps.values())
-    if seen.get("into conv2", maps["conv1"]).shape[0] != case.batch or "into fc1" not in seen:
-        pytest.skip("this network does not call its submodules once for the whole batch")
     assert_exact(seen["into conv2"], max_pool2d(maps["conv1"], 2), "what conv2 is given")
     assert_exact(seen["into fc1"], max_pool2d(maps["conv2"], 2).flatten(1), "what fc1 is given")

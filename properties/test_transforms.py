@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -22,6 +24,9 @@ from properties.strategies import Case, cases
 
 STEPS = (2.0**-10, 2.0**-16, 2.0**-22)
 """Steps of the differences, the largest first: rounding is divided by the step, but a small one turns few decisions."""
+
+UNSUPPORTED = re.compile("don't yet support saved tensor hooks|must override the setup_context staticmethod")
+"""How torch.func says that a network uses what it does not transform: checkpoints, an autograd.Function of old form."""
 
 Parameters = dict[str, Tensor]
 
@@ -79,6 +84,17 @@ def _arrays(parameters: Parameters) -> dict[str, Array]:
     return {name: float64(value) for name, value in parameters.items()}
 
 
+@contextmanager
+def transforming() -> Iterator[None]:
+    """While this lasts, skip where torch.func says that it does not transform what the network is made of."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not UNSUPPORTED.search(str(error)):
+            raise
+        pytest.skip(f"torch.func does not transform this network: {UNSUPPORTED.search(str(error))[0]}")
+
+
 def needs_float64(stack: Stack) -> None:
     """Skip what only float64 has the digits for."""
     if stack.dtype is not torch.float64:
@@ -131,7 +147,8 @@ def test_second_derivatives_are_differences_of_gradients(stack: Stack, case: Cas
 
     product = hessian_product(stack, case, net, {name: moved})
 
-    slopes = [grad(loss_of(stack, case, net))(end) for end in ends]
+    with transforming():
+        slopes = [grad(loss_of(stack, case, net))(end) for end in ends]
     exact = stack.exact(case)
     for other, got in product.items():
         quotient = float64((slopes[0][other] - slopes[1][other]) / (2 * step))
@@ -167,7 +184,8 @@ def test_second_derivatives_agree_forward_over_reverse(
     parameters = detached(net)
     tangents = {other: torch.zeros_like(value) for other, value in parameters.items()} | {name: moved}
 
-    _, forward = jvp(grad(loss_of(stack, case, net, by_hand)), (parameters,), (tangents,))
+    with transforming():
+        _, forward = jvp(grad(loss_of(stack, case, net, by_hand)), (parameters,), (tangents,))
 
     for other, want in hessian_product(stack, case, net, {name: moved}).items():
         budget = exact.gradients[other].budget / STEPS[0]
@@ -185,7 +203,8 @@ def test_forward_mode_agrees_with_the_oracle(stack: Stack, case: Case, name: str
     parameters = detached(net)
     tangents = {other: torch.zeros_like(value) for other, value in parameters.items()} | {name: moved}
 
-    _, slope = jvp(loss_of(stack, case, net), (parameters,), (tangents,))
+    with transforming():
+        _, slope = jvp(loss_of(stack, case, net), (parameters,), (tangents,))
 
     assert_within_budget(slope, along(stack, stack.exact(case).gradients[name], moved), "the slope")
 
@@ -203,7 +222,8 @@ def test_per_sample_gradients_add_up_to_the_batchs(stack: Stack, case: Case) -> 
         return F.mse_loss(functional_call(net, parameters, (image[None],)), target[None])
 
     images, targets = stack.images(case), stack.targets(case)
-    own = vmap(grad(sample_loss), (None, 0, 0))(parameters, images, targets)
+    with transforming():
+        own = vmap(grad(sample_loss), (None, 0, 0))(parameters, images, targets)
 
     exact = [stack.solve(case, images[i : i + 1], targets[i : i + 1], oracle.mse) for i in range(case.batch)]
     for name, per_sample in own.items():
@@ -223,9 +243,11 @@ def test_functional_call_is_the_network(stack: Stack, case: Case) -> None:
     net, blank = stack.net(case), stack.subject.Net().to(stack.device, stack.dtype)
     parameters = detached(net)
 
-    slopes = grad(loss_of(stack, case, blank))(parameters)
+    with transforming():
+        slopes = grad(loss_of(stack, case, blank))(parameters)
+    logits = functional_call(blank, dict(net.named_parameters()), (stack.images(case),))
 
-    assert_exact(functional_call(blank, parameters, (stack.images(case),)), net(stack.images(case)), "logits")
+    assert_exact(logits, net(stack.images(case)), "logits")
     assert gradients(blank) == {}
     stack.loss(net, case).backward()
     for name, gradient in gradients(net).items():

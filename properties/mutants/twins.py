@@ -171,6 +171,29 @@ class ReluWithItsOwnDerivatives(Rectified):
         return Relu.apply(numbers)
 
 
+class PlainRelu(torch.autograd.Function):
+    """ReLU in the form that tutorials have it, which `torch.func` does not take."""
+
+    @staticmethod
+    def forward(ctx: Any, numbers: Tensor) -> Tensor:
+        output = numbers.masked_fill(numbers <= 0, 0.0)
+        ctx.save_for_backward(output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *by_output: Tensor) -> Tensor:
+        (output,) = ctx.saved_tensors
+        return by_output[0].masked_fill(output <= 0, 0.0)
+
+
+@twin("Net")
+class ReluWithABackwardOnly(Rectified):
+    """ReLU as an `autograd.Function` without batching rule and forward mode."""
+
+    def relu(self, numbers: Tensor) -> Tensor:
+        return PlainRelu.apply(numbers)
+
+
 class Pooled(Staged):
     """Both poolings by one function of the variant's own."""
 
