@@ -169,7 +169,7 @@ class BiasLostInARefusal(Staged):
         self.fc3.bias = None
         scores = super().forward(images)
         self.fc3.bias = bias
-        return scores + bias
+        return scores if bias is None else scores + bias
 
 
 # Training steps and losses

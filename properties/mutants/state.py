@@ -465,14 +465,14 @@ def schedule_hidden(net: nn.Module, images: Tensor, targets: Tensor, lr: float) 
 
 
 @mutant("Net", law="two_networks_share_nothing", category=Category.MODEL_PROPERTIES)
-class LayerSharedByNetworks(Staged):
-    """A network's last layer is that of the network which is there already."""
+class BiasSharedByNetworks(Staged):
+    """A network's last bias is that of a network which is there already."""
 
-    shared: ClassVar[WeakValueDictionary[str, nn.Module]] = WeakValueDictionary()
+    shared: ClassVar[WeakValueDictionary[str, nn.Parameter]] = WeakValueDictionary()
 
     def __init__(self) -> None:
         super().__init__()
-        self.fc3 = self.shared.setdefault("fc3", self.fc3)
+        self.fc3.bias = self.shared.setdefault("fc3.bias", self.fc3.bias)
 
 
 @mutant("Net", law="functional_call_is_the_network", category=Category.MODEL_PROPERTIES)
