@@ -202,10 +202,14 @@ def test_a_gradient_that_is_no_number_reaches_no_other_image(
 
 
 def numbers(stack: Stack, shape: tuple[int, ...], share: float, seed: int) -> Array:
-    """Normal numbers, of which about `share` are NaN of either sign, an infinity, a zero or a subnormal, rounded."""
+    """
+    Normal numbers, of which about `share` are NaN of either sign, an infinity, a zero or a subnormal, rounded.
+
+    -inf is the most frequent, so that there are pooling windows of nothing else.
+    """
     random = np.random.RandomState([seed, 6])
     least = float(torch.finfo(stack.dtype).smallest_normal) * float(torch.finfo(stack.dtype).eps)
-    special = random.choice([*SPECIAL, -float("nan"), 0.0, -0.0, least, -least], shape)
+    special = random.choice([*SPECIAL, -np.nan, -np.inf, -np.inf, 0.0, -0.0, least, -least], shape)
     drawn = np.where(random.random_sample(shape) < share, special, random.standard_normal(shape))
     return torch.tensor(drawn).to(stack.dtype).double().numpy()
 

@@ -55,6 +55,11 @@ def in_memory_order(tensor: Tensor) -> Tensor:
     return tensor.as_strided(tensor.shape, strides)
 
 
+def with_maximum(found: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """What `max_pool2d` has found, alone or with the indices, with another maximum."""
+    return (change(found[0]), *found[1:]) if isinstance(found, tuple) else change(found)
+
+
 class Altered(Staged):
     """The reference, one of whose layers gives another answer."""
 
@@ -212,7 +217,7 @@ class Conv2ByCancellation(Altered):
         return with_value(output, (output + large) - large)
 
 
-@mutant("Net", law="nan_fills_exactly_its_receptive_field", category=Category.UPSTREAM)
+@mutant("Net", law="integers_are_exact", category=Category.UPSTREAM)
 class Conv1ByFourierTransform(Altered):
     """conv1 goes by way of Fourier transforms of the whole image, which smear NaN (pytorch/pytorch#157237)."""
 
@@ -587,21 +592,17 @@ def relu_by_the_sign_bit(tensor: Tensor, inplace: bool = False) -> Tensor:
 @mutant("torch.nn.functional.max_pool2d", law="pooling_keeps_what_is_no_number", category=Category.LAYER)
 def pooling_by_comparison(maps: Tensor, *arguments: Any, **options: Any) -> Any:
     """A pixel takes the window's first one's place where it is larger, which NaN never is."""
+    first = maps[..., ::2, ::2].isnan()
+    numbers = pooling(maps.detach().masked_fill(maps.isnan(), -torch.inf), 2)
     found = pooling(maps, *arguments, **options)
-    largest, *rest = found if isinstance(found, tuple) else (found,)
-    first = maps[..., ::2, ::2].detach()
-    numbers = pooling(maps.masked_fill(maps.isnan(), -torch.inf), *arguments).detach()
-    largest = torch.where(largest.isnan() & ~first.isnan(), numbers, largest)
-    return (largest, *rest) if rest else largest
+    return with_maximum(found, lambda largest: torch.where(largest.isnan() & ~first, numbers, largest))
 
 
 @mutant("torch.nn.functional.max_pool2d", law="pooling_keeps_what_is_no_number", category=Category.LAYER)
 def pooling_from_the_lowest_number(maps: Tensor, *arguments: Any, **options: Any) -> Any:
     """The maximum of a window begins at the lowest finite number, and so is never -inf."""
-    found = pooling(maps, *arguments, **options)
-    largest, *rest = found if isinstance(found, tuple) else (found,)
-    largest = largest.clamp(min=torch.finfo(maps.dtype).min)
-    return (largest, *rest) if rest else largest
+    lowest = torch.finfo(maps.dtype).min
+    return with_maximum(pooling(maps, *arguments, **options), lambda largest: largest.clamp(min=lowest))
 
 
 @mutant("torch.nn.functional.max_pool2d", law="pooling_keeps_what_is_no_number", category=Category.UPSTREAM)
@@ -610,17 +611,14 @@ def pooling_from_zero_in_channels_last(maps: Tensor, *arguments: Any, **options:
     found = pooling(maps, *arguments, **options)
     if maps.is_contiguous() or not maps.is_contiguous(memory_format=torch.channels_last):
         return found
-    largest, *rest = found if isinstance(found, tuple) else (found,)
-    return (largest.clamp(min=0), *rest) if rest else largest.clamp(min=0)
+    return with_maximum(found, lambda largest: largest.clamp(min=0))
 
 
 @mutant("torch.nn.functional.max_pool2d", law="pooling_keeps_what_is_no_number", category=Category.LAYER)
 def pooling_loses_the_sign_of_infinity(maps: Tensor, *arguments: Any, **options: Any) -> Any:
     """The maximum of a window that is -inf comes out as inf."""
     found = pooling(maps, *arguments, **options)
-    largest, *rest = found if isinstance(found, tuple) else (found,)
-    largest = torch.where(largest.isinf(), largest.abs(), largest)
-    return (largest, *rest) if rest else largest
+    return with_maximum(found, lambda largest: torch.where(largest.isinf(), largest.abs(), largest))
 
 
 @mutant("Net", law="nan_fills_exactly_its_receptive_field", category=Category.NUMERICS)
