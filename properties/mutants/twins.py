@@ -476,13 +476,14 @@ def look(*_: Any) -> None:
 
 @twin("Net")
 class HooksThatOnlyLook(Staged):
-    """Hooks before and after each layer, which change nothing."""
+    """Hooks before and after each layer, forward and backward, which change nothing."""
 
     def __init__(self) -> None:
         super().__init__()
         for layer in (self.conv1, self.conv2, self.fc1, self.fc2, self.fc3):
             layer.register_forward_pre_hook(look)
             layer.register_forward_hook(look)
+            layer.register_full_backward_hook(look)
 
 
 @twin("torch.nn.functional.relu")
