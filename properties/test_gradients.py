@@ -166,6 +166,32 @@ def sum_of_gradients(stack: Stack, first: Case, second: Case) -> dict[str, Bound
     return oracle.accumulated([stack.exact(first), other], stack.precision)
 
 
+@given(case=ordinary_cases(), name=st.sampled_from(list(SHAPES)))
+def test_a_graph_from_before_a_change_mixes_nothing(stack: Stack, case: Case, name: str) -> None:
+    """
+    Backward through a graph that is older than a change of one parameter raises, or gives the gradient as of before.
+
+    Rejects: layers that are computed anew for the backward pass, with weights that are no longer the forward pass's.
+    """
+    net = stack.net(case)
+    loss = stack.loss(net, case)
+    loss.backward(retain_graph=True)
+    before = gradients(net)
+    net.zero_grad()
+
+    with torch.no_grad():
+        net.get_parameter(name).mul_(-0.5).add_(1)
+    try:
+        loss.backward()
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        return
+
+    for own, gradient in gradients(net).items():
+        assert_exact(gradient, before[own], f"{own}.grad")
+
+
 @given(case=ordinary_cases(), exponent=st.integers(-4, 4))
 def test_the_gradient_of_a_scaled_loss_is_scaled(stack: Stack, case: Case, exponent: int) -> None:
     """

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import BackwardCFunction, FunctionCtx
+from torch.utils.checkpoint import checkpoint
 
 from properties.mutants import Category, mutant
 from properties.mutants.staged import Staged
@@ -486,3 +487,18 @@ def incoming_gradient_ignored(node: Any, *by_outputs: Tensor) -> Any:
 def saved_in_reverse_order(context: Any, *tensors: Tensor) -> None:
     """What an `autograd.Function` saves is handed to its backward the other way round."""
     save_for_backward(context, *tensors[::-1])
+
+
+@mutant("Net", law="a_graph_from_before_a_change_mixes_nothing", category=Category.COMPUTATION_MODEL)
+class LayerRecomputed(Staged):
+    """conv2 and its pooling are computed anew for the backward pass, with the weights of that moment."""
+
+    def middle(self, maps: Tensor) -> Tensor:
+        return self.pool2(self.relu2(self.conv2(maps)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.check(images)
+        maps = self.pool1(self.relu1(self.conv1(images)))
+        maps = checkpoint(self.middle, maps, use_reentrant=False)
+        units = self.relu3(self.fc1(self.flatten(maps)))
+        return self.fc3(self.relu4(self.fc2(units)))
