@@ -31,6 +31,8 @@ from properties.mutants import mutants, twins
 ANSWERS = 400
 """How many of the oracle's answers each process keeps: more than a law's examples take, some 1 MB each."""
 
+CELLS = pytest.StashKey[dict[str, list[str]]]()
+UNCHOSEN = pytest.param(None, id="none")
 REACHED = pytest.StashKey[set[str]]()
 
 
@@ -40,6 +42,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    cells = config.getoption("cells")
+    config.stash[CELLS] = json.loads(cells.read_text()) if cells else {}
     if hasattr(config, "workerinput"):
         for name in ("solve", "accumulated", "train"):
             setattr(oracle, name, remembering(getattr(oracle, name)))
@@ -47,19 +51,26 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Progress())
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Only the chosen subjects: of hundreds and all laws there would be a hundred thousand items to leave out."""
+    if cells := metafunc.config.stash[CELLS]:
+        parametrize, specs = metafunc.parametrize, cells.get(metafunc.function.__name__, ())
+
+        def choose(names: Any, values: Any, **options: Any) -> None:
+            if names == "stack":
+                values = [value for value in values if value.values[0].subject.spec in specs] or [UNCHOSEN]
+            parametrize(names, values, **options)
+
+        metafunc.parametrize = choose
+
+
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Only the chosen cells; one law after the other, so that the oracle's answers to its examples are at hand."""
-    if cells := config.getoption("cells"):
-        chosen = {(law, spec) for law, specs in json.loads(cells.read_text()).items() for spec in specs}
-        items[:] = [i for i in items if isinstance(i, pytest.Function) and (i.originalname, _spec(i)) in chosen]
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One law after the other, so that the oracle's answers to its examples are at hand."""
+    items[:] = [item for item in items if item.callspec.params["stack"] is not None]
     places = {place: n for n, place in enumerate(dict.fromkeys(map(_place, items)))}
     items.sort(key=lambda item: places[_place(item)])
-
-
-def _spec(item: pytest.Function) -> str:
-    stack = item.callspec.params["stack"]
-    return stack.subject.spec if stack else ""
 
 
 def _place(item: pytest.Item) -> tuple[str, str]:
