@@ -31,6 +31,7 @@ from lenet.update import SGD
 from properties.closeness import assert_exact, assert_rounded, assert_within_budget, ledger
 from properties.stack import Stack, float64, gradients
 from properties.strategies import Case, cases
+from properties.test_gradients import STALE
 
 Tensors: TypeAlias = Mapping[str, Tensor]
 """By parameter; of gradients, those that are not None."""
@@ -41,7 +42,7 @@ STEPS = 12
 KEPT = 3
 """Graphs, and nets left behind, that a run holds on to: enough to tell the latest from the one before."""
 
-RAISED = {"good": r"^$", "stale": r"^$|modified by an inplace operation", "gone": r"second time|does not require grad"}
+RAISED = {"good": r"^$", "stale": rf"^$|{STALE.pattern}", "gone": r"second time|does not require grad"}
 """What backward may say in a RuntimeError, by what has become of the graph: changed parameters, freed buffers."""
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

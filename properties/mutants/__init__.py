@@ -118,13 +118,13 @@ def _enter(variant: Any, part: str, *rest: str) -> Any:
     return SimpleNamespace(**({"replaces": {part: variant}} if part.startswith("torch.") else {part: variant}))
 
 
-def mutants() -> list[Variant]:
+def all_mutants() -> list[Variant]:
     """All mutants, by kind."""
     return [variant for kind in KINDS for variant in _of(kind)]
 
 
-def twins() -> list[Variant]:
-    """All twins."""
+def all_twins() -> list[Variant]:
+    """All twins; not called `twins`, which is their module."""
     return _of("twins")
 
 

@@ -24,7 +24,7 @@ from typing import Any
 from lenet.files import write_atomically
 from lenet.fingerprint import stamp
 from properties.diagnosis import told_right
-from properties.mutants import KINDS, Variant, mutants, twins
+from properties.mutants import KINDS, Variant, all_mutants, all_twins
 
 Cells = Mapping[str, Iterable[str]]
 """By law, the subjects that it is to judge."""
@@ -170,7 +170,7 @@ def summary(chosen: list[Variant], named: Mapping[str, Any]) -> list[str]:
 
 def select(names: list[str]) -> list[Variant]:
     """The variants of these kinds, or of these names; all where none is given. Raises ValueError."""
-    everything = mutants() + twins()
+    everything = all_mutants() + all_twins()
     for name in names:
         if not any(name in (variant.kind, variant.spec, variant.name) for variant in everything):
             kinds = ", ".join((*KINDS, "twins"))

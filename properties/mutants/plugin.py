@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from lenet import oracle
 from lenet.subject import CONTRACT, Subject
-from properties.mutants import mutants, twins
+from properties.mutants import all_mutants, all_twins
 
 ANSWERS = 400
 """How many of the oracle's answers each process keeps: more than a law's examples take, some 1 MB each."""
@@ -106,7 +106,7 @@ def pytest_runtest_call(item: pytest.Function) -> Iterator[None]:
     stack = item.funcargs["stack"]
     item.funcargs["stack"] = dataclasses.replace(stack, subject=Watched(stack.subject, reached))
     with ExitStack() as watched:
-        for part in sorted({variant.part for variant in mutants() + twins()} - {*CONTRACT}):
+        for part in sorted({variant.part for variant in all_mutants() + all_twins()} - {*CONTRACT}):
             watched.enter_context(mock.patch(part, watching(part, reached)))
         return (yield)
 
@@ -186,17 +186,18 @@ def _digest(arguments: Any) -> bytes:
 
 
 class Progress:
-    """A bar of the cells that are done."""
+    """A bar of the cells that parallel workers have judged."""
+
+    def __init__(self) -> None:
+        self.bar = tqdm(desc="judging", unit="cell", mininterval=1, disable=None)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, node: Any, ids: list[str]) -> None:
-        if not hasattr(self, "bar"):
-            self.bar = tqdm(total=len(ids), unit="cell", desc="judging", mininterval=1)
+        self.bar.total = len(ids)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" or report.skipped:
             self.bar.update()
 
     def pytest_sessionfinish(self) -> None:
-        if hasattr(self, "bar"):
-            self.bar.close()
+        self.bar.close()

@@ -13,9 +13,9 @@ from lenet import subject
 from lenet.oracle import PRECISIONS
 from lenet.subject import CONTRACT
 from properties import mutants as catalogue
-from properties.mutants import KINDS, Category, Variant, mutants, twins
+from properties.mutants import KINDS, Category, Variant, all_mutants, all_twins
 
-EVERYTHING = mutants() + twins()
+EVERYTHING = all_mutants() + all_twins()
 VARIANTS = pytest.mark.parametrize("variant", EVERYTHING, ids=lambda variant: f"{variant.kind}:{variant.name}")
 LAWS = {
     function.name
@@ -45,14 +45,14 @@ def test_a_variant_is_told_in_one_or_two_sentences(variant: Variant) -> None:
     assert "ejected" not in words, "the law that rejects it is named beside it"
 
 
-@pytest.mark.parametrize("mutant", mutants(), ids=lambda mutant: f"{mutant.kind}:{mutant.name}")
+@pytest.mark.parametrize("mutant", all_mutants(), ids=lambda mutant: f"{mutant.kind}:{mutant.name}")
 def test_a_mutant_names_a_law_a_category_and_a_dtype(mutant: Variant) -> None:
     assert mutant.law in LAWS
     assert mutant.category in set(Category)
     assert mutant.dtype in PRECISIONS
 
 
-@pytest.mark.parametrize("twin", twins(), ids=lambda twin: twin.name)
+@pytest.mark.parametrize("twin", all_twins(), ids=lambda twin: twin.name)
 def test_a_twin_names_no_law(twin: Variant) -> None:
     assert (twin.law, twin.category) == ("", "")
 
@@ -67,13 +67,12 @@ def test_a_name_is_written_as_that_of_a_class_or_function(variant: Variant) -> N
 
 
 def test_every_kind_has_mutants_and_every_module_is_a_kind() -> None:
-    apart = {"__init__", "__main__", "plugin", "staged", "twins", "test_catalogue"}
-    modules = {path.stem for path in Path(catalogue.__file__).parent.glob("*.py")}
+    modules = Path(catalogue.__file__).parent.glob("*.py")
 
-    assert {mutant.kind for mutant in mutants()} == set(KINDS)
-    assert modules - apart == set(KINDS)
+    assert {mutant.kind for mutant in all_mutants()} == set(KINDS)
+    assert {path.stem for path in modules if "\n@mutant(" in path.read_text()} == set(KINDS)
 
 
 def test_the_catalogue_is_large_enough_to_judge_a_judge() -> None:
-    assert len(mutants()) >= 120
-    assert len(twins()) >= 20
+    assert len(all_mutants()) >= 120
+    assert len(all_twins()) >= 20
