@@ -34,7 +34,7 @@ settings.register_profile("ci", COMMON, max_examples=20, derandomize=True, datab
 settings.register_profile("thorough", COMMON, phases=SEARCH, max_examples=250, derandomize=False, database=FAILURES)
 KILL = settings(COMMON, derandomize=True, database=None, phases={Phase.explicit, Phase.generate})  # nothing is reduced
 settings.register_profile("kills", KILL, max_examples=20)  # of a mutant by the law that it names: the examples of ci
-settings.register_profile("mutants", KILL, max_examples=5)  # by all laws: as many as there is time for
+settings.register_profile("mutants", KILL, max_examples=2)  # by all laws: as many as there is time for
 settings.load_profile("quick")
 
 STACKS = pytest.StashKey[list[Stack]]()

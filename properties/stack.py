@@ -88,7 +88,7 @@ class Stack:
     def net(self, case: Case) -> nn.Module:
         """The subject's Net with the case's parameters."""
         net = self.subject.Net().to(self.device, self.dtype)
-        net.load_state_dict({name: self.tensor(value) for name, value in case.parameters(self.precision).items()})
+        net.load_state_dict({name: value.to(self.device) for name, value in _parameters(case, self.dtype).items()})
         return net
 
     def images(self, case: Case) -> Tensor:
@@ -126,6 +126,12 @@ class Stack:
 
 
 @lru_cache(maxsize=64)
+def _parameters(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The case's parameters in a dtype, not to be written to."""
+    return {name: rounded(value, dtype) for name, value in case.parameters(precision_of(dtype)).items()}
+
+
+@lru_cache(maxsize=64)
 def _exact(case: Case, dtype: torch.dtype, loss: Loss, repeats: int, by_images: bool) -> Answer:
     images, targets = rounded(case.pixels(precision_of(dtype)), dtype), rounded(case.goals(), dtype)
     return _solve(case, dtype, images, targets, loss, repeats, by_images)
@@ -134,12 +140,11 @@ def _exact(case: Case, dtype: torch.dtype, loss: Loss, repeats: int, by_images: 
 def _solve(
     case: Case, dtype: torch.dtype, images: Tensor, targets: Tensor, loss: Loss, repeats: int, by_images: bool
 ) -> Answer:
-    precision = precision_of(dtype)
     return oracle.solve(
-        {name: float64(rounded(value, dtype)) for name, value in case.parameters(precision).items()},
+        {name: float64(value) for name, value in _parameters(case, dtype).items()},
         float64(images),
         float64(targets),
-        precision,
+        precision_of(dtype),
         seed=case.seed,
         repeats=repeats,
         loss=loss,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from lenet.digits import Digits, one_hot
 from lenet.oracle import THRESHOLD, Bounded
 from lenet.training import Settings, batches, train
 from properties.closeness import ledger
-from properties.stack import Stack, float64
+from properties.stack import Stack, float64, precision_of, rounded
 from properties.strategies import Case
 
 SETTINGS = Settings(epochs=2)
@@ -34,7 +35,7 @@ def test_training_on_digits_learns_what_the_oracle_learns(stack: Stack) -> None:
         pytest.skip("inconclusive: over so many steps rounding in 16 bits decides most digits")
     data = _on(stack, digits.load())
     net = stack.net(CASE)
-    exact, losses = _oracle_run(stack, data)
+    exact, losses = _oracle_run(stack.dtype)
     best = np.sort(exact.value, axis=1)
     decided = best[:, -1] - best[:, -2] > 2 * THRESHOLD * exact.budget[:, 0]
     if decided.mean() <= 0.5:
@@ -66,15 +67,17 @@ def _on(stack: Stack, data: Digits) -> Digits:
     return Digits(data.name, images, data.train_labels.to(stack.device), test_images, data.test_labels.to(stack.device))
 
 
-def _oracle_run(stack: Stack, data: Digits) -> tuple[Bounded, list[float]]:
+@lru_cache
+def _oracle_run(dtype: torch.dtype) -> tuple[Bounded, list[float]]:
     """The logits of the test digits after the oracle's own training, and its mean loss in each epoch."""
-    images, targets = float64(data.train_images), float64(one_hot(data.train_labels))
-    parameters = {name: float64(stack.tensor(value)) for name, value in CASE.parameters(stack.precision).items()}
+    data, precision = digits.load(), precision_of(dtype)
+    images, targets = float64(data.train_images.to(dtype)), float64(one_hot(data.train_labels))
+    parameters = {name: float64(rounded(value, dtype)) for name, value in CASE.parameters(precision).items()}
     order = [batches(len(images), SETTINGS, epoch) for epoch in range(SETTINGS.epochs)]
     steps = ((images[batch], targets[batch]) for epoch in order for batch in epoch)
-    trained, losses = oracle.train(parameters, steps, SETTINGS.lr, stack.precision)
+    trained, losses = oracle.train(parameters, steps, SETTINGS.lr, precision)
     epochs = [float(np.mean(part)) for part in np.split(np.array(losses), SETTINGS.epochs)]
-    return oracle.predict(trained, float64(data.test_images)), epochs
+    return oracle.predict(trained, float64(data.test_images.to(dtype))), epochs
 
 
 def _falls(losses: list[float]) -> bool:

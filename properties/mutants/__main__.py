@@ -81,15 +81,23 @@ def by_named_laws(chosen: list[Variant]) -> list[dict[str, Any]]:
 
 
 def by_all_laws(chosen: list[Variant]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The reference's entries, and those of every variant by every law that reaches what is other in it."""
+    """
+    The reference's entries, and those of every variant by every law that reaches what is other in it.
+
+    A mutant is judged by the first form alone of a law that has several; a twin by all.
+    """
     references, entries = [], []
     for dtype, variants in by_dtype(chosen).items():
         reference = judge(["lenet"], None, "mutants", dtype, "--reached")
         reached = defaultdict(set)
         for entry in reference:
             reached[entry["law"]] |= set(entry["reached"])
-        cells = {law: [v.spec for v in variants if v.parts & parts] for law, parts in reached.items()}
-        entries += judge([variant.spec for variant in variants], cells, "mutants", dtype)
+        for own, options in (
+            ([v for v in variants if v.law], ["--first-form"]),
+            ([v for v in variants if not v.law], []),
+        ):
+            cells = {law: [v.spec for v in own if v.parts & parts] for law, parts in reached.items()}
+            entries += judge([v.spec for v in own], cells, "mutants", dtype, *options) if own else []
         references += reference
     return references, entries
 

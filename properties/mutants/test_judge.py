@@ -86,6 +86,9 @@ def test_questions_to_the_oracle_are_told_apart() -> None:
     questions = [ones, 2 * ones, ones.astype(np.float32), ones[None], [ones], {"a": ones}, {"b": ones}, (1, 2), (12,)]
     questions += [oracle.mse, oracle.cross_entropy, scaled(0.5), scaled(2.0), oracle.PRECISIONS["float32"], 0.5, None]
 
+    questions += [oracle.Bounded(np.arange(n), np.ones(n)) for n in (9_000, 9_001)]
+    questions += [oracle.Bounded(np.where(np.arange(9_000) == n, 1, 0), np.ones(9_000)) for n in (4_000, 5_000)]
+
     assert len({_digest(question) for question in questions}) == len(questions)
     assert _digest([scaled(0.5), {"a": ones.copy()}]) == _digest([scaled(0.5), {"a": ones}])
 
