@@ -1,0 +1,351 @@
+"""
+Judge the reference's own tests: mutations of the source of `lenet`, one at a time, each of which a test must kill.
+
+The mutations are those of Cosmic Ray (https://cosmic-ray.readthedocs.io), all of its operators that need no arguments,
+but each arithmetic or comparing operator is replaced by its nearest relatives only, not by all others. Each is made in
+a copy of the source and judged by its module's tests in a process of its own, forked from one that has imported torch.
+A survivor is either killed by a new test or explained in `source_explained.toml`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import json
+import multiprocessing
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.plugins import get_operator, operator_names
+from tqdm import tqdm
+
+from lenet.files import write_atomically
+from lenet.fingerprint import stamp
+
+ROOT = Path(__file__).parents[2]
+ROOMS = ("lenet", "properties", "conftest.py", "pyproject.toml")
+EXPLAINED = Path(__file__).with_name("source_explained.toml")
+
+RELATIVES = {
+    "ReplaceBinaryOperator": "Add_Sub Add_Mul Sub_Add Mul_Div Mul_Add Div_Mul Div_FloorDiv FloorDiv_Div Mod_FloorDiv "
+    "Pow_Mul BitOr_BitAnd BitAnd_BitOr",
+    "ReplaceComparisonOperator": "Eq_NotEq NotEq_Eq Lt_LtE Lt_GtE LtE_Lt LtE_Gt Gt_GtE Gt_LtE GtE_Gt GtE_Lt Is_IsNot "
+    "IsNot_Is",
+    "ReplaceUnaryOperator": "Delete_USub Delete_Not Delete_Invert",
+}
+"""Of Cosmic Ray's operators that replace one symbol by another: the inverse, the negation, the boundary."""
+
+LAWS = {
+    "update": "closeness update optimizer",
+    "net": "network forward refusals",
+    "training": "update refusals",
+    "oracle": "closeness forward gradients accumulation exactness learning",
+    "subject": "",
+    "digits": "",
+    "files": "",
+    "fingerprint": "",
+}
+"""The modules that are mutated, and which of `properties/test_*.py` are asked after the module's own tests."""
+
+OPTIONS = ["-x", "-q", "-p", "no:cacheprovider", "--device=cpu", "--dtype=float32", "--hypothesis-profile=mutants"]
+
+
+class Outcome(StrEnum):
+    """What became of a mutation."""
+
+    SAME = "no other program"  # it does not compile, or differs in type hints alone
+    EXPLAINED = "explained"
+    KILLED = "killed"
+    TIMED_OUT = "timed out"
+    SURVIVED = "survived"
+
+
+COUNTED = (Outcome.KILLED, Outcome.TIMED_OUT, Outcome.EXPLAINED, Outcome.SURVIVED)
+TIMEOUT = 300
+"""Seconds that a module's tests may take without a mutation; with one, ten and five times as long as without."""
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """Where to mutate: the `occurrence`th place in a module of `lenet` to which an operator of Cosmic Ray applies."""
+
+    module: str
+    operator: str
+    occurrence: int
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A mutation, the lines it changes, and what became of it."""
+
+    mutation: Mutation
+    line: int
+    before: str
+    after: str
+    outcome: Outcome
+    by: str  # the first test that failed
+    seconds: float
+
+
+def tests(module: str) -> list[str]:
+    """The files of tests that are to kill the mutations of a module, in the order in which they are asked."""
+    return [f"lenet/test_{module}.py", *(f"properties/test_{laws}.py" for laws in LAWS[module].split())]
+
+
+def operators() -> list[str]:
+    """The operators of Cosmic Ray that are used here."""
+    return [name for name in operator_names() if not get_operator(name).arguments() and _near(name.rpartition("/")[2])]
+
+
+def _near(operator: str) -> bool:
+    family, _, change = operator.partition("_")
+    return family not in RELATIVES or change in RELATIVES[family].split()
+
+
+def mutations(module: str) -> Iterator[Mutation]:
+    """Every place of a module to which an operator applies."""
+    nodes = list(ast_nodes(get_ast(_source(module))))
+    for name in operators():
+        operator = get_operator(name)()
+        places = sum(1 for node in nodes for _ in operator.mutation_positions(node))
+        yield from (Mutation(module, name, occurrence) for occurrence in range(places))
+
+
+def _source(module: str) -> str:
+    return (ROOT / "lenet" / f"{module}.py").read_text()
+
+
+def mutated(mutation: Mutation) -> str:
+    """The source of the module with the mutation."""
+    source = mutate_code(_source(mutation.module), get_operator(mutation.operator)(), mutation.occurrence)
+    assert source is not None, f"{mutation} is not in the source"
+    return str(source)
+
+
+def another_program(before: str, after: str) -> bool:
+    """Whether the second source is a program, and not the first with other type hints, which nobody evaluates."""
+    try:
+        return _meaning(after) != _meaning(before)
+    except SyntaxError:
+        return False
+
+
+@cache
+def _meaning(source: str) -> str:
+    tree: Any = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arg | ast.AnnAssign):
+            node.annotation = ast.Constant(None)
+        elif isinstance(node, ast.FunctionDef):
+            node.returns = None
+    return ast.dump(tree)
+
+
+def changed_lines(before: str, after: str) -> tuple[int, str, str]:
+    """The number of the first line that differs, and the lines that differ, each as one line without indentation."""
+    old, new = before.splitlines(), after.splitlines()
+    changes = [c for c in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes() if c[0] != "equal"]
+    _, first, _, start, _ = changes[0]
+    _, _, last, _, end = changes[-1]
+    return first + 1, _one_line(old[first:last]), _one_line(new[start:end])
+
+
+def _one_line(lines: Iterable[str]) -> str:
+    return re.sub(r"\s+", " ", " ".join(lines)).strip()
+
+
+@cache
+def explained() -> dict[tuple[str, str, str], str]:
+    """Why a change of a line cannot matter, by module, the line before and the line after."""
+    table = tomllib.loads(EXPLAINED.read_text())
+    return {
+        (entry["module"], entry["before"], after): entry["why"]
+        for entry in table.get("explained", [])
+        for after in entry["after"]
+    }
+
+
+class _FirstFailure:
+    """A plugin of pytest that sends the name of the first test that fails down a pipe."""
+
+    def __init__(self, pipe: int) -> None:
+        self.pipe = pipe
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            os.write(self.pipe, report.nodeid.encode()[:200] + b"\n")
+
+    pytest_collectreport = pytest_runtest_logreport
+
+
+class Workplace:
+    """A copy of the source in which one mutation after the other is made and judged."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for room in ROOMS:
+            copy = shutil.copytree if (ROOT / room).is_dir() else shutil.copy2
+            copy(ROOT / room, folder / room)
+        self._import_what_tests_need()
+
+    def _import_what_tests_need(self) -> None:
+        """Import what the tests do, and forget what is mutated and what imports it, so that a fork need not."""
+        sys.dont_write_bytecode = False  # so that it is compiled once
+        self._leave(["--collect-only", *sorted({test for module in LAWS for test in tests(module)})])
+        for name in list(sys.modules):
+            if name.partition(".")[0] in ("lenet", "properties", "conftest"):
+                del sys.modules[name]
+
+    def _leave(self, arguments: list[str], plugins: Iterable[object] = ()) -> int:
+        """Run pytest in the copy, unheard, in this process, which is left there."""
+        silence = os.open(os.devnull, os.O_RDWR)
+        for stream in range(3):
+            os.dup2(silence, stream)
+        os.chdir(self.folder)
+        sys.path.insert(0, str(self.folder))
+        return int(pytest.main([*OPTIONS, f"--basetemp={self.folder / 'tmp'}", *arguments], plugins=[*plugins]))
+
+    def judge(self, module: str, source: str, timeout: float) -> tuple[Outcome, str]:
+        """Whether the module's tests kill this source of it, and which was the first to fail."""
+        path = self.folder / "lenet" / f"{module}.py"
+        original = path.read_text()
+        path.write_text(source)
+        try:
+            return self._fork(tests(module), timeout)
+        finally:
+            path.write_text(original)
+
+    def _fork(self, tests: list[str], timeout: float) -> tuple[Outcome, str]:
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            os.setsid()
+            signal.alarm(round(timeout))  # which ends a process that does not handle it
+            sys.dont_write_bytecode = True
+            os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+            os._exit(self._leave(tests, [_FirstFailure(writer)]))
+        os.close(writer)
+        _, status = os.waitpid(child, 0)
+        with suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)  # what it has left running
+        with os.fdopen(reader) as pipe:
+            first = pipe.readline().strip()
+        if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
+            return Outcome.TIMED_OUT, ""
+        return Outcome.KILLED if status else Outcome.SURVIVED, first
+
+
+_workplace: Workplace
+
+
+def _take_place(folder: str) -> None:
+    """Let this process judge, in a folder of its own under this one."""
+    global _workplace
+    _workplace = Workplace(Path(tempfile.mkdtemp(dir=folder)))
+
+
+def _judge(mutation: Mutation, timeout: float) -> Judgement:
+    began = time.perf_counter()
+    before, after = _source(mutation.module), mutated(mutation)
+    line, *change = changed_lines(before, after)
+    by = ""
+    if not another_program(before, after):
+        outcome = Outcome.SAME
+    elif (mutation.module, *change) in explained():
+        outcome = Outcome.EXPLAINED
+    else:
+        outcome, by = _workplace.judge(mutation.module, after, timeout)
+    return Judgement(mutation, line, *change, outcome, by, round(time.perf_counter() - began, 2))
+
+
+def _judge_unmutated(module: str) -> tuple[Outcome, str, float]:
+    began = time.perf_counter()
+    return *_workplace.judge(module, _source(module), TIMEOUT), time.perf_counter() - began
+
+
+def run(modules: list[str], workers: int) -> list[Judgement]:
+    """Judge all mutations of these modules; raises RuntimeError where the tests fail without any."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # a process may only be forked while it has one thread
+    chosen = [mutation for module in modules for mutation in mutations(module)]
+    processes = multiprocessing.get_context("spawn")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(workers, processes, initializer=_take_place, initargs=(folder,)) as pool,
+    ):
+        seconds = {}
+        for module, (outcome, by, took) in zip(modules, pool.map(_judge_unmutated, modules), strict=True):
+            if outcome is not Outcome.SURVIVED:
+                raise RuntimeError(f"{module}: its tests fail without any mutation: {outcome}, {by}")
+            seconds[module] = took
+        judged = pool.map(_judge, chosen, [10 + 5 * seconds[mutation.module] for mutation in chosen])
+        return list(tqdm(judged, total=len(chosen), unit="mutation", disable=None))
+
+
+def summary(judged: list[Judgement]) -> list[str]:
+    """How many of each module's mutations met which end."""
+    lines = [f"{'module':>12} {'made':>5}" + "".join(f" {outcome:>10}" for outcome in COUNTED)]
+    for module in dict.fromkeys(j.mutation.module for j in judged):
+        counts = Counter(j.outcome for j in judged if j.mutation.module == module and j.outcome in COUNTED)
+        lines.append(f"{module:>12} {counts.total():5}" + "".join(f" {counts[outcome]:10}" for outcome in COUNTED))
+    return lines
+
+
+def problems(judged: list[Judgement]) -> list[str]:
+    """Survivors, and explanations of what is not there, a line each."""
+    found = [
+        f"lenet/{j.mutation.module}.py:{j.line} survives {j.mutation.operator}: {j.before}  ->  {j.after}"
+        for j in judged
+        if j.outcome is Outcome.SURVIVED
+    ]
+    modules = {j.mutation.module for j in judged}
+    made = {(j.mutation.module, j.before, j.after) for j in judged}
+    idle = [key for key in explained() if key[0] in modules and key not in made]
+    return found + [f"explained, but not made: {module}: {before}  ->  {after}" for module, before, after in idle]
+
+
+def main() -> int:
+    """Judge the mutations of the modules that the options name; 1 where one survives unexplained."""
+    parser = argparse.ArgumentParser(prog="python -m properties.mutants.source", description=__doc__.split("\n\n")[0])
+    parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(LAWS)} (default: all)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes side by side (default: cores)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="where to write all judgements as JSON")
+    options = parser.parse_args()
+    if unknown := set(options.modules) - set(LAWS):
+        parser.error(f"{min(unknown)}: none of the modules {', '.join(LAWS)}")
+    try:
+        judged = run(options.modules or list(LAWS), options.workers)
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return 2
+    found = problems(judged)
+    if options.output:
+        command = shlex.join(["python", "-m", "properties.mutants.source", *sys.argv[1:]])
+        content = stamp(command) | {"mutations": [asdict(judgement) for judgement in judged]}
+        with write_atomically(options.output) as file:
+            file.write(json.dumps(content, indent=1).encode() + b"\n")
+    print("\n".join(summary(judged) + [f"PROBLEM: {line}" for line in found]))
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
