@@ -1,9 +1,84 @@
 """What a run says that it ran on."""
 
-from lenet.fingerprint import fingerprint, headline
+from __future__ import annotations
+
+import platform
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+import torch
+
+from lenet import fingerprint as module
+from lenet.fingerprint import PACKAGES, fingerprint, headline, stamp
 
 
-def test_a_fingerprint_names_the_stack() -> None:
+def test_a_fingerprint_names_the_stack_in_words() -> None:
     stack = fingerprint()
 
-    assert headline(stack).startswith(f"torch {stack['torch']}, Python {stack['python']}, ")
+    assert stack["torch"] == torch.__version__
+    assert {name: stack[name] for name in PACKAGES} == {name: version(name) for name in PACKAGES}
+    assert ("GPU" in stack) == torch.cuda.is_available()
+    assert all(isinstance(words, str) and words for words in stack.values())
+
+
+def test_a_package_that_is_not_there_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def installed(package: str) -> str:
+        if package == PACKAGES[0]:
+            raise PackageNotFoundError(package)
+        return "1.0"
+
+    monkeypatch.setattr(module, "version", installed)
+
+    assert [name for name in fingerprint() if name in PACKAGES] == list(PACKAGES[1:])
+
+
+def test_a_gpu_is_named_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H200")
+
+    stack = fingerprint()
+
+    assert stack["GPU"] == "H200"
+    assert {"CUDA", "cuDNN"} <= stack.keys()
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "platforms", "name"),
+    [
+        ("vendor_id\t: A\nmodel name\t: Model: 5\nmodel name\t: Other\n", "arm", "Model: 5"),
+        ("vendor_id\t: A\n", "arm", "arm"),
+        (None, "arm", "arm"),
+        (None, "", "x86_64"),
+    ],
+)
+def test_the_processor_is_its_models_name_or_what_the_platform_says(
+    monkeypatch: pytest.MonkeyPatch, cpuinfo: str | None, platforms: str, name: str
+) -> None:
+    def read(path: Path) -> str:
+        if cpuinfo is None:
+            raise FileNotFoundError(path)
+        return cpuinfo
+
+    monkeypatch.setattr(Path, "read_text", read)
+    monkeypatch.setattr(platform, "processor", lambda: platforms)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+
+    assert module._processor() == name
+
+
+def test_a_stamp_says_when_and_by_which_command() -> None:
+    record = stamp("python -m lenet")
+
+    assert record["format"] == module.FORMAT
+    assert record["command"] == "python -m lenet"
+    assert record["stack"] == fingerprint()
+    assert datetime.now(UTC) - datetime.fromisoformat(record["date"]) < timedelta(minutes=1)
+
+
+def test_a_headline_is_one_line() -> None:
+    stack = {"torch": "2.0", "python": "3.11", "processor": "Model", "cores": "2"}
+
+    assert headline(stack) == "torch 2.0, Python 3.11, Model, 2 cores"
+    assert headline(stack | {"GPU": "H200"}) == "torch 2.0, Python 3.11, Model, 2 cores, H200"
