@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy, mse_loss
 
 from lenet import Net, digits, oracle
-from lenet.oracle import PRECISIONS, SHAPES, THRESHOLD, Array, Bounded
+from lenet.oracle import PRECISIONS, SHAPES, THRESHOLD, Array, Bounded, Precision
 
 STEP = 2.0**-12
 
@@ -29,12 +31,6 @@ def parameters(net: Net) -> dict[str, Array]:
 def batch() -> tuple[Array, Array]:
     data = digits.load()
     return data.train_images[:3].double().numpy(), digits.one_hot(data.train_labels[:3]).double().numpy()
-
-
-def test_the_oracle_needs_no_torch() -> None:
-    code = "import sys; sys.modules['torch'] = None; import lenet.oracle"
-
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -178,3 +174,256 @@ def test_the_oracle_learns(parameters: dict[str, Array], batch: tuple[Array, Arr
     assert losses[-1] < losses[0] / 2
     assert trained["conv1.weight"].shape == (3, *SHAPES["conv1.weight"])
     assert 0 < drift[0, 0] < 1
+
+
+COARSE = Precision("coarse", 2.0**-9, 0.0, 2.0**100, Precision("its sums", 2.0**-10, 0.0, 2.0**100))
+SMALL = Precision("with a small range", 2.0**-50, 0.0, 100.0, Precision("its sums", 2.0**-50, 0.0, 1000.0))
+REPLICAS = 64
+
+
+def spread(precision: Precision, z: float, energy: float, **how: Any) -> float:
+    """The root mean square of what disturbing sums `z` adds to them."""
+    rounding = oracle._Rounding(precision, replicas=REPLICAS)
+    disturbed = rounding.disturb(np.full((1, 2_000), z), np.full(2_000, energy), **how)
+    return float(np.sqrt(np.mean((disturbed[1:-1] - disturbed[0]) ** 2)))
+
+
+@pytest.mark.parametrize(
+    ("z", "energy", "terms", "stored", "images"),
+    [
+        (0.0, 1.0, 3, True, 1),
+        (1.0, 0.0, 3, True, 1),
+        (3.0, 4.0, 3, True, 1),
+        (0.0, 1.0, 3, True, 5),
+        (0.0, 1.0, 0, True, 1),
+        (0.0, 1.0, 3, False, 5),
+        (0.0, 1.0, 12, True, 1),
+    ],
+)
+def test_a_sum_is_disturbed_by_as_much_as_is_documented(
+    z: float, energy: float, terms: int, stored: bool, images: int
+) -> None:
+    """Of 128,000 disturbances the root mean square is known to a hundredth."""
+    stores = images if stored else 1
+    narrow, wide = COARSE.unit if stored else COARSE.accumulator.unit, COARSE.accumulator.unit
+    size = np.sqrt(2 * ((terms + 1) * wide**2 + stores * narrow**2) * (energy + z**2))
+
+    ratio = spread(COARSE, z, energy, terms=terms, stored=stored, images=images) / size
+
+    assert 0.98 < ratio < 1.02
+
+
+def test_a_precision_that_adds_up_in_itself_stores_once() -> None:
+    alone = replace(COARSE, sums=None)
+
+    assert spread(alone, 0.0, 1.0, terms=3, images=5) == spread(alone, 0.0, 1.0, terms=3)
+
+
+@pytest.mark.parametrize(
+    ("energy", "terms", "images", "units"), [(1.0, 3, 5, 2 + 5 * 4), (1.0, 8, 1, 3 + 4), (0, 3, 5, 0)]
+)
+def test_what_has_terms_may_underflow(energy: float, terms: int, images: int, units: int) -> None:
+    """In each sum at random, in each store at most: `units` times what the sums lose."""
+    precision = Precision("large", 2.0**-50, 2.0**-8, 2.0**100, Precision("its sums", 2.0**-50, 2.0**-10, 2.0**100))
+    rounding = oracle._Rounding(precision, replicas=REPLICAS)
+
+    disturbed = rounding.disturb(np.zeros((1, 2_000)), np.full(2_000, energy), terms, images=images)
+
+    size = np.sqrt(2) * units * 2.0**-10
+    assert 0.98 * size <= np.sqrt(np.mean(disturbed[1:-1] ** 2)) <= 1.02 * size
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("float32", np.float32), ("float16", np.float16)])
+def test_the_first_copy_is_exact_and_the_last_is_rounded_to_nearest(name: str, dtype: type) -> None:
+    z = np.random.default_rng(0).standard_normal((1, 1_000))
+
+    disturbed = oracle._Rounding(PRECISIONS[name]).disturb(z, z[0] ** 2, 1)
+
+    assert disturbed.shape == (oracle.REPLICAS + 2, 1_000)
+    assert np.array_equal(disturbed[0], z[0])
+    assert np.array_equal(disturbed[-1], z[0].astype(dtype))
+    assert len(np.unique(disturbed[1:-1, 0])) == oracle.REPLICAS
+
+
+def test_disturbances_are_shared_by_all_elements_in_part() -> None:
+    rounding = oracle._Rounding(COARSE, replicas=REPLICAS)
+
+    disturbed = rounding.disturb(np.zeros((1, 2_000)), np.ones(2_000), 3)[1:-1]
+
+    of_each, shared = disturbed.std(axis=1), disturbed.mean(axis=1)
+    assert 0.9 < np.sqrt(np.mean(shared**2)) / np.sqrt(np.mean(of_each**2)) < 1.1
+
+
+def test_what_replicas_share_is_standard_and_orthogonal() -> None:
+    rounding = oracle._Rounding(COARSE)
+
+    for _ in range(3):
+        shared = np.stack([rounding._shared() for _ in range(oracle.REPLICAS)])
+        products = shared @ shared.T / oracle.REPLICAS
+        assert np.array_equal(np.round(products * 2**40), 2**40 * np.eye(oracle.REPLICAS))
+
+
+@pytest.mark.parametrize(
+    ("z", "energy", "terms", "images", "reaches"),
+    [
+        (99.0, 0.0, 0, 1, 99.0),
+        (101.0, 0.0, 0, 1, np.inf),
+        (-99.0, 0.0, 0, 1, -99.0),
+        (-101.0, 0.0, 0, 1, -np.inf),
+        (50.0, 48.0**2, 3, 1, 50.0),  # a single store has no partial sums
+        (50.0, 24.0**2, 3, 5, 50.0),  # 4 partial stores: 50 + sqrt(4 * 24**2)
+        (50.0, 26.0**2, 3, 5, np.inf),
+        (0.0, 51.0**2, 3, 5, np.inf),
+        (0.0, 490.0**2, 3, 1, 0.0),  # in the accumulator: sqrt(4 * 490**2)
+        (0.0, 510.0**2, 3, 1, np.inf),
+    ],
+)
+def test_a_sum_that_may_leave_the_range_is_infinite(
+    z: float, energy: float, terms: int, images: int, reaches: float
+) -> None:
+    """Beside one that may not: each on its own."""
+    numbers, energies = np.array([[z, 1.0]]), np.array([energy, 0.0])
+
+    disturbed = oracle._Rounding(SMALL).disturb(numbers, energies, terms, images=images)
+
+    assert disturbed[0].tolist() == [z, 1.0]
+    assert (np.round(disturbed[1:, 0], 6) == reaches).all()
+    assert (np.round(disturbed[1:, 1], 6) == 1.0).all()
+
+
+def test_what_disturbances_reach_may_leave_the_range() -> None:
+    """The spread is 1 in 2**9 of 2**0.5 times 99; THRESHOLD times that and 99 is beyond 100."""
+    precision = replace(SMALL, unit=2.0**-9)
+
+    disturbed = oracle._Rounding(precision).disturb(np.array([[99.0, 40.0]]), np.zeros(2), 0)
+
+    assert np.isinf(disturbed[1:, 0]).all()
+    assert np.isfinite(disturbed[:, 1]).all()
+
+
+def copies(*rows: list[float]) -> Array:
+    return np.array(rows, np.float64)
+
+
+@pytest.mark.parametrize(
+    ("margin", "deviation", "doubt"),
+    [
+        (1.0, 1.0, np.exp(-1 / 4)),
+        (2.0, 1.0, np.exp(-4 / 4)),
+        (1.0, 2.0, np.exp(-1 / 16)),
+        (1.0, 0.25, 2 / THRESHOLD),
+        (1.0, 1 / THRESHOLD, 0.0),
+        (1.0, 0.0, 0.0),
+    ],
+)
+def test_doubt_is_about_the_root_of_the_chance_of_a_turn(margin: float, deviation: float, doubt: float) -> None:
+    """The winner is 3, a candidate is `margin` less, others are far off; or the one candidate is `margin` from zero."""
+    up, down, last = margin - deviation, margin + deviation, 0.0
+    window = np.stack([[3.0, 3.0 - m, -99.0, -99.0] for m in (margin, up, down, last)])[:, None]
+    alone = copies([-margin], [-up], [-down], [-last])[:, None]
+
+    assert oracle._Gate(window).doubt().tolist() == [[0.0, doubt, 0.0, 0.0]]
+    assert oracle._Gate(alone).doubt().tolist() == [[doubt]]
+    assert oracle._Gate(-alone).doubt().tolist() == [[doubt]]
+
+
+def test_turned_decisions_pass_the_gradient_on() -> None:
+    """What a candidate gains its winner loses; by turns for each window, alike in all images, alike everywhere."""
+    z = np.broadcast_to([3.0, 1.0, 1.0, 1.0], (3, 5, 40, 40, 4))
+    doubt = np.broadcast_to([0.0, 0.5, 0.5, 0.5], (5, 40, 40, 4))
+
+    shares = oracle._Gate(z).turns(doubt, np.random.default_rng(0))
+
+    assert shares.shape == (oracle.REPLICAS + 1, *doubt.shape)
+    assert np.array_equal(shares[-1], doubt == 0)
+    assert (np.round(shares.sum(axis=-1), 9) == 1).all()
+    gained = shares[:-1, ..., 1:] / 0.5
+    for turn, signs in enumerate(gained):
+        alike = (signs == signs[:1]).all(), (signs == signs[:1, :1, :1]).all()
+        assert alike == [(False, False), (True, False), (True, True)][turn % 3]
+    assert 0.5 <= np.abs(gained).min() < 0.51
+    assert 1.49 < np.abs(gained).max() <= 1.5
+    assert 0.45 < np.mean(gained[0] > 0) < 0.55
+
+
+def test_a_turn_to_zero_loses_the_gradient() -> None:
+    random = np.random.default_rng(0)
+    gate = oracle._Gate(np.full((3, 1, 1), 1.0))
+
+    shares = gate.turns(np.full((1, 1), 0.5), random)
+
+    assert ((np.abs(shares[:-1] - 1) >= 0.25) & (np.abs(shares[:-1] - 1) <= 0.75)).all()
+
+
+def test_a_budget_is_the_replicas_deviation_and_their_tensors() -> None:
+    """The last copy, which is rounded and not disturbed, does not count."""
+    four = copies([1.0, 2.0], [4.0, 2.0], [1.0, 2.0], [99.0, 99.0])
+
+    bounded = oracle._bounded(four, PRECISIONS["float64"], turning=np.array([2.0, 0.0]))
+
+    variance = np.array([9 / 2, 0.0]) + 9 / 4 + np.array([2.0, 0.0])
+    assert bounded.value.tolist() == [1.0, 2.0]
+    assert np.array_equal(bounded.budget, np.sqrt(variance))
+
+
+def test_a_replica_out_of_range_leaves_its_own_element_without_budget() -> None:
+    four = copies([1.0, 2.0], [np.inf, 2.0], [1.0, 4.0], [np.inf, 2.0])
+
+    budget = oracle._bounded(four, PRECISIONS["float64"]).budget
+
+    assert budget.tolist() == [np.inf, np.sqrt(4 / 2 + 4 / 3)]
+
+
+@pytest.mark.parametrize(
+    ("value", "budget", "wide"), [(92.0, 1.0, 1.0), (92.0, 1.01, np.inf), (-92.0, 1.01, np.inf), (0, 12.4, 12.4)]
+)
+def test_a_budget_that_reaches_beyond_the_range_is_infinite(value: float, budget: float, wide: float) -> None:
+    assert oracle.in_range(np.array(value), np.array(budget), SMALL).budget == wide
+
+
+def answer_of(value: float, budget: float) -> oracle.Answer:
+    gradients = {name: Bounded(np.full(shape, value), np.full(shape, budget)) for name, shape in SHAPES.items()}
+    nothing = Bounded(np.zeros(()), np.zeros(()))
+    return oracle.Answer(nothing, nothing, gradients, None, False, 0.0)
+
+
+def test_an_update_adds_two_roundings_to_the_gradients_budget() -> None:
+    """5 - 0.5 * 4 is 3, from numbers that are 2 and 3 large: of budgets that are at right angles, as are 3 and 4."""
+    precision = Precision("coarse", 2.0**-3, 2.0**-4, 2.0**100)
+    before = {name: np.full(shape, 11.0) for name, shape in SHAPES.items()}
+
+    after = oracle.updated(before, answer_of(16.0, 8.0), 0.5, precision)
+
+    roundings = np.hypot(3.0, 8.0) / 8 + 1 / 16
+    for name, shape in SHAPES.items():
+        assert np.array_equal(after[name].value, np.full(shape, 3.0))
+        assert np.array_equal(after[name].budget, np.full(shape, np.hypot(4.0, roundings)))
+
+
+def test_accumulated_gradients_add_budgets_and_a_rounding_each() -> None:
+    precision = Precision("coarse", 2.0**-2, 2.0**-1, 2.0**100)
+
+    total = oracle.accumulated([answer_of(-3.0, 2.0), answer_of(-5.0, 1.0)], precision)
+
+    for name, shape in SHAPES.items():
+        assert np.array_equal(total[name].value, np.full(shape, -8.0))
+        assert np.array_equal(total[name].budget, np.full(shape, 3.0 + ((3 + 8) / 4 + 2 / 2) / THRESHOLD))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", [oracle.mse, oracle.cross_entropy])
+def test_a_loss_of_repeated_images_has_the_budget_of_so_many(kind: oracle.Loss, precision: str) -> None:
+    """Both are estimates of one size, which two hundred of each tell to a tenth."""
+    logits, targets = np.random.default_rng(0).standard_normal((4, 10)), np.eye(10)[:4]
+    many, at = (np.repeat(logits, 64, axis=0), np.repeat(targets, 64, axis=0)), PRECISIONS[precision]
+
+    once = [oracle.loss(logits, targets, at, kind, repeats=64, seed=seed).budget for seed in range(200)]
+    each = [oracle.loss(*many, at, kind, seed=seed).budget for seed in range(200)]
+
+    assert 0.9 < np.sqrt(np.mean(np.square(once)) / np.mean(np.square(each))) < 1.1
+
+
+def test_the_oracle_needs_no_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None; import lenet.oracle"
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -31,6 +31,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -44,6 +45,7 @@ from lenet.fingerprint import stamp
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("lenet", "properties", "conftest.py", "pyproject.toml")
+IMPORTED = ("lenet", "properties", "conftest")
 EXPLAINED = Path(__file__).with_name("source_explained.toml")
 
 RELATIVES = {
@@ -209,12 +211,12 @@ class Workplace:
         self._import_what_tests_need()
 
     def _import_what_tests_need(self) -> None:
-        """Import what the tests do, and forget what is mutated and what imports it, so that a fork need not."""
+        """Import the packages that the tests import, so that a fork need not; and none of what is mutated here."""
         sys.dont_write_bytecode = False  # so that it is compiled once
+        own = _forget()
         self._leave(["--collect-only", *sorted({test for module in LAWS for test in tests(module)})])
-        for name in list(sys.modules):
-            if name.partition(".")[0] in ("lenet", "properties", "conftest"):
-                del sys.modules[name]
+        _forget()
+        sys.modules |= own
 
     def _leave(self, arguments: list[str], plugins: Iterable[object] = ()) -> int:
         """Run pytest in the copy, unheard, in this process, which is left there."""
@@ -243,6 +245,7 @@ class Workplace:
             signal.alarm(round(timeout))  # which ends a process that does not handle it
             sys.dont_write_bytecode = True
             os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+            _forget()
             os._exit(self._leave(tests, [_FirstFailure(writer)]))
         os.close(writer)
         _, status = os.waitpid(child, 0)
@@ -253,6 +256,11 @@ class Workplace:
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
             return Outcome.TIMED_OUT, ""
         return Outcome.KILLED if status else Outcome.SURVIVED, first
+
+
+def _forget() -> dict[str, ModuleType]:
+    """The imported modules of this project, which are no longer imported."""
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in IMPORTED}
 
 
 _workplace: Workplace
