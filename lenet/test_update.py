@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
+from torch import optim
 
 from lenet.oracle import PRECISIONS, Array, Precision
-from lenet.update import SGD, Rounded, _exactly, _Roundings
+from lenet.update import SGD, Rounded, _exact_product, _exactly, _Roundings
 
 FLOAT32, FLOAT64 = PRECISIONS["float32"], PRECISIONS["float64"]
 SETTINGS = [
@@ -98,3 +100,38 @@ def test_missed_sees_the_last_bit_of_float64() -> None:
 
 def test_what_is_exact_has_no_error() -> None:
     assert not _exactly(numbers(0)).error.any()
+
+
+def test_the_settings_are_torchs_own() -> None:
+    theirs = optim.SGD([torch.zeros(1)]).defaults
+
+    assert asdict(SGD()) == {name: theirs[name] for name in asdict(SGD())}
+
+
+def test_a_product_leaves_nothing() -> None:
+    a, b = numbers(0, spread=20), numbers(1, spread=20)
+
+    high, low = _exact_product(a, b)
+
+    for i in range(300):
+        assert Fraction(float(high[i])) + Fraction(float(low[i])) == Fraction(float(a[i])) * Fraction(float(b[i]))
+    assert np.array_equal(high, a * b)
+
+
+def test_errors_are_carried_on_and_rounded_once_more() -> None:
+    at = _Roundings(Precision("coarse", 2.0**-3, 2.0**-4, 2.0**100))
+    a, b = (Rounded(*(np.array(part) for part in parts)) for parts in ((-3.0, 0.0, 0.5), (2.0, 0.0, 0.25)))
+
+    total, product = at.plus(a, b), at.times(a, b)
+
+    assert [total.high, total.low, total.error] == [-1.0, 0.0, 0.75 + (1 + 0.75) / 8]
+    carried = 3 * 0.25 + 2 * 0.5 + 0.5 * 0.25
+    assert [product.high, product.low, product.error] == [-6.0, 0.0, carried + (6 + carried) / 8 + 1 / 16]
+
+
+def test_infinite_gradients_have_no_exact_update() -> None:
+    """And nobody is warned of it."""
+    after, _ = SGD(lr=0.1).step(np.ones(2), np.array([np.inf, 1.0]), None, FLOAT64)
+
+    assert np.isnan(after.error[0])
+    assert np.isfinite(after.high[1])
