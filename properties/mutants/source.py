@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+import importlib
 import json
 import multiprocessing
 import os
@@ -46,6 +47,9 @@ from lenet.fingerprint import stamp
 ROOT = Path(__file__).parents[2]
 ROOMS = ("lenet", "properties", "conftest.py", "pyproject.toml")
 IMPORTED = ("lenet", "properties", "conftest")
+LATE = ("sklearn.datasets", "torch._dynamo")
+"""What lenet and torch import in the middle of a call."""
+
 EXPLAINED = Path(__file__).with_name("source_explained.toml")
 
 RELATIVES = {
@@ -215,6 +219,8 @@ class Workplace:
         sys.dont_write_bytecode = False  # so that it is compiled once
         own = _forget()
         self._leave(["--collect-only", *sorted({test for module in LAWS for test in tests(module)})])
+        for package in LATE:
+            importlib.import_module(package)
         _forget()
         sys.modules |= own
 
@@ -293,6 +299,7 @@ def _judge_unmutated(module: str) -> tuple[Outcome, str, float]:
 
 def run(modules: list[str], workers: int) -> list[Judgement]:
     """Judge all mutations of these modules; raises RuntimeError where the tests fail without any."""
+    os.environ.pop("LENET_SUBJECT", None)
     os.environ["OMP_NUM_THREADS"] = "1"  # a process may only be forked while it has one thread
     chosen = [mutation for module in modules for mutation in mutations(module)]
     processes = multiprocessing.get_context("spawn")
