@@ -41,6 +41,15 @@ def test_the_digits_are_1797_real_ones_split_once_and_for_all() -> None:
     assert sorted(set(data.test_labels.tolist())) == list(range(10))
 
 
+def test_the_digits_are_enlarged_by_their_own_pixels() -> None:
+    """Between the centres of neighbours; beyond the outermost, which lie a pixel and a half inside, nothing changes."""
+    images = digits.load().test_images
+
+    assert torch.equal(images[:, :, 0], images[:, :, 1])
+    assert torch.equal(images[..., -1], images[..., -2])
+    assert not torch.equal(images[:, :, 1], images[:, :, 2])
+
+
 def test_targets_are_one_at_the_label() -> None:
     targets = digits.one_hot(torch.tensor([3, 0]))
 
@@ -74,12 +83,34 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "wrong size": (lambda f: (f / IMAGES).write_bytes(idx(2051, (2, 8, 8), bytes(128))), "images of 8x8 pixels"),
     "counts disagree": (lambda f: (f / LABELS).write_bytes(idx(2049, (3,), bytes(3))), "has 2 images.*has 3 labels"),
     "label 10": (lambda f: (f / LABELS).write_bytes(idx(2049, (2,), bytes([1, 10]))), "label 10 at index 1"),
+    "no labels": (lambda f: empty(f), "t10k-labels-idx1-ubyte: no labels"),
+    "spoilt gzip": (lambda f: spoil_middle(f / f"{IMAGES}.gz"), "not a whole gzip file"),
     "huge sizes": (lambda f: (f / IMAGES).write_bytes(idx(2051, (2**32 - 1,) * 3, b"")), "truncated: 16 bytes"),
 }
 
 
 def cut(path: Path, size: int) -> None:
     path.write_bytes(path.read_bytes()[:size])
+
+
+def empty(folder: Path) -> None:
+    (folder / IMAGES).write_bytes(idx(2051, (0, 28, 28), b""))
+    (folder / LABELS).write_bytes(idx(2049, (0,), b""))
+
+
+def spoil_middle(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:10] + b"\xff" * 20 + content[30:])
+
+
+def test_a_file_that_may_not_be_read_is_one_clear_line(mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+
+    with pytest.raises(DigitsError, match=r"train-images-idx3-ubyte: cannot be read: Permission denied$"):
+        digits.load(mnist)
 
 
 @pytest.mark.parametrize("fault", FAULTS)

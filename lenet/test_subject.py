@@ -59,6 +59,12 @@ class Misnaming:
 class Outside:
     replaces = {"os.path.join": relu}
 
+class Unnamed:
+    replaces = {b"torch.nn.functional.relu": relu}
+
+class Gap:
+    replaces = {"torch..relu": relu}
+
 class Numbering:
     replaces = {"torch.nn.functional.relu": 3}
 
@@ -130,6 +136,8 @@ def test_a_function_of_the_contract_stands_for_itself(file: Path) -> None:
         ("{file}:nothing", "defines none of Net, sgd_update, train_step, replaces, and is no nn.Module class"),
         ("{file}:Misnaming", "replaces 'torch.nn.functional.relo', which is no name like torch.nn.functional.relu"),
         ("{file}:Outside", "replaces 'os.path.join', which is no name like torch.nn.functional.relu"),
+        ("{file}:Unnamed", "replaces b'torch.nn.functional.relu', which is no name like torch.nn.functional.relu"),
+        ("{file}:Gap", "replaces 'torch..relu', which is no name like torch.nn.functional.relu"),
         ("{file}:Numbering", "what it replaces torch.nn.functional.relu by is not callable"),
         ("{file}:Listing", "its replaces is no mapping"),
         ("{file}:NotCallable", "its Net is not callable"),
@@ -155,6 +163,37 @@ def test_a_subject_that_raises_while_it_is_imported_is_one_clear_line(tmp_path: 
         subject.load(str(path))
 
     assert "\n" not in str(caught.value)
+
+
+def test_a_module_that_lacks_what_it_imports_is_not_absent_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lacking.py").write_text("import lacking_this")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with pytest.raises(SubjectError, match=r"raised while it was imported: ModuleNotFoundError: .*'lacking_this'"):
+        subject.load("lacking")
+    with pytest.raises(SubjectError, match=r"there is no module 'lenet\.nothing'"):
+        subject.load("lenet.nothing")
+
+
+def test_a_subject_may_refuse_itself(tmp_path: Path) -> None:
+    path = tmp_path / "refusing.py"
+    path.write_text("from lenet.subject import SubjectError\nraise SubjectError('not on this machine')")
+
+    with pytest.raises(SubjectError, match=r"^not on this machine$"):
+        subject.load(str(path))
+
+
+def test_a_file_may_import_what_lies_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "beside_it.py").write_text("from lenet import Net")
+    (tmp_path / "with_a_neighbour.py").write_text("from beside_it import Net")
+
+    assert subject.load(str(tmp_path / "with_a_neighbour.py")).Net is lenet.Net
+
+
+def test_a_subject_that_replaces_something_can_be_hashed(file: Path) -> None:
+    assert len({subject.load(f"{file}:Replacing")}) == 1
 
 
 def test_a_subject_loads_the_references_parameters(file: Path) -> None:
