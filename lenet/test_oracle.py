@@ -1,5 +1,6 @@
 """The oracle against finite differences of itself, against exact fractions, and against torch in float64."""
 
+import copy
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +15,9 @@ from lenet import Net, digits, oracle
 from lenet.oracle import PRECISIONS, SHAPES, THRESHOLD, Array, Bounded, Precision
 
 STEP = 2.0**-12
+COARSE = Precision("coarse", 2.0**-9, 0.0, 2.0**100, Precision("its sums", 2.0**-10, 0.0, 2.0**100))
+SMALL = Precision("with a small range", 2.0**-50, 0.0, 100.0, Precision("its sums", 2.0**-50, 0.0, 1000.0))
+REPLICAS = 64
 
 
 @pytest.fixture(scope="module")
@@ -126,10 +130,108 @@ def test_every_loss_has_torchs_gradients(
     *gradients, by_images = torch.autograd.grad(by_torch, [*net.parameters(), images])
 
     assert answer.by_images is not None
+    for bounded in (answer.logits, answer.loss, answer.by_images, *answer.gradients.values()):
+        assert np.isfinite(bounded.budget).all()
     assert answer.loss.ratio(by_torch.detach().numpy()).max() <= THRESHOLD
     assert answer.by_images.ratio(by_images.numpy()).max() <= THRESHOLD
     for name, gradient in zip(SHAPES, gradients, strict=True):
         assert answer.gradients[name].ratio(gradient.numpy()).max() <= THRESHOLD
+
+
+@pytest.mark.parametrize("loss", [oracle.mse, oracle.cross_entropy])
+def test_a_budget_is_of_the_size_of_the_rounding(
+    net: Net, parameters: dict[str, Array], batch: tuple[Array, Array], loss: oracle.Loss
+) -> None:
+    """Of torch in float32: the root mean square of each tensor's errors is a hundredth of its budget at least."""
+    single = copy.deepcopy(net).float()
+    images, targets = (torch.from_numpy(part).float() for part in batch)
+    stored = {name: p.detach().double().numpy() for name, p in single.named_parameters()}
+    answer = oracle.solve(stored, images.double().numpy(), batch[1], PRECISIONS["float32"], loss=loss, by_images=True)
+
+    logits = single(images.requires_grad_())
+    by_torch = mse_loss(logits, targets) if loss is oracle.mse else cross_entropy(logits, targets)
+    *gradients, by_images = torch.autograd.grad(by_torch, [*single.parameters(), images])
+
+    assert answer.by_images is not None
+    pairs = [(answer.logits, logits), (answer.by_images, by_images)]
+    pairs += [(answer.gradients[name], g) for name, g in zip(SHAPES, gradients, strict=True)]
+    for bounded, got in pairs:
+        ratio = bounded.ratio(got.detach().double().numpy())
+        assert 1 / 100 < np.sqrt(np.mean(ratio**2)) < 1
+        assert ratio.max() <= THRESHOLD
+
+
+def test_cross_entropy_of_large_logits_is_a_number() -> None:
+    """Of scores 1000 and 0, the right one and a wrong one; and of probabilities that do not add up to one."""
+    logits, targets = np.array([[1000.0] + [0.0] * 9]), np.eye(10)
+
+    right, wrong = (
+        oracle.loss(logits, targets[i : i + 1], PRECISIONS["float32"], oracle.cross_entropy) for i in (0, 1)
+    )
+
+    assert (right.value, wrong.value) == (0.0, 1000.0)
+    assert right.budget < 2.0**-10
+    assert 0 < wrong.budget < 1000 * 2.0**-20
+
+
+def test_ties_may_fall_either_way(parameters: dict[str, Array], batch: tuple[Array, Array]) -> None:
+    """Of images all of one grey every pooling window is tied: the gradient of the last winners is within budget too."""
+    images = np.full((3, 1, 32, 32), 0.5)
+    answer = oracle.solve(parameters, images, batch[1], PRECISIONS["float32"], by_images=True)
+    exactly, p = oracle._Rounding(None), oracle._copies(parameters)
+    run = oracle._forward(p, images, exactly)
+    delta = oracle.mse(run.logits, batch[1], exactly)[1]
+    for last in (False, True):
+        shares = [oracle._winner(gate.z[..., ::-1])[..., ::-1] if last else gate.taken[None] for gate in run.gates]
+        deltas = oracle._backward(p, shares, delta, exactly)
+        gradients = oracle._gradients(deltas, run.rows, exactly)
+        by_images = oracle._by_images(p, deltas, 3, exactly)[0]
+
+        assert answer.undecided
+        assert answer.by_images is not None
+        assert answer.by_images.ratio(by_images).max() <= THRESHOLD
+        assert (answer.by_images.ratio(by_images).max() > 0.1) == last
+        for name, bounded in answer.gradients.items():
+            assert bounded.ratio(gradients[name][0]).max() <= THRESHOLD
+
+
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_a_precision_is_its_dtypes(name: str) -> None:
+    claimed, info = PRECISIONS[name], torch.finfo(getattr(torch, name))
+    smallest = info.smallest_normal * info.eps
+
+    assert claimed.name == name
+    assert claimed.unit == info.eps / 2
+    assert claimed.largest == info.max
+    assert claimed.underflow == (smallest / 2 or smallest)
+    assert claimed.accumulator.name == (name if name == "float64" else "float32")
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_a_dot_product_has_the_energy_of_its_terms(repeats: int) -> None:
+    """Of 3 * 1 + 1 * -3 + 0 * 5 + 2; each of the three products may stand for `repeats` terms of its share."""
+    a, b = np.broadcast_to([3.0, 1.0, 0.0], (1, 2_000, 3)), np.array([[[1.0], [-3.0], [5.0]]])
+    rounding = oracle._Rounding(COARSE, replicas=REPLICAS)
+
+    z = rounding.dot(a, b, np.full((1, 1, 1), 2.0), repeats=repeats, images=3)
+
+    assert z.shape == (REPLICAS + 2, 2_000, 1)
+    assert (z[0] == 2.0).all()
+    energy, stores = (9 + 9) / repeats + 4, 3 * repeats
+    size = np.sqrt(2 * ((3 * repeats + 1) * 2.0**-20 + stores * 2.0**-18) * (energy + 4))
+    assert 0.98 < np.sqrt(np.mean((z[1:-1] - 2.0) ** 2)) / size < 1.02
+    assert rounding.largest == energy
+
+
+@pytest.mark.parametrize(
+    ("energy", "terms", "within"), [(490.0**2, 3, True), (510.0**2, 3, False), (990.0**2, 0, True)]
+)
+def test_a_partial_sum_that_may_leave_the_accumulators_range_is_infinite(
+    energy: float, terms: int, within: bool
+) -> None:
+    disturbed = oracle._Rounding(replace(SMALL, largest=2.0**100)).disturb(np.zeros((1, 1)), np.full(1, energy), terms)
+
+    assert np.isfinite(disturbed[1:]).all() == within
 
 
 def test_an_exact_loss_of_integers_knows_its_largest_sum(batch: tuple[Array, Array]) -> None:
@@ -174,11 +276,6 @@ def test_the_oracle_learns(parameters: dict[str, Array], batch: tuple[Array, Arr
     assert losses[-1] < losses[0] / 2
     assert trained["conv1.weight"].shape == (3, *SHAPES["conv1.weight"])
     assert 0 < drift[0, 0] < 1
-
-
-COARSE = Precision("coarse", 2.0**-9, 0.0, 2.0**100, Precision("its sums", 2.0**-10, 0.0, 2.0**100))
-SMALL = Precision("with a small range", 2.0**-50, 0.0, 100.0, Precision("its sums", 2.0**-50, 0.0, 1000.0))
-REPLICAS = 64
 
 
 def spread(precision: Precision, z: float, energy: float, **how: Any) -> float:

@@ -142,10 +142,12 @@ def _source(module: str) -> str:
 
 
 def mutated(mutation: Mutation) -> str:
-    """The source of the module with the mutation."""
-    source = mutate_code(_source(mutation.module), get_operator(mutation.operator)(), mutation.occurrence)
-    assert source is not None, f"{mutation} is not in the source"
-    return str(source)
+    """The source of the module with the mutation; without it where Cosmic Ray fails, as on `except package.Error`."""
+    source = _source(mutation.module)
+    try:
+        return str(mutate_code(source, get_operator(mutation.operator)(), mutation.occurrence))
+    except AttributeError:
+        return source
 
 
 def another_program(before: str, after: str) -> bool:
@@ -170,9 +172,8 @@ def _meaning(source: str) -> str:
 def changed_lines(before: str, after: str) -> tuple[int, str, str]:
     """The number of the first line that differs, and the lines that differ, each as one line without indentation."""
     old, new = before.splitlines(), after.splitlines()
-    changes = [c for c in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes() if c[0] != "equal"]
-    _, first, _, start, _ = changes[0]
-    _, _, last, _, end = changes[-1]
+    changes = [c[1:] for c in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes() if c[0] != "equal"]
+    (first, _, start, _), (_, last, _, end) = (changes[0], changes[-1]) if changes else ((0,) * 4,) * 2
     return first + 1, _one_line(old[first:last]), _one_line(new[start:end])
 
 
