@@ -48,6 +48,10 @@ def test_the_digits_are_enlarged_by_their_own_pixels() -> None:
     assert torch.equal(images[:, :, 0], images[:, :, 1])
     assert torch.equal(images[..., -1], images[..., -2])
     assert not torch.equal(images[:, :, 1], images[:, :, 2])
+    assert images[:, :, 0, 0].mul(16).unique().tolist() == sorted(
+        {*images[:, :, 0, 0].mul(16).int().flatten().tolist()}
+    )
+    assert len(images[:, :, ::31].mul(16).round().unique()) == 17
 
 
 def test_targets_are_one_at_the_label() -> None:
