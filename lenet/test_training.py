@@ -63,13 +63,13 @@ def test_a_batch_is_never_lost() -> None:
 
 
 def test_an_epochs_loss_is_the_mean_over_its_images() -> None:
-    """Of 10 images in batches of 4, 4 and 2, whose losses are 1, 2 and 4; and anew in the next epoch."""
-    losses = iter([1.0, 2.0, 4.0, 1.0, 2.0, 4.0])
+    """Of 10 images in batches of 4, 4 and 2, whose losses are 1, 2 and 3; and anew in the next epoch."""
+    losses = iter([1.0, 2.0, 3.0, 1.0, 2.0, 3.0])
     settings = Settings(epochs=2, batch=4)
 
     *_, progress = train(Net(), first(digits.load(), 10), settings, step=lambda *_: torch.tensor(next(losses)))
 
-    assert [epoch.loss for epoch in progress.history] == [(4 * 1 + 4 * 2 + 2 * 4) / 10] * 2
+    assert [epoch.loss for epoch in progress.history] == [(4 * 1 + 4 * 2 + 2 * 3) / 10] * 2
     assert (progress.step, progress.loss_sum) == (0, 0.0)
 
 
