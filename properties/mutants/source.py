@@ -28,9 +28,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -158,7 +158,7 @@ def another_program(before: str, after: str) -> bool:
         return False
 
 
-@cache
+@lru_cache(maxsize=16)
 def _meaning(source: str) -> str:
     tree: Any = ast.parse(source)
     for node in ast.walk(tree):
@@ -248,12 +248,16 @@ class Workplace:
         reader, writer = os.pipe()
         child = os.fork()
         if not child:
-            os.setsid()
-            signal.alarm(round(timeout))  # which ends a process that does not handle it
-            sys.dont_write_bytecode = True
-            os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-            _forget()
-            os._exit(self._leave(tests, [_FirstFailure(writer)]))
+            status = 1
+            try:
+                os.setsid()
+                signal.alarm(round(timeout))  # which ends a process that does not handle it
+                sys.dont_write_bytecode = True
+                os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+                _forget()
+                status = self._leave(tests, [_FirstFailure(writer)])
+            finally:
+                os._exit(status)
         os.close(writer)
         _, status = os.waitpid(child, 0)
         with suppress(ProcessLookupError):
@@ -317,12 +321,21 @@ def run(modules: list[str], workers: int) -> list[Judgement]:
         return list(tqdm(judged, total=len(chosen), unit="mutation", disable=None))
 
 
+def counts(judged: list[Judgement]) -> dict[str, dict[str, int]]:
+    """How many of each module's mutations met which end; what makes no other program is none."""
+    ends: dict[str, dict[str, int]] = {}
+    for judgement in judged:
+        if judgement.outcome is not Outcome.SAME:
+            own = ends.setdefault(judgement.mutation.module, dict.fromkeys(COUNTED, 0))
+            own[judgement.outcome] += 1
+    return ends
+
+
 def summary(judged: list[Judgement]) -> list[str]:
-    """How many of each module's mutations met which end."""
+    """The same as a table."""
     lines = [f"{'module':>12} {'made':>5}" + "".join(f" {outcome:>10}" for outcome in COUNTED)]
-    for module in dict.fromkeys(j.mutation.module for j in judged):
-        counts = Counter(j.outcome for j in judged if j.mutation.module == module and j.outcome in COUNTED)
-        lines.append(f"{module:>12} {counts.total():5}" + "".join(f" {counts[outcome]:10}" for outcome in COUNTED))
+    for module, own in counts(judged).items():
+        lines.append(f"{module:>12} {sum(own.values()):5}" + "".join(f" {count:10}" for count in own.values()))
     return lines
 
 
@@ -344,7 +357,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m properties.mutants.source", description=__doc__.split("\n\n")[0])
     parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(LAWS)} (default: all)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes side by side (default: cores)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="where to write all judgements as JSON")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the counts and kills as JSON")
     options = parser.parse_args()
     if unknown := set(options.modules) - set(LAWS):
         parser.error(f"{min(unknown)}: none of the modules {', '.join(LAWS)}")
@@ -356,7 +369,8 @@ def main() -> int:
     found = problems(judged)
     if options.output:
         command = shlex.join(["python", "-m", "properties.mutants.source", *sys.argv[1:]])
-        content = stamp(command) | {"mutations": [asdict(judgement) for judgement in judged]}
+        kills = Counter(j.by or "while importing" for j in judged if j.outcome is Outcome.KILLED)
+        content = stamp(command) | {"modules": counts(judged), "kills": dict(kills.most_common()), "problems": found}
         with write_atomically(options.output) as file:
             file.write(json.dumps(content, indent=1).encode() + b"\n")
     print("\n".join(summary(judged) + [f"PROBLEM: {line}" for line in found]))
