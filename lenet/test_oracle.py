@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, mse_loss
 
-from lenet import Net, digits, oracle
+from lenet import Net, digits, oracle, training
 from lenet.oracle import PRECISIONS, SHAPES, THRESHOLD, Array, Bounded, Precision
 
 STEP = 2.0**-12
@@ -198,6 +198,68 @@ def test_ties_may_fall_either_way(parameters: dict[str, Array], batch: tuple[Arr
         assert (answer.by_images.ratio(by_images).max() > 0.1) == last
         for name, bounded in answer.gradients.items():
             assert bounded.ratio(gradients[name][0]).max() <= THRESHOLD
+
+
+@pytest.mark.parametrize("lost", [slice(-1), slice(-1, None)])
+def test_what_turned_decisions_do_is_within_budget(
+    monkeypatch: pytest.MonkeyPatch, parameters: dict[str, Array], batch: tuple[Array, Array], lost: slice
+) -> None:
+    """Were all that is handed through lost, in every turn or in the rounded replica: all of each gradient, and more."""
+
+    class Losing(oracle._Gate):
+        def turns(self, doubt: Array, random: np.random.Generator) -> Array:
+            shares = np.stack([self.taken.astype(float)] * (oracle.REPLICAS + 1))
+            shares[lost] = 0
+            return shares
+
+    images = np.full((3, 1, 32, 32), 0.5)
+    before = oracle.solve(parameters, images, batch[1], PRECISIONS["float64"], by_images=True)
+    monkeypatch.setattr(oracle, "_Gate", Losing)
+    answer = oracle.solve(parameters, images, batch[1], PRECISIONS["float64"], by_images=True)
+
+    assert before.by_images is not None
+    assert answer.by_images is not None
+    for name, gradient in (*answer.gradients.items(), ("images", answer.by_images)):
+        if name.startswith("fc3"):
+            assert np.array_equal(gradient.budget, before.gradients[name].budget)
+        else:
+            assert ((gradient.budget > np.abs(gradient.value)) | (gradient.value == 0)).all()
+
+
+def test_a_loss_of_zero_is_exact() -> None:
+    ones, zeros = np.ones((2, 10)), np.zeros((2, 10))
+
+    for logits, targets, kind in ((ones, ones, oracle.mse), (zeros, ones, oracle.dot), (ones, zeros, oracle.dot)):
+        loss = oracle.loss(logits, targets, PRECISIONS["float16"], kind)
+        assert [loss.value, loss.budget] == [0.0, 0.0]
+
+
+def test_cross_entropy_of_equal_logits_is_the_logarithm_of_ten() -> None:
+    loss = oracle.loss(np.zeros((1, 10)), np.eye(10)[:1], PRECISIONS["float16"], oracle.cross_entropy)
+
+    assert loss.value == np.log(10)
+    assert 0.5 < loss.budget / (2.0**-11 * np.log(10)) < 8
+
+
+@pytest.mark.parametrize("lr", [0.25, 0.5])
+def test_the_oracle_trains_as_torch_does(
+    net: Net, parameters: dict[str, Array], batch: tuple[Array, Array], lr: float
+) -> None:
+    images, targets = (torch.from_numpy(part) for part in batch)
+    steps = [(images[:2], targets[:2]), (images[2:], targets[2:]), (images, targets)]
+    theirs, losses = copy.deepcopy(net), []
+    for inputs, goals in steps:
+        losses.append(training.train_step(theirs, inputs, goals, lr).item())
+
+    arrays = [(inputs.numpy(), goals.numpy()) for inputs, goals in steps]
+    trained, exact_losses = oracle.train(parameters, arrays, lr, PRECISIONS["float64"])
+    logits = oracle.predict(trained, batch[0])
+
+    assert np.array_equal(np.round(losses, 12), np.round(exact_losses, 12))
+    assert logits.ratio(theirs(images).detach().numpy()).max() <= THRESHOLD
+    assert 2.0**-60 < logits.budget[0, 0] < 2.0**-46
+    spread = np.stack([oracle.predict({n: c[[0, i]] for n, c in trained.items()}, batch[0]).budget for i in (1, 2)])
+    assert np.array_equal(np.round(logits.budget * 2**60), np.round(np.sqrt(np.mean(spread**2, axis=0)) * 2**60))
 
 
 @pytest.mark.parametrize("name", PRECISIONS)
