@@ -226,19 +226,102 @@ def test_what_turned_decisions_do_is_within_budget(
             assert ((gradient.budget > np.abs(gradient.value)) | (gradient.value == 0)).all()
 
 
+def test_what_did_not_turn_adds_nothing(
+    monkeypatch: pytest.MonkeyPatch, parameters: dict[str, Array], batch: tuple[Array, Array]
+) -> None:
+    def keep(gate: oracle._Gate, doubt: Array, random: np.random.Generator) -> Array:
+        return np.stack([gate.taken.astype(float)] * (oracle.REPLICAS + 1))
+
+    images = np.full((3, 1, 32, 32), 0.5)
+    monkeypatch.setattr(oracle._Gate, "turns", keep)
+    kept = oracle.solve(parameters, images, batch[1], PRECISIONS["float32"])
+    monkeypatch.setattr(oracle, "_turning", lambda *_: {})
+    without = oracle.solve(parameters, images, batch[1], PRECISIONS["float32"])
+
+    assert kept.undecided
+    for name in SHAPES:
+        ratio = kept.gradients[name].budget / without.gradients[name].budget
+        assert (np.round(ratio * 2**20) == 2**20).all()  # of the same numbers, multiplied in other batches
+
+
 def test_a_loss_of_zero_is_exact() -> None:
     ones, zeros = np.ones((2, 10)), np.zeros((2, 10))
 
     for logits, targets, kind in ((ones, ones, oracle.mse), (zeros, ones, oracle.dot), (ones, zeros, oracle.dot)):
         loss = oracle.loss(logits, targets, PRECISIONS["float16"], kind)
         assert [loss.value, loss.budget] == [0.0, 0.0]
+    for kind in (oracle.mse, oracle.scaled(oracle.mse, 0.25)):
+        assert not kind(ones[None], ones, oracle._Rounding(PRECISIONS["float16"]), 1)[1].any()
 
 
-def test_cross_entropy_of_equal_logits_is_the_logarithm_of_ten() -> None:
-    loss = oracle.loss(np.zeros((1, 10)), np.eye(10)[:1], PRECISIONS["float16"], oracle.cross_entropy)
+def test_cross_entropy_is_rounded_where_it_is_stored() -> None:
+    """
+    Of equal logits, with L the logarithm of ten: as logarithm (L - 0), as term and as mean (one term), each twice.
 
-    assert loss.value == np.log(10)
-    assert 0.5 < loss.budget / (2.0**-11 * np.log(10)) < 8
+    Twice, because disturbances are shared in part. The gradient 1/10 - 1 is rounded itself, and has its logarithm's.
+    """
+    precision = Precision("stored", 2.0**-11, 0.0, 2.0**100, Precision("its sums", 2.0**-30, 0.0, 2.0**100))
+    logits, targets, unit = np.zeros((1, 500, 10)), np.eye(10)[:1], precision.unit
+    square = np.log(10) ** 2
+
+    rounding = oracle._Rounding(precision, replicas=REPLICAS)
+    delta = 500 * oracle.cross_entropy(logits, np.repeat(targets, 500, axis=0), rounding)[1][..., 0]
+    losses = [oracle.loss(logits[0, :1], targets, precision, oracle.cross_entropy, seed=seed) for seed in range(400)]
+
+    assert all(loss.value == np.log(10) for loss in losses)
+    variance = 2 * unit**2 * ((square + square) + square + (square + square))
+    assert 0.95 < np.sqrt(np.mean([loss.budget**2 for loss in losses]) / (2 * variance)) < 1.05
+    variance = 2 * unit**2 * ((0.1**2 + 1) + 0.9**2 + 0.1**2 * 2 * square)
+    assert 0.98 < np.sqrt(np.mean((delta[1:-1] - delta[0]) ** 2) / variance) < 1.02
+
+
+@pytest.mark.parametrize(
+    ("loss", "terms"),
+    [
+        (oracle.mse, [1, 1, 30 * 7, 1]),
+        (oracle.cross_entropy, [10, 2, 1, 30 * 7, 10]),
+        (oracle.dot, [30 * 7]),
+        (oracle.scaled(oracle.dot, 0.25), [30 * 7, 1, 1]),
+    ],
+)
+def test_every_sum_is_taken_to_have_as_many_terms_as_it_has(
+    monkeypatch: pytest.MonkeyPatch,
+    parameters: dict[str, Array],
+    batch: tuple[Array, Array],
+    loss: oracle.Loss,
+    terms: list[int],
+) -> None:
+    """Of three images that stand for seven each; a gradient by a parameter adds up over images and places."""
+    counted, disturb = [], oracle._Rounding.disturb
+
+    def count(
+        rounding: oracle._Rounding, z: Array, energy: Array, terms: int, stored: bool = True, images: int = 1
+    ) -> Array:
+        if rounding.precision:
+            counted.append((terms, images))
+        return disturb(rounding, z, energy, terms, stored, images)
+
+    monkeypatch.setattr(oracle._Rounding, "disturb", count)
+    oracle.solve(parameters, *batch, PRECISIONS["float32"], repeats=7, loss=loss, by_images=True)
+
+    forward, backward = [5 * 5, 6 * 5 * 5, 400, 120, 84], [10, 84, 120, 16 * 5 * 5]
+    places = {"conv1": 28 * 28, "conv2": 10 * 10, "fc1": 1, "fc2": 1, "fc3": 1}
+    alone = [*forward, *terms, *backward]
+    assert counted[: len(alone)] == [(n, 1) for n in alone]
+    gradients = [(3 * n * 7, 3 * 7) for n in places.values() for _ in ("weight", "bias")]
+    assert counted[len(alone) : -1] == gradients
+    assert counted[-1] == (6 * 5 * 5, 1)
+
+
+def test_parameters_without_gradient_stay_as_they_are() -> None:
+    parameters = {name: np.zeros(shape) for name, shape in SHAPES.items()}
+
+    trained, losses = oracle.train(
+        parameters, [(np.ones((2, 1, 32, 32)), np.zeros((2, 10)))], 0.5, PRECISIONS["float16"]
+    )
+
+    assert losses == [0.0]
+    assert not any(copies.any() for copies in trained.values())
 
 
 @pytest.mark.parametrize("lr", [0.25, 0.5])
@@ -438,6 +521,7 @@ def test_what_replicas_share_is_standard_and_orthogonal() -> None:
         (50.0, 24.0**2, 3, 5, 50.0),  # 4 partial stores: 50 + sqrt(4 * 24**2)
         (50.0, 26.0**2, 3, 5, np.inf),
         (0.0, 51.0**2, 3, 5, np.inf),
+        (0.0, 11.0**2, 3, 100, np.inf),
         (0.0, 490.0**2, 3, 1, 0.0),  # in the accumulator: sqrt(4 * 490**2)
         (0.0, 510.0**2, 3, 1, np.inf),
     ],
