@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import pkgutil
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -30,6 +31,9 @@ from properties.mutants import all_mutants, all_twins
 
 ANSWERS = 400
 """How many of the oracle's answers each process keeps, some 1 MB each: more than a law's examples take."""
+
+WATCHED = sys.stderr.isatty()
+"""Asked for here, before pytest begins to capture what is written."""
 
 CELLS = pytest.StashKey[dict[str, list[str]]]()
 UNCHOSEN = pytest.param(None, id="none")
@@ -198,7 +202,7 @@ class Progress:
     """A bar of the cells that parallel workers have judged."""
 
     def __init__(self) -> None:
-        self.bar = tqdm(desc="judging", unit="cell", mininterval=1, disable=None)
+        self.bar = tqdm(desc="judging", unit="cell", mininterval=1, disable=not WATCHED)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, node: Any, ids: list[str]) -> None:
