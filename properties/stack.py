@@ -88,7 +88,9 @@ class Stack:
     def net(self, case: Case) -> nn.Module:
         """The subject's Net with the case's parameters."""
         net = self.subject.Net().to(self.device, self.dtype)
-        net.load_state_dict({name: value.to(self.device) for name, value in _parameters(case, self.dtype).items()})
+        net.load_state_dict(
+            {name: value.to(self.device, copy=True) for name, value in _parameters(case, self.dtype).items()}
+        )
         return net
 
     def images(self, case: Case) -> Tensor:

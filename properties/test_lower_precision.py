@@ -97,7 +97,7 @@ def test_autocast_rounds_no_further_than_it_claims(
     with torch.autocast(stack.device.type, dtype=lower):
         logits = net(images)
 
-    assert_exact(logits, torch.full_like(logits, value, dtype=lower), "logits")
+    assert_exact(logits, torch.full_like(logits, value), "logits")
 
 
 @LOWER

@@ -34,6 +34,10 @@ TIMEOUT = 120
 """Seconds that one law may take with one subject; the slowest took 8 on the machine of table.json."""
 
 
+LAST = "lenet"
+"""Who is judged after all variants."""
+
+
 class BrokenRunError(RuntimeError):
     """A run of pytest that came to no verdict; the message is what it printed."""
 
@@ -84,7 +88,8 @@ def by_all_laws(chosen: list[Variant]) -> tuple[list[dict[str, Any]], list[dict[
     """
     The reference's entries, and those of every variant by every law that reaches what is other in it.
 
-    A mutant is judged by the first form alone of a law that has several; a twin by all.
+    A mutant is judged by the first form alone of a law that has several; a twin by all. Each law judges the reference
+    again at the end, which fails where a variant has left something behind that spoils the verdicts after it.
     """
     references, entries = [], []
     for dtype, variants in by_dtype(chosen).items():
@@ -96,10 +101,11 @@ def by_all_laws(chosen: list[Variant]) -> tuple[list[dict[str, Any]], list[dict[
             ([v for v in variants if v.law], ["--first-form"]),
             ([v for v in variants if not v.law], []),
         ):
-            cells = {law: [v.spec for v in own if v.parts & parts] for law, parts in reached.items()}
-            entries += judge([v.spec for v in own], cells, "mutants", dtype, *options) if own else []
+            if own:
+                cells = {law: [*(v.spec for v in own if v.parts & parts), LAST] for law, parts in reached.items()}
+                entries += judge([*(v.spec for v in own), LAST], cells, "mutants", dtype, *options)
         references += reference
-    return references, entries
+    return references + [e for e in entries if e["subject"] == LAST], [e for e in entries if e["subject"] != LAST]
 
 
 def kills(entries: Iterable[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:

@@ -116,36 +116,12 @@ class SoftplusForRelu(Staged):
         return F.softplus(units)
 
 
-@mutant("Net", law="feature_maps_are_what_the_next_layer_is_given", category=Category.ACTIVATION)
-class EluForRelu(Staged):
-    """What is negative in conv1's maps goes on as exp(x) - 1."""
-
-    def relu1(self, maps: Tensor) -> Tensor:
-        return F.elu(maps)
-
-
-@mutant("Net", law="gradients_agree_with_the_oracle", category=Category.ACTIVATION)
-class AbsForRelu(Staged):
-    """What is negative in fc2's units goes on without its sign."""
-
-    def relu4(self, units: Tensor) -> Tensor:
-        return units.abs()
-
-
 @mutant("Net", law="at_a_kink_there_is_no_gradient", category=Category.COMPUTATION_MODEL)
 class ClampForRelu(Staged):
     """conv2's maps are clamped at zero, where the derivative of a clamp is 1."""
 
     def relu2(self, maps: Tensor) -> Tensor:
         return maps.clamp(min=0)
-
-
-@mutant("Net", law="at_a_kink_there_is_no_gradient", category=Category.COMPUTATION_MODEL)
-class MaximumForRelu(Staged):
-    """fc2's units are compared with zero; of two equal numbers each has half of the maximum's gradient."""
-
-    def relu4(self, units: Tensor) -> Tensor:
-        return torch.maximum(units, torch.zeros_like(units))
 
 
 class _ReluForwardAlone(torch.autograd.Function):
@@ -168,29 +144,6 @@ class ReluForwardAlone(Staged):
         return _ReluForwardAlone.apply(maps)
 
 
-class _GuidedRelu(torch.autograd.Function):
-    """A ReLU that rectifies its gradient as well (Springenberg et al. 2015, "guided backpropagation")."""
-
-    @staticmethod
-    def forward(ctx: Any, numbers: Tensor) -> Tensor:
-        rectified = F.relu(numbers)
-        ctx.save_for_backward(rectified)
-        return rectified
-
-    @staticmethod
-    def backward(ctx: Any, *by_relu: Tensor) -> Tensor:
-        (rectified,) = ctx.saved_tensors
-        return F.relu(by_relu[0]) * (rectified > 0)
-
-
-@mutant("Net", law="the_images_gradient_agrees_with_the_oracle", category=Category.COMPUTATION_MODEL)
-class GuidedRelu(Staged):
-    """conv1's ReLU hands on positive gradients alone, as for saliency maps (guided backpropagation)."""
-
-    def relu1(self, maps: Tensor) -> Tensor:
-        return _GuidedRelu.apply(maps)
-
-
 @mutant("Net", law="a_logits_gradient_is_at_its_pixel", category=Category.LAYER)
 class AveragePooling(Staged):
     """conv1's maps are pooled by the mean of a window, as in LeCun et al. 1998."""
@@ -210,22 +163,6 @@ class SecondLargest(Staged):
 
     def pool1(self, maps: Tensor) -> Tensor:
         return windows(maps).topk(2).values[..., 1]
-
-
-@mutant("Net", law="feature_maps_are_what_the_next_layer_is_given", category=Category.LAYER)
-class MinPooling(Staged):
-    """conv2's maps are pooled by the smallest number of a window."""
-
-    def pool2(self, maps: Tensor) -> Tensor:
-        return -F.max_pool2d(-maps, 2)
-
-
-@mutant("Net", law="flipping_images_and_kernels_together_changes_nothing", category=Category.LAYER)
-class CornersForPooling(Staged):
-    """Of each of conv1's windows the upper left number is taken, by a stride, whichever is the largest."""
-
-    def pool1(self, maps: Tensor) -> Tensor:
-        return maps[..., ::2, ::2]
 
 
 @mutant("Net", law="chosen_pixels_reach_chosen_logits", category=Category.LAYER_PROPERTIES)
@@ -258,23 +195,3 @@ class SharedAmongEquals(Staged):
 
     def pool2(self, maps: Tensor) -> Tensor:
         return windows(maps).amax(dim=-1)
-
-
-class _GradientForAll(torch.autograd.Function):
-    """Pooling by the largest number of a window, all of which have the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, maps: Tensor) -> Tensor:
-        return F.max_pool2d(maps, 2)
-
-    @staticmethod
-    def backward(ctx: Any, *by_pool: Tensor) -> Tensor:
-        return by_pool[0].repeat_interleave(2, -2).repeat_interleave(2, -1)
-
-
-@mutant("Net", law="a_logits_gradient_is_at_its_pixel", category=Category.COMPUTATION_MODEL)
-class GradientForAllOfAWindow(Staged):
-    """The gradient of conv1's pooling goes to all four pixels of a window, not to the largest alone."""
-
-    def pool1(self, maps: Tensor) -> Tensor:
-        return _GradientForAll.apply(maps)

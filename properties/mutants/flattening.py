@@ -44,14 +44,6 @@ class ColumnsFirst(Staged):
         return maps.transpose(2, 3).flatten(1)
 
 
-@mutant("Net", law="logits_agree_with_the_oracle", category=Category.UNALIGNED_TENSOR)
-class FromTheEnd(Staged):
-    """The features come in reverse order."""
-
-    def flatten(self, maps: Tensor) -> Tensor:
-        return maps.flatten(1).flip(1)
-
-
 @mutant("Net", law="a_batch_is_its_parts", category=Category.UNALIGNED_TENSOR)
 class BatchTakenForChannels(Staged):
     """Channels and images change places before they are reshaped: of several images each has some of the others'."""

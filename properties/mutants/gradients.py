@@ -67,14 +67,6 @@ class KernelGradientTransposed(Staged):
         self.conv2.weight.register_hook(lambda gradient: gradient.transpose(2, 3))
 
 
-@mutant("Net", law="gradients_agree_with_the_oracle", category=Category.API)
-class MiddleDetached(Staged):
-    """The features are detached before the linear layers, so that the convolutions are given no gradients."""
-
-    def flatten(self, maps: Tensor) -> Tensor:
-        return super().flatten(maps).detach()
-
-
 @mutant("Net", law="gradients_agree_with_the_oracle", category=Category.COMPUTATION_MODEL)
 class HalfOfTheBatchGivesNoGradient(Staged):
     """fc2's weights are given the gradient of the first half of the batch alone."""
@@ -299,25 +291,6 @@ class HiddenLeaf(Staged):
         return super().forward(images) * self.temperature[0].to(images.device)
 
 
-@mutant("Net", law="the_graph_reaches_every_parameter_once", category=Category.COMPUTATION_MODEL)
-class BiasInTheGraphByAnotherName(Staged):
-    """fc3's bias is a copy, a leaf of its own, that hands its gradient on to the parameter."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        own = self.fc3.bias
-        leaf = own.detach().requires_grad_(own.requires_grad and torch.is_grad_enabled())
-
-        def hand_on(gradient: Tensor) -> None:
-            own.grad = gradient.clone() if own.grad is None else own.grad.add_(gradient)
-
-        if leaf.requires_grad:
-            leaf.register_hook(hand_on)
-        self.check(images)
-        maps = self.pool2(self.relu2(self.conv2(self.pool1(self.relu1(self.conv1(images))))))
-        units = self.relu4(self.fc2(self.relu3(self.fc1(self.flatten(maps)))))
-        return F.linear(units, self.fc3.weight, leaf)
-
-
 @mutant("Net", law="at_a_kink_there_is_no_gradient", category=Category.ACTIVATION)
 class ReluSlopeOneAtZero(Staged):
     """The last ReLU has a slope of 1 at exactly 0."""
@@ -340,31 +313,6 @@ class ReluSlopeOneAtZero(Staged):
 
     def relu4(self, units: Tensor) -> Tensor:
         return self.Closed.apply(units)
-
-
-@mutant("Net", law="of_equal_pixels_the_first_has_the_gradient", category=Category.COMPUTATION_MODEL)
-class PoolingSharesAmongEquals(Staged):
-    """The first pooling takes `amax` of each window, which divides the gradient among all elements that are equal."""
-
-    def pool1(self, maps: Tensor) -> Tensor:
-        return maps.unflatten(3, (14, 2)).unflatten(2, (14, 2)).amax(dim=(3, 5))
-
-
-@mutant("Net", law="of_equal_pixels_the_first_has_the_gradient", category=Category.COMPUTATION_MODEL)
-class PoolingPrefersTheLast(Staged):
-    """Of equal elements of a window the last takes the gradient of the first pooling."""
-
-    def pool1(self, maps: Tensor) -> Tensor:
-        return super().pool1(maps.flip(2, 3)).flip(2, 3)
-
-
-@mutant("Net", law="a_logits_gradient_is_at_its_pixel", category=Category.COMPUTATION_MODEL)
-class PoolingGivesToTheWholeWindow(Staged):
-    """The gradient of the second pooling goes to all four elements of a window, not to the largest alone."""
-
-    def pool2(self, maps: Tensor) -> Tensor:
-        own = maps.view_as(maps)
-        return super().pool2(with_gradient(own, lambda g: F.interpolate(F.avg_pool2d(g, 2), scale_factor=2.0) * 4))
 
 
 @mutant("Net", law="the_images_gradient_agrees_with_the_oracle", category=Category.COMPUTATION_MODEL)

@@ -26,22 +26,6 @@ class FirstChannelTaken(Staged):
         return super().forward(images[:, :1])
 
 
-@mutant("Net", law="other_than_one_channel_is_refused", category=Category.TENSOR_SHAPE)
-class ChannelsAveraged(Staged):
-    """The channels' mean is scored, as if colours were grey."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return super().forward(images.mean(1, keepdim=True) if images.dim() == 4 else images)
-
-
-@mutant("Net", law="other_than_one_channel_is_refused", category=Category.TENSOR_SHAPE)
-class ChannelsBecomeImages(Staged):
-    """Images of several channels are scored as a larger batch of one channel."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return super().forward(images.flatten(0, 1)[:, None] if images.dim() == 4 else images)
-
-
 @mutant("Net", law="other_than_four_dimensions_are_refused", category=Category.TENSOR_SHAPE)
 class BatchDimensionAdded(Staged):
     """A single image is scored as a batch of one."""
@@ -86,25 +70,6 @@ class ImagesResized(Staged):
         return super().forward(images if right else F.interpolate(images, (32, 32)))
 
 
-@mutant("Net", law="another_size_is_refused", category=Category.TENSOR_SHAPE)
-class ImagesCropped(Staged):
-    """Of larger images the first 32x32 pixels are scored."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return super().forward(images[..., :32, :32])
-
-
-@mutant("Net", law="another_size_is_refused", category=Category.LAYER_PROPERTIES)
-class PoolingAdapts(Staged):
-    """The second pooling makes 5x5 maps of whatever size the first ones have."""
-
-    def check(self, images: Tensor) -> None:
-        pass
-
-    def pool2(self, maps: Tensor) -> Tensor:
-        return F.adaptive_max_pool2d(maps, 5)
-
-
 @mutant("Net", law="another_dtype_is_refused", category=Category.TYPE_CHECK)
 class ImagesCast(Staged):
     """Images of any dtype are cast to the network's."""
@@ -113,29 +78,12 @@ class ImagesCast(Staged):
         return super().forward(images.to(self.fc3.weight.dtype))
 
 
-@mutant("Net", law="another_dtype_is_refused", category=Category.TYPE_CHECK)
-class IntegersCast(Staged):
-    """Images of whole numbers are cast to the network's dtype, without the division by 255 that they would need."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        exact = images.dtype in (torch.uint8, torch.int32, torch.int64)
-        return super().forward(images.to(self.fc3.weight.dtype) if exact else images)
-
-
 @mutant("Net", law="another_device_is_refused", category=Category.GPU)
 class ImagesMoved(Staged):
     """Images on any device are copied to the network's."""
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images.to(self.fc3.weight.device))
-
-
-@mutant("Net", law="another_device_is_refused", category=Category.GPU)
-class AbsentImagesZeroed(Staged):
-    """Images that have no numbers yet, on `meta`, are scored as zeros."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return super().forward(torch.zeros_like(images, device=self.fc3.weight.device) if images.is_meta else images)
 
 
 @mutant("Net", law="what_is_no_tensor_is_refused", category=Category.TYPE_CHECK)
@@ -272,15 +220,6 @@ class StrictIgnored(Staged):
         return super().load_state_dict(state_dict, False, assign)
 
 
-@mutant("Net", law="a_missing_entry_is_refused_by_name", category=Category.INITIALISATION)
-class MissingBiasesAccepted(Staged):
-    """A bias that the state does not have stays at its random beginning."""
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        own = {name: value for name, value in self.state_dict().items() if name.endswith("bias")}
-        return super().load_state_dict({**own, **state_dict}, strict, assign)
-
-
 @mutant("Net", law="a_missing_entry_is_refused_by_name", category=Category.API)
 class MissingEntryUnnamed(Staged):
     """What is missing in a state is an error that does not say what it is."""
@@ -300,15 +239,6 @@ class ExtraEntriesDropped(Staged):
         return super().load_state_dict({n: v for n, v in state_dict.items() if n in own}, strict, assign)
 
 
-@mutant("Net", law="an_extra_entry_is_refused_by_name", category=Category.API)
-class ParallelPrefixSkipped(Staged):
-    """Entries of a parallel network, which begin with `module.`, are dropped unread."""
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        known = {n: v for n, v in state_dict.items() if not n.startswith("module.")}
-        return super().load_state_dict(known, strict, assign)
-
-
 @mutant("Net", law="a_misshaped_entry_is_refused_by_name", category=Category.TENSOR_SHAPE)
 class EntriesReshaped(Staged):
     """An entry with as many numbers as its parameter is loaded, whatever its shape."""
@@ -320,26 +250,6 @@ class EntriesReshaped(Staged):
         return super().load_state_dict(fits, strict, assign)
 
 
-@mutant("Net", law="a_misshaped_entry_is_refused_by_name", category=Category.TENSOR_SHAPE)
-class EntriesBroadcast(Staged):
-    """An entry of one number is loaded into all of its parameter."""
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        own = self.state_dict()
-        fits = {n: v.expand(own[n].shape) if n in own and not v.dim() else v for n, v in state_dict.items()}
-        return super().load_state_dict(fits, strict, assign)
-
-
-@mutant("Net", law="a_misshaped_entry_is_refused_by_name", category=Category.API)
-class MisshapedEntriesSkipped(Staged):
-    """A lenient load leaves out entries of another shape, as with `ignore_mismatched_sizes`."""
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        own = self.state_dict()
-        fits = {n: v for n, v in state_dict.items() if strict or n not in own or v.shape == own[n].shape}
-        return super().load_state_dict(fits, strict, assign)
-
-
 @mutant("Net", law="a_lenient_load_says_what_it_left", category=Category.API)
 class LenientLoadSilent(Staged):
     """`load_state_dict` returns nothing of what was missing or too many."""
@@ -347,28 +257,3 @@ class LenientLoadSilent(Staged):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         left = super().load_state_dict(state_dict, strict, assign)
         return type(left)([], [])
-
-
-@mutant("Net", law="a_lenient_load_says_what_it_left", category=Category.API)
-class LenientLoadStopsEarly(Staged):
-    """A lenient load ends at the first parameter that the state does not have; what it says it left is right."""
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        names = list(self.state_dict())
-        missing = [i for i, name in enumerate(names) if name not in state_dict]
-        kept = {name: self.get_parameter(name).detach().clone() for name in names[missing[0] :]} if missing else {}
-        left = super().load_state_dict(state_dict, strict, assign)
-        for name, value in kept.items():
-            self.get_parameter(name).data.copy_(value)
-        return left
-
-
-@mutant("Net", law="a_lenient_load_says_what_it_left", category=Category.INITIALISATION)
-class MissingEntriesZeroed(Staged):
-    """A lenient load sets what the state does not have to zero."""
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        left = super().load_state_dict(state_dict, strict, assign)
-        for name in left.missing_keys:
-            self.get_parameter(name).data.zero_()
-        return left

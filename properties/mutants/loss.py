@@ -69,15 +69,6 @@ def loss_saturates(scores: Tensor, targets: Tensor, **options: Any) -> Tensor:
     return mse_loss(scores, targets, **options).clamp(max=torch.finfo(scores.dtype).max)
 
 
-@mutant(MSE, law="the_mean_loss_of_many_rows_is_that_of_one", category=Category.NUMERICS, dtype="bfloat16")
-def sum_stands_still(scores: Tensor, targets: Tensor, **options: Any) -> Tensor:
-    """In bfloat16 rows are added one by one to a sum in bfloat16, which stands still at 256 of them."""
-    total = torch.zeros_like(scores[:1])
-    for errors in (scores - targets).square().split(1):
-        total = total + errors
-    return total.sum() / scores.numel()
-
-
 @mutant(MSE, law="the_mean_loss_of_many_rows_is_that_of_one", category=Category.NUMERICS)
 def sums_of_blocks_in_bfloat16(scores: Tensor, targets: Tensor, **options: Any) -> Tensor:
     """The rows are added in blocks of 256, exactly enough, and the blocks' sums in bfloat16."""

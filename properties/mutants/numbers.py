@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from properties.mutants import Category, mutant
 from properties.mutants.staged import Staged
 
-mean_squared_error, cross_entropy, pooling = F.mse_loss, F.cross_entropy, F.max_pool2d
+cross_entropy, pooling = F.cross_entropy, F.max_pool2d
 """PyTorch's own, whatever takes their place."""
 
 
@@ -205,18 +205,6 @@ class Float64SummedInFloat32(Altered):
         return computed(layer, inputs[0], Tensor.float).to(output.dtype)
 
 
-@mutant("Net", law="logits_agree_with_the_oracle", category=Category.NUMERICS)
-class Conv2ByCancellation(Altered):
-    """conv2's sums have a term a thousand times as large added and subtracted, as Winograd's transforms have."""
-
-    altered = "conv2"
-
-    @staticmethod
-    def answer(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        large = 1000 * output.detach().abs()
-        return with_value(output, (output + large) - large)
-
-
 @mutant("Net", law="integers_are_exact", category=Category.UPSTREAM)
 class Conv1ByFourierTransform(Altered):
     """conv1 goes by way of Fourier transforms of the whole image, which smear NaN (pytorch/pytorch#157237)."""
@@ -256,12 +244,6 @@ def sgd_update_by_bfloat16_products(parameters: Iterable[nn.Parameter], lr: floa
                 parameter.sub_((lr * parameter.grad.bfloat16()).to(parameter.dtype))
 
 
-@mutant("torch.nn.functional.mse_loss", law="mse_loss_agrees_with_the_oracle", category=Category.NUMERICS)
-def mse_loss_in_bfloat16(logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
-    """The mean squared error is computed in bfloat16."""
-    return mean_squared_error(logits.bfloat16(), targets.bfloat16(), **options).to(logits.dtype)
-
-
 @mutant(
     "torch.nn.functional.cross_entropy",
     law="cross_entropys_gradients_agree_with_the_oracle",
@@ -271,17 +253,6 @@ def cross_entropy_backward_in_bfloat16(logits: Tensor, targets: Tensor, **option
     """The cross-entropy's gradient is rounded to bfloat16."""
     coarse = with_gradient(logits, lambda gradient: gradient.bfloat16().to(gradient.dtype))
     return cross_entropy(coarse, targets, **options)
-
-
-@mutant("torch.nn.functional.cross_entropy", law="cross_entropy_agrees_with_the_oracle", category=Category.NUMERICS)
-def cross_entropy_without_a_shift(logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
-    """The exponentials of the scores are taken as they are, not less the largest, and so overflow."""
-    if options:
-        return cross_entropy(logits, targets, **options)
-    logarithms = logits - logits.exp().sum(dim=1, keepdim=True).log()
-    if targets.dim() == 1:
-        return F.nll_loss(logarithms, targets)
-    return -(targets * logarithms).sum(dim=1).mean()
 
 
 # Sums
@@ -350,45 +321,12 @@ class ConstantImageByAShortcut(Prepared):
         return images.masked_fill(constant, 0)
 
 
-@mutant("Net", law="chosen_pixels_reach_chosen_logits", category=Category.NUMERICS)
-class WholePixelsInInt8(Prepared):
-    """Images of bytes, whole numbers from 0 to 255, are taken for signed ones: 128 becomes -128."""
-
-    def prepared(self, images: Tensor) -> Tensor:
-        whole = ((images == images.round()) & (images >= 0) & (images < 256)).all()
-        return torch.where(whole & (images > 127), images - 256, images)
-
-
-@mutant("Net", law="without_biases_logits_scale_with_the_image", category=Category.INPUT)
-class BrightImageNormalised(Prepared):
-    """Images with a pixel larger than 1 are divided by their largest pixel."""
-
-    def prepared(self, images: Tensor) -> Tensor:
-        return images / images.amax(dim=(2, 3), keepdim=True).clamp(min=1)
-
-
 @mutant("Net", law="without_biases_logits_scale_with_the_image", category=Category.NUMERICS)
 class HiddenBias(Finished):
     """Every score has 1e-9 added, as formulas have against a division by zero."""
 
     def finished(self, logits: Tensor) -> Tensor:
         return logits + 1e-9
-
-
-@mutant("Net", law="a_scale_moved_between_layers_changes_nothing", category=Category.ACTIVATION)
-class ReluWithAFloor(Staged):
-    """The third ReLU gives 1e-8 where it is to give 0."""
-
-    def relu3(self, units: Tensor) -> Tensor:
-        return with_value(F.relu(units), units.clamp(min=1e-8))
-
-
-@mutant("Net", law="of_equal_pixels_the_first_has_the_gradient", category=Category.NUMERICS)
-class TiesShareTheGradient(Staged):
-    """Where pixels of a pooling window are equally large, each has its share of the gradient."""
-
-    def pool1(self, maps: Tensor) -> Tensor:
-        return maps.unflatten(3, (14, 2)).unflatten(2, (14, 2)).amax(dim=(3, 5))
 
 
 @mutant("Net", law="a_logits_gradient_is_at_its_pixel", category=Category.NUMERICS)
@@ -399,19 +337,6 @@ class PoolingIndicesInOneByte(Staged):
         largest, indices = pooling(maps, 2, return_indices=True)
         wrong = maps.flatten(2).gather(2, indices.flatten(2) % 256)
         return wrong.view_as(largest) + (largest - wrong.view_as(largest)).detach()
-
-
-@mutant("Net", law="logits_agree_with_the_oracle", category=Category.NUMERICS)
-class Fc1WeightsOverflowInt8(Altered):
-    """fc1's weights are quantised to eight bits at a scale that is too fine by one bit: the largest wrap around."""
-
-    altered = "fc1"
-
-    @staticmethod
-    def answer(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        scale = layer.weight.detach().abs().amax() / 255 + torch.finfo(layer.weight.dtype).tiny
-        quantised = (layer.weight.detach() / scale).round().int().to(torch.int8) * scale
-        return with_value(output, F.linear(inputs[0], quantised, layer.bias).to(output.dtype))
 
 
 # Particular batches
@@ -435,25 +360,6 @@ class LastOfAnOddBatchIsBlack(Prepared):
         return torch.cat([images[:-1], torch.zeros_like(images[-1:])])
 
 
-@mutant("Net", law="logits_agree_with_the_oracle", category=Category.BATCH)
-class LargeBatchInBfloat16(Altered):
-    """Another kernel computes conv2 from 17 images on, in bfloat16."""
-
-    altered = "conv2"
-
-    @staticmethod
-    def answer(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        return computed(layer, inputs[0], Tensor.bfloat16).to(output.dtype) if len(output) > 16 else output
-
-
-@mutant("Net", law="gradients_agree_with_the_oracle", category=Category.BATCH)
-class EmptyBatchByAShortcut(Staged):
-    """An empty batch passes through the last layer alone, so that the others get no gradient, where zeros are right."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return super().forward(images) if len(images) else self.fc3(images.new_zeros(0, 84))
-
-
 # Memory
 
 
@@ -466,14 +372,6 @@ class ImagesReadInMemoryOrder(Prepared):
 
 
 @mutant("Net", law="logits_agree_with_the_oracle", category=Category.UNALIGNED_TENSOR)
-class OffsetIgnored(Prepared):
-    """Images that are a slice of a larger tensor are read from where that begins."""
-
-    def prepared(self, images: Tensor) -> Tensor:
-        return images.as_strided(images.shape, images.stride(), 0)
-
-
-@mutant("Net", law="logits_agree_with_the_oracle", category=Category.UNALIGNED_TENSOR)
 class StaleColumnOfChannelsLast(Prepared):
     """Of images in channels_last the last column is still what the one before was."""
 
@@ -481,16 +379,6 @@ class StaleColumnOfChannelsLast(Prepared):
         if images.stride(1) != 1:
             return images
         return torch.cat([images[..., :31], images[..., 30:31]], dim=3)
-
-
-@mutant("Net", law="gradients_agree_with_the_oracle", category=Category.UNALIGNED_TENSOR)
-class ExpandedImageCountsOnce(Staged):
-    """An image that is expanded to a batch takes part in the gradient once."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits = super().forward(images)
-        expanded = len(images) > 1 and images.stride(0) == 0
-        return torch.cat([logits[:1], logits[1:].detach()]) if expanded else logits
 
 
 @mutant("Net", law="a_network_may_lie_anywhere_in_memory", category=Category.UNALIGNED_TENSOR)
@@ -506,19 +394,6 @@ class WeightsReadInMemoryOrder(Altered):
         return applied(layer, inputs[0], in_memory_order(layer.weight), layer.bias)
 
 
-@mutant("sgd_update", law="a_network_may_lie_anywhere_in_memory", category=Category.UNALIGNED_TENSOR)
-def sgd_update_stores_past_the_end(parameters: Iterable[nn.Parameter], lr: float) -> None:
-    """The last store is of a whole vector, and so writes a number beyond the parameter where there is memory."""
-    with torch.no_grad():
-        for parameter in parameters:
-            if parameter.grad is not None:
-                parameter.sub_(lr * parameter.grad)
-                last = sum((n - 1) * stride for n, stride in zip(parameter.shape, parameter.stride(), strict=True))
-                beyond = parameter.storage_offset() + last + 1
-                if beyond < parameter.untyped_storage().nbytes() // parameter.element_size():
-                    parameter.as_strided((1,), (1,), beyond).zero_()
-
-
 @mutant("Net", law="a_network_may_change_its_layout_in_mid_run", category=Category.UPSTREAM)
 class SingleChannelWeightInChannelsLast(Altered):
     """conv1's maps come in another order once its weight is in channels_last (pytorch/pytorch#82060)."""
@@ -530,23 +405,6 @@ class SingleChannelWeightInChannelsLast(Altered):
         if layer.weight.stride(1) != 1:
             return output
         return output.reshape(-1, 28, 28, 6).permute(0, 3, 1, 2)
-
-
-@mutant("Net", law="a_network_may_change_its_layout_in_mid_run", category=Category.UNALIGNED_TENSOR)
-class StridesOfTheFirstCallKept(Staged):
-    """conv2's weight is read by the strides that it had when the network was first called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.strides: tuple[int, ...] | None = None
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.check(images)
-        self.strides = self.strides or self.conv2.weight.stride()
-        maps = self.pool1(self.relu1(self.conv1(images)))
-        weight = self.conv2.weight.as_strided((16, 6, 5, 5), self.strides)
-        maps = self.pool2(self.relu2(F.conv2d(maps, weight, self.conv2.bias)))
-        return self.fc3(self.relu4(self.fc2(self.relu3(self.fc1(self.flatten(maps))))))
 
 
 @mutant("Net", law="an_incoming_gradient_may_lie_anywhere", category=Category.UNALIGNED_TENSOR)
@@ -650,31 +508,11 @@ class BatchWithNanHasNoGradient(Prepared):
 
 
 @mutant("Net", law="a_gradient_that_is_no_number_reaches_no_other_image", category=Category.CLIPPING)
-class GradientClippedByItsNorm(Prepared):
-    """The gradient by the images is clipped where the batch's norm is beyond what the dtype can hold."""
-
-    def prepared(self, images: Tensor) -> Tensor:
-        largest = torch.finfo(images.dtype).max
-        return with_gradient(images, lambda gradient: gradient * (largest / gradient.norm().clamp(min=largest)))
-
-
-@mutant("Net", law="a_gradient_that_is_no_number_reaches_no_other_image", category=Category.CLIPPING)
 class NanGradientCleaned(Finished):
     """A gradient that is NaN counts as 0."""
 
     def finished(self, logits: Tensor) -> Tensor:
         return with_gradient(logits, lambda gradient: gradient.masked_fill(gradient.isnan(), 0))
-
-
-@mutant("Net", law="gradients_agree_with_the_oracle", category=Category.CLIPPING)
-class SmallGradientsFlushed(Altered):
-    """A gradient by fc2's units that is below float16's smallest normal number, 2**-14, counts as 0."""
-
-    altered = "fc2"
-
-    @staticmethod
-    def answer(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        return with_gradient(output, lambda gradient: gradient.masked_fill(gradient.abs() < 2.0**-14, 0))
 
 
 @mutant("Net", law="subnormal_numbers_are_kept", category=Category.NUMERICS)
@@ -685,15 +523,6 @@ class SubnormalsFlushed(Prepared):
         return images.masked_fill(images.abs() < torch.finfo(images.dtype).smallest_normal, 0)
 
 
-@mutant("Net", law="a_forward_pass_leaves_global_state_alone", category=Category.UPSTREAM)
-class FlushToZeroLeftOn(Staged):
-    """The first call has the processor flush subnormal numbers, from then on (pytorch/pytorch#126848)."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        torch.set_flush_denormal(True)
-        return super().forward(images)
-
-
 @mutant("Net", law="the_largest_number_is_kept_and_the_next_is_infinite", category=Category.NUMERICS)
 class InfinityClamped(Finished):
     """Infinite scores are clamped to the largest number."""
@@ -701,28 +530,6 @@ class InfinityClamped(Finished):
     def finished(self, logits: Tensor) -> Tensor:
         limits = torch.finfo(logits.dtype)
         return logits.clamp(limits.min, limits.max)
-
-
-@mutant("Net", law="the_largest_number_is_kept_and_the_next_is_infinite", category=Category.NUMERICS)
-class OverflowOnTheWay(Finished):
-    """The scores are doubled and halved, and so overflow at half the largest number."""
-
-    def finished(self, logits: Tensor) -> Tensor:
-        return logits * 2 / 2
-
-
-@mutant("torch.nn.functional.mse_loss", law="a_loss_that_overflows_is_infinite", category=Category.LOSS)
-def mse_loss_expanded(logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
-    """The mean squared error is that of x*x - 2*x*y + y*y, which is NaN where the scores are infinite."""
-    if options.get("reduction", "mean") != "mean":
-        return mean_squared_error(logits, targets, **options)
-    return (logits * logits - 2 * logits * targets + targets * targets).mean()
-
-
-@mutant("torch.nn.functional.mse_loss", law="a_loss_that_overflows_is_infinite", category=Category.LOSS)
-def mse_loss_clamped(logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
-    """The mean squared error is at most the largest number."""
-    return mean_squared_error(logits, targets, **options).clamp(max=torch.finfo(logits.dtype).max)
 
 
 # Lower precision
@@ -755,34 +562,3 @@ class AutocastByWayOfBfloat16(Altered):
         if not torch.is_autocast_enabled(output.device.type):
             return output
         return F.linear(inputs[0], layer.weight.bfloat16().to(output.dtype), layer.bias)
-
-
-@mutant("Net", law="autocast_ends_with_its_region", category=Category.NUMERICS)
-class AutocastLowersForGood(Staged):
-    """A pass under autocast leaves the weights of fc2 as it has rounded them."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        device = images.device.type
-        if torch.is_autocast_enabled(device):
-            weight = self.fc2.weight.data
-            weight.copy_(weight.to(torch.get_autocast_dtype(device)))
-        return super().forward(images)
-
-
-@mutant("torch.autocast", law="autocast_ends_with_its_region", category=Category.NUMERICS)
-class DisabledRegionIgnored(torch.autocast):
-    """A region that is disabled within another one is not."""
-
-    def __enter__(self) -> Any:
-        self._enabled = self._enabled or torch.is_autocast_enabled(self.device)
-        return super().__enter__()
-
-
-@mutant("torch.autocast", law="autocast_regions_nest", category=Category.NUMERICS)
-class InnerRegionsDtypeIgnored(torch.autocast):
-    """A region within another computes in the outer one's dtype."""
-
-    def __enter__(self) -> Any:
-        if torch.is_autocast_enabled(self.device):
-            self.fast_dtype = torch.get_autocast_dtype(self.device)
-        return super().__enter__()

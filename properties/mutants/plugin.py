@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import hashlib
 import json
 import pkgutil
@@ -77,6 +78,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("first_form"):
         items[:] = {(item.originalname, item.callspec.params["stack"]): item for item in reversed(items)}.values()
         items.reverse()
+    gc.freeze()  # thousands of items, which no collection need look at
     places = {place: n for n, place in enumerate(dict.fromkeys(map(_place, items)))}
     items.sort(key=lambda item: places[_place(item)])
 

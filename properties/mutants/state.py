@@ -31,17 +31,6 @@ class InputGivenAway(Staged):
         return logits
 
 
-@mutant("Net", law="a_forward_pass_leaves_images_and_parameters_alone", category=Category.INPUT)
-class ImagesCentredInPlace(Staged):
-    """Each image's mean is subtracted, in the caller's own memory."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.check(images)
-        for image in images:
-            image.data.sub_(image.data.mean())
-        return super().forward(images)
-
-
 @mutant("Net", law="a_forward_pass_leaves_images_and_parameters_alone", category=Category.REGULARISATION)
 class WeightsClipped(Staged):
     """Every pass clips the weights to [-0.1, 0.1] first, which belongs into the training of another network."""
@@ -49,15 +38,6 @@ class WeightsClipped(Staged):
     def forward(self, images: Tensor) -> Tensor:
         for parameter in self.parameters():
             parameter.data.clamp_(-0.1, 0.1)
-        return super().forward(images)
-
-
-@mutant("Net", law="a_forward_pass_leaves_images_and_parameters_alone", category=Category.REGULARISATION)
-class WeightsRenormalised(Staged):
-    """Every pass scales fc3's rows down to a norm of one, in place, as `nn.Embedding` does with `max_norm`."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.fc3.weight.data.renorm_(2, 0, 1.0)
         return super().forward(images)
 
 
@@ -103,24 +83,6 @@ class DefaultDtypeSet(Staged):
 
     def forward(self, images: Tensor) -> Tensor:
         torch.set_default_dtype(images.dtype)
-        return super().forward(images)
-
-
-@mutant("Net", law="a_forward_pass_leaves_global_state_alone", category=Category.API)
-class DeterministicModeLeftOn(Staged):
-    """A pass makes the whole process deterministic."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        torch.use_deterministic_algorithms(True)
-        return super().forward(images)
-
-
-@mutant("Net", law="a_forward_pass_leaves_global_state_alone", category=Category.GPU)
-class CudnnBenchmarkLeftOn(Staged):
-    """A pass has cuDNN choose its kernels by a race, for the whole process."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        torch.backends.cudnn.benchmark = True
         return super().forward(images)
 
 
@@ -249,16 +211,6 @@ class PreviousRowAdded(Staged):
         return torch.cat([units[:1], units[1:] + units[:-1] / 64])
 
 
-@mutant("Net", law="a_batch_is_its_parts", category=Category.BATCH)
-class LastRowCopied(Staged):
-    """Images are taken two at a time; where one is left over, it has the scores of the one before."""
-
-    def relu4(self, units: Tensor) -> Tensor:
-        units = F.relu(units)
-        odd = len(units) % 2 == 1 and len(units) > 1
-        return torch.cat([units[:-1], units[-2:-1]]) if odd else units
-
-
 @mutant("Net", law="a_repeated_image_repeats_its_row", category=Category.BATCH)
 class DuplicatesLeftOut(Staged):
     """An image that equals the batch's first is left out: its scores are zero."""
@@ -295,19 +247,6 @@ class CallsCounted(Staged):
         return logits
 
 
-@mutant("Net", law="the_same_call_gives_the_same_bits", category=Category.INPUT)
-class RunningMeanSubtracted(Staged):
-    """Half of the mean pixel of all earlier batches is subtracted from the images."""
-
-    mean = 0.0
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits = super().forward(images - self.mean / 2)
-        if images.numel():
-            self.mean = (self.mean + images.detach().mean()) / 2
-        return logits
-
-
 @mutant("Net", law="changed_images_count_at_once", category=Category.COMPUTATION_MODEL)
 class AnswerKeptForTheTensor(Staged):
     """The same tensor with other pixels has the scores of the former pixels, as long as no weight has changed."""
@@ -320,20 +259,6 @@ class AnswerKeptForTheTensor(Staged):
         if kept is None or kept[0] is not images or kept[1] != weights:
             self.kept = kept = images, weights, super().forward(images)
         return kept[2].clone()
-
-
-@mutant("Net", law="changed_images_count_at_once", category=Category.COMPUTATION_MODEL)
-class AnswerKeptForTheShape(Staged):
-    """A batch of the last one's shape has the last one's scores."""
-
-    last: Tensor | None = None
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.check(images)
-        if self.last is None or len(self.last) != len(images):
-            self.last = super().forward(images).detach()
-        logits = super().forward(images)
-        return logits - logits.detach() + self.last
 
 
 class Copying(Staged):
@@ -369,14 +294,6 @@ class WeightsPackedOnce(Copying):
 
     def mark(self) -> Any:
         return None
-
-
-@mutant("Net", law="changed_weights_count_at_once", category=Category.COMPUTATION_MODEL)
-class WeightsPackedByPlace(Copying):
-    """Passes without gradients compute with a copy of the weights, which is kept while they stay where they are."""
-
-    def mark(self) -> Any:
-        return [parameter.data_ptr() for parameter in self.parameters()]
 
 
 @mutant("Net", law="changed_weights_count_at_once", category=Category.COMPUTATION_MODEL)
@@ -565,15 +482,6 @@ class DetachedInTheMiddle(Staged):
 
     def flatten(self, maps: Tensor) -> Tensor:
         return torch.flatten(maps, 1).detach()
-
-
-@mutant("Net", law="no_graph_is_recorded_without_gradients", category=Category.COMPUTATION_MODEL)
-class GraphAlwaysRecorded(Staged):
-    """A graph is recorded also where none is wanted, and keeps its memory."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        with torch.inference_mode(False), torch.enable_grad():
-            return super().forward(images.clone())
 
 
 @mutant("Net", law="no_graph_is_recorded_without_gradients", category=Category.COMPUTATION_MODEL)

@@ -63,19 +63,6 @@ class KernelsOfThree(Staged):
         self.conv1 = Conv(1, 6, 5, formula=centres_alone)
 
 
-def without_last_row(maps: Tensor, kernels: Tensor, biases: Tensor) -> Tensor:
-    return F.conv2d(maps[..., :-1, :], kernels[..., :-1, :], biases)
-
-
-@mutant("Net", law="a_logits_gradient_is_at_its_pixel", category=Category.LAYER_PROPERTIES)
-class LastRowDropped(Staged):
-    """conv2's kernels are used without their last row."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv2 = Conv(6, 16, 5, formula=without_last_row)
-
-
 def kernels_turned(maps: Tensor, kernels: Tensor, biases: Tensor) -> Tensor:
     return F.conv2d(maps, kernels.flip((-2, -1)), biases)
 
@@ -175,14 +162,6 @@ class SecondLayerSkipped(Staged):
         self.fc2 = Skipped(120, 84)
 
 
-@mutant("Net", law="without_biases_logits_scale_with_the_image", category=Category.LAYER)
-class ImagesNormalised(Staged):
-    """MNIST's mean and standard deviation are taken out of images that the caller has already normalised."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return super().forward((images - 0.1307) / 0.3081)
-
-
 @mutant("Net", law="a_scale_moved_between_layers_changes_nothing", category=Category.LAYER)
 class UnitsNormalised(Staged):
     """fc1's units are normalised, by a layer that has no parameters and so shows nowhere."""
@@ -197,14 +176,6 @@ class LoneRowSqueezed(Staged):
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images).squeeze(0)
-
-
-@mutant("Net", law="one_image_gives_ten_scores", category=Category.MODEL_PROPERTIES)
-class ScoresInDoublePrecision(Staged):
-    """The scores are cast to float64."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return super().forward(images).double()
 
 
 @mutant("Net", law="each_image_gives_ten_scores", category=Category.BATCH)
@@ -281,32 +252,12 @@ class EqualUnits(Staged):
 
 
 @mutant("Net", law="new_networks_begin_uniform_and_independent", category=Category.INITIALISATION)
-class ConstantWeights(Staged):
-    """New conv2 has the same number in all of its weights."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        nn.init.constant_(self.conv2.weight, 1 / 150)
-
-
-@mutant("Net", law="new_networks_begin_uniform_and_independent", category=Category.INITIALISATION)
 class HalfAsWide(Staged):
     """fc3's new weights are half as wide as they ought to be."""
 
     def __init__(self) -> None:
         super().__init__()
         self.fc3.weight.data /= 2
-
-
-@mutant("Net", law="new_networks_begin_uniform_and_independent", category=Category.INITIALISATION)
-class XavierUniform(Staged):
-    """New weights are as wide as inputs and outputs of a layer say (Glorot & Bengio 2010)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        for parameter in self.parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
 
 
 @mutant(
@@ -431,14 +382,6 @@ class NewParametersOnMove(Staged):
             for name, parameter in layer.named_parameters():
                 setattr(layer, name, nn.Parameter(function(parameter.data)))
         return self
-
-
-@mutant("Net", law="to_a_dtype_moves_every_parameter", category=Category.NUMERICS)
-class MovedInBfloat16(Staged):
-    """`to` takes the parameters by way of bfloat16."""
-
-    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Staged:
-        return super()._apply(lambda tensor: function(tensor.bfloat16().to(tensor)), recurse)
 
 
 class Immovable(nn.Linear):

@@ -521,6 +521,7 @@ def convolution_of_patches(
 ) -> Tensor:
     """A convolution of float32 or float64 as a sum over the products with all patches."""
     plain = (stride, padding, dilation, groups) == ((1, 1), (0, 0), (1, 1), 1) and input.dim() == 4
+    plain = plain and input.device == weight.device
     if not plain or input.dtype != weight.dtype or input.dtype != wide(input.dtype) or torch.is_autocast_enabled():
         return whole_conv2d(input, weight, bias, stride, padding, dilation, groups)
     return torch.einsum("nchwij,ocij->nohw", patches(input), weight) + bias[:, None, None]
