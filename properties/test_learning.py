@@ -63,7 +63,8 @@ def test_training_on_digits_learns_what_the_oracle_learns(stack: Stack) -> None:
 
 
 def _on(stack: Stack, data: Digits) -> Digits:
-    images, test_images = (part.to(stack.device, stack.dtype) for part in (data.train_images, data.test_images))
+    parts = data.train_images, data.test_images
+    images, test_images = (part.to(stack.device, stack.dtype, copy=True) for part in parts)  # whoever writes to them
     return Digits(data.name, images, data.train_labels.to(stack.device), test_images, data.test_labels.to(stack.device))
 
 

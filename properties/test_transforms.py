@@ -26,7 +26,7 @@ STEPS = (2.0**-10, 2.0**-16, 2.0**-22)
 """Steps of the differences, the largest first: rounding is divided by the step, but a small one turns few decisions."""
 
 UNSUPPORTED = re.compile(
-    "don't yet support saved tensor hooks|must override the setup_context staticmethod|memory_format. inside vmap is only"
+    "don't yet support saved tensor hooks|must override the setup_context staticmethod|memory_format. inside vmap"
 )
 """How torch.func says that it does not transform checkpoints, a Function of old form, a change to channels_last."""
 

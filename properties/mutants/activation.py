@@ -187,11 +187,3 @@ class LastOfEquals(Staged):
 
     def pool1(self, maps: Tensor) -> Tensor:
         return F.max_pool2d(maps.flip((-2, -1)), 2).flip((-2, -1))
-
-
-@mutant("Net", law="of_equal_pixels_the_first_has_the_gradient", category=Category.COMPUTATION_MODEL)
-class SharedAmongEquals(Staged):
-    """conv2's maps are pooled by `amax`, which shares the gradient among equal pixels."""
-
-    def pool2(self, maps: Tensor) -> Tensor:
-        return windows(maps).amax(dim=-1)

@@ -67,23 +67,6 @@ class KernelGradientTransposed(Staged):
         self.conv2.weight.register_hook(lambda gradient: gradient.transpose(2, 3))
 
 
-@mutant("Net", law="gradients_agree_with_the_oracle", category=Category.COMPUTATION_MODEL)
-class HalfOfTheBatchGivesNoGradient(Staged):
-    """fc2's weights are given the gradient of the first half of the batch alone."""
-
-    class Linear(nn.Linear):
-        """Its weights are detached for the second half."""
-
-        def forward(self, units: Tensor) -> Tensor:
-            half = -(-len(units) // 2)
-            rest = F.linear(units[half:], self.weight.detach(), self.bias)
-            return torch.cat([super().forward(units[:half]), rest])
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc2 = self.Linear(120, 84)
-
-
 @mutant("Net", law="gradients_are_differences_of_the_loss", category=Category.NUMERICS, dtype="float64")
 class GradientThroughFloat32(Staged):
     """In float64 the gradient of fc2's units is rounded to float32."""

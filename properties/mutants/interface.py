@@ -61,15 +61,6 @@ class FlattenedToAnotherBatch(Staged):
         return maps.contiguous().view(-1, 400)
 
 
-@mutant("Net", law="another_size_is_refused", category=Category.TENSOR_SHAPE)
-class ImagesResized(Staged):
-    """Images of any size are resized to 32x32."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        right = images.dim() != 4 or images.shape[-2:] == (32, 32)
-        return super().forward(images if right else F.interpolate(images, (32, 32)))
-
-
 @mutant("Net", law="another_dtype_is_refused", category=Category.TYPE_CHECK)
 class ImagesCast(Staged):
     """Images of any dtype are cast to the network's."""
@@ -92,20 +83,6 @@ class ArraysConverted(Staged):
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(torch.as_tensor(images))
-
-
-@mutant("Net", law="a_refusal_leaves_the_network_as_it_was", category=Category.TENSOR_SHAPE)
-class RefusedSizeRemembered(Staged):
-    """The largest image that was ever given sets the scale of the pixels, even if it was refused."""
-
-    largest = 32
-
-    def check(self, images: Tensor) -> None:
-        self.largest = max(self.largest, images.shape[-1])
-        super().check(images)
-
-    def relu1(self, maps: Tensor) -> Tensor:
-        return F.relu(maps * (32 / self.largest))
 
 
 @mutant("Net", law="a_refusal_leaves_the_network_as_it_was", category=Category.PROCESS)

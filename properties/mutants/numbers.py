@@ -143,25 +143,6 @@ class Fc2BackwardInTf32(Altered):
 
 
 @mutant("Net", law="gradients_agree_with_the_oracle", category=Category.NUMERICS)
-class Fc3BackwardInFloat16(Altered):
-    """The gradient by fc3's scores is rounded to float16: small ones vanish, as without a scaled loss."""
-
-    altered = "fc3"
-
-    @staticmethod
-    def answer(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        return with_gradient(output, lambda gradient: gradient.half().to(gradient.dtype))
-
-
-@mutant("Net", law="the_images_gradient_agrees_with_the_oracle", category=Category.NUMERICS)
-class ImagesGradientInTf32(Prepared):
-    """The gradient by the images is rounded to TF32; those by the parameters are not."""
-
-    def prepared(self, images: Tensor) -> Tensor:
-        return with_gradient(images, tf32)
-
-
-@mutant("Net", law="gradients_agree_with_the_oracle", category=Category.NUMERICS)
 class Fc3WeightOffByAThousandth(Altered):
     """fc3's weights are too large by a relative 1e-3."""
 
@@ -192,17 +173,6 @@ class Conv1WeightOffByAMillionth(Altered):
     @staticmethod
     def answer(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         return applied(layer, inputs[0], layer.weight * (1 + 1e-6), layer.bias)
-
-
-@mutant("Net", law="logits_agree_with_the_oracle", category=Category.NUMERICS, dtype="float64")
-class Float64SummedInFloat32(Altered):
-    """fc1 adds numbers in float64 up in float32."""
-
-    altered = "fc1"
-
-    @staticmethod
-    def answer(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        return computed(layer, inputs[0], Tensor.float).to(output.dtype)
 
 
 @mutant("Net", law="integers_are_exact", category=Category.UPSTREAM)
@@ -312,15 +282,6 @@ class SaturatesAbove10000(Staged):
         return F.relu(maps).clamp(max=1e4)
 
 
-@mutant("Net", law="of_equal_pixels_the_first_has_the_gradient", category=Category.INPUT)
-class ConstantImageByAShortcut(Prepared):
-    """An image whose pixels are all equal counts as black."""
-
-    def prepared(self, images: Tensor) -> Tensor:
-        constant = images.amax(dim=(2, 3), keepdim=True) == images.amin(dim=(2, 3), keepdim=True)
-        return images.masked_fill(constant, 0)
-
-
 @mutant("Net", law="without_biases_logits_scale_with_the_image", category=Category.NUMERICS)
 class HiddenBias(Finished):
     """Every score has 1e-9 added, as formulas have against a division by zero."""
@@ -329,25 +290,7 @@ class HiddenBias(Finished):
         return logits + 1e-9
 
 
-@mutant("Net", law="a_logits_gradient_is_at_its_pixel", category=Category.NUMERICS)
-class PoolingIndicesInOneByte(Staged):
-    """Which pixel of a map was the largest is kept in one byte, though there are 784 of them."""
-
-    def pool1(self, maps: Tensor) -> Tensor:
-        largest, indices = pooling(maps, 2, return_indices=True)
-        wrong = maps.flatten(2).gather(2, indices.flatten(2) % 256)
-        return wrong.view_as(largest) + (largest - wrong.view_as(largest)).detach()
-
-
 # Particular batches
-
-
-@mutant("Net", law="logits_agree_with_the_oracle", category=Category.BATCH)
-class OnlyTheFirstImage(Prepared):
-    """Every image of a batch is scored as the first one is: right for one image."""
-
-    def prepared(self, images: Tensor) -> Tensor:
-        return images[:1].expand_as(images)
 
 
 @mutant("Net", law="logits_agree_with_the_oracle", category=Category.BATCH)
@@ -361,14 +304,6 @@ class LastOfAnOddBatchIsBlack(Prepared):
 
 
 # Memory
-
-
-@mutant("Net", law="logits_agree_with_the_oracle", category=Category.UNALIGNED_TENSOR)
-class ImagesReadInMemoryOrder(Prepared):
-    """Images that are transposed or strided are read as if they were contiguous."""
-
-    def prepared(self, images: Tensor) -> Tensor:
-        return in_memory_order(images)
 
 
 @mutant("Net", law="logits_agree_with_the_oracle", category=Category.UNALIGNED_TENSOR)
@@ -533,22 +468,6 @@ class InfinityClamped(Finished):
 
 
 # Lower precision
-
-
-@mutant("Net", law="autocast_keeps_the_precision_that_it_claims", category=Category.NUMERICS)
-class AutocastSumsIn16Bits(Altered):
-    """Under autocast fc1's sums are rounded after each of 400 terms."""
-
-    altered = "fc1"
-
-    @staticmethod
-    def answer(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        if not torch.is_autocast_enabled(output.device.type):
-            return output
-        total = layer.bias.to(output.dtype).expand_as(output)
-        for term in range(400):
-            total = total + (inputs[0][:, term, None] * layer.weight[:, term]).to(output.dtype)
-        return total
 
 
 @mutant("Net", law="autocast_rounds_no_further_than_it_claims", category=Category.NUMERICS)

@@ -11,8 +11,8 @@ import functools
 import gc
 import hashlib
 import json
+import os
 import pkgutil
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -33,8 +33,8 @@ from properties.mutants import all_mutants, all_twins
 ANSWERS = 400
 """How many of the oracle's answers each process keeps, some 1 MB each: more than a law's examples take."""
 
-WATCHED = sys.stderr.isatty()
-"""Asked for here, before pytest begins to capture what is written."""
+TERMINAL = os.dup(2)
+"""Where errors are written to, taken here before pytest begins to capture it."""
 
 CELLS = pytest.StashKey[dict[str, list[str]]]()
 UNCHOSEN = pytest.param(None, id="none")
@@ -123,10 +123,11 @@ def pytest_runtest_call(item: pytest.Function) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """Enter in a law's record what it has reached."""
+    """Enter in a law's record what it has reached; leave out of the report what nobody reads of thousands."""
     report = yield
     for entry in (value for name, value in report.user_properties if name == "law"):
-        entry["reached"] = sorted(item.stash.get(REACHED, ()))
+        entry |= {"reached": sorted(item.stash.get(REACHED, ())), "wording": "", "counterexample": "", "command": ""}
+        report.sections, report.longrepr = [], report.longrepr if report.skipped else None
     return report
 
 
@@ -204,7 +205,8 @@ class Progress:
     """A bar of the cells that parallel workers have judged."""
 
     def __init__(self) -> None:
-        self.bar = tqdm(desc="judging", unit="cell", mininterval=1, disable=not WATCHED)
+        self.terminal = os.fdopen(TERMINAL, "w")
+        self.bar = tqdm(desc="judging", unit="cell", mininterval=1, file=self.terminal, disable=None)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, node: Any, ids: list[str]) -> None:
@@ -216,3 +218,4 @@ class Progress:
 
     def pytest_sessionfinish(self) -> None:
         self.bar.close()
+        self.terminal.close()

@@ -179,17 +179,6 @@ class AutocastIgnored(Net):
             return super().forward(images)
 
 
-@mutant("Net", law="autocast_keeps_the_precision_that_it_claims", category=Category.NUMERICS)
-class Float16ByBfloat16(Net):
-    """Asked for float16, autocast computes in bfloat16, which has three bits less, and names it float16."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        if lower_precision() is not torch.float16:
-            return super().forward(images)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            return super().forward(images).half()
-
-
 @mutant("Net", law="autocast_ends_with_its_region", category=Category.COMPUTATION_MODEL)
 class ParametersLowered(Net):
     """In an autocast region the parameters themselves are rounded."""
@@ -199,28 +188,6 @@ class ParametersLowered(Net):
             for parameter in self.parameters():
                 parameter.data.copy_(parameter.to(lower))
         return super().forward(images)
-
-
-@mutant("Net", law="autocast_ends_with_its_region", category=Category.COMPUTATION_MODEL)
-class CastKept(Net):
-    """Once fc1's weights were cast by autocast, the cast is used in place of them, also after the region."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1 = Caching(self.fc1.in_features, self.fc1.out_features)
-
-
-class Caching(nn.Linear):
-    """A linear layer that keeps the first cast of its weights."""
-
-    cast: Tensor | None = None
-
-    def forward(self, units: Tensor) -> Tensor:
-        lower = lower_precision()
-        if lower and self.cast is None:
-            self.cast = self.weight.detach().to(lower)
-        weight = self.weight if lower or self.cast is None else self.cast.to(units.dtype)
-        return F.linear(units, weight, self.bias)
 
 
 @mutant("torch.autocast", law="autocast_ends_with_its_region", category=Category.COMPUTATION_MODEL)

@@ -68,39 +68,12 @@ class FlushToZeroLeftOn(Staged):
         return super().forward(images)
 
 
-@mutant("Net", law="a_forward_pass_leaves_global_state_alone", category=Category.API)
-class GradModeLeftOn(Staged):
-    """A pass records a graph where none is wanted, and leaves the grad mode on."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        torch.set_grad_enabled(True)
-        return super().forward(images)
-
-
 @mutant("Net", law="a_forward_pass_leaves_global_state_alone", category=Category.API, dtype="float64")
 class DefaultDtypeSet(Staged):
     """The images' dtype becomes the default of everything that comes after."""
 
     def forward(self, images: Tensor) -> Tensor:
         torch.set_default_dtype(images.dtype)
-        return super().forward(images)
-
-
-@mutant("Net", law="a_forward_pass_leaves_global_state_alone", category=Category.API)
-class ThreadsSet(Staged):
-    """A pass takes one thread for the whole process, or two where it had one."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        torch.set_num_threads(2 if torch.get_num_threads() == 1 else 1)
-        return super().forward(images)
-
-
-@mutant("Net", law="a_forward_pass_leaves_global_state_alone", category=Category.PROCESS)
-class EvaluationModeLeftOn(Staged):
-    """A pass switches the network to evaluation, and nobody switches it back."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.eval()
         return super().forward(images)
 
 
@@ -211,16 +184,6 @@ class PreviousRowAdded(Staged):
         return torch.cat([units[:1], units[1:] + units[:-1] / 64])
 
 
-@mutant("Net", law="a_repeated_image_repeats_its_row", category=Category.BATCH)
-class DuplicatesLeftOut(Staged):
-    """An image that equals the batch's first is left out: its scores are zero."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits = super().forward(images)
-        repeated = (images == images[:1]).flatten(1).all(1) & (torch.arange(len(images), device=images.device) > 0)
-        return torch.where(repeated[:, None], 0.0, logits)
-
-
 @mutant("Net", law="a_rows_gradient_is_in_its_own_image_alone", category=Category.BATCH)
 class ImageGradientsMixed(Staged):
     """Half of each image's gradient is spread over the batch; the scores and the weights' gradients are right."""
@@ -294,14 +257,6 @@ class WeightsPackedOnce(Copying):
 
     def mark(self) -> Any:
         return None
-
-
-@mutant("Net", law="changed_weights_count_at_once", category=Category.COMPUTATION_MODEL)
-class WeightsPackedByVersion(Copying):
-    """Passes without gradients compute with a copy of the weights, which is kept when `.data` is written to."""
-
-    def mark(self) -> Any:
-        return [(id(parameter), parameter._version) for parameter in self.parameters()]
 
 
 @mutant("Net", law="the_same_call_gives_the_same_bits", category=Category.NUMERICS)

@@ -63,19 +63,6 @@ class KernelsOfThree(Staged):
         self.conv1 = Conv(1, 6, 5, formula=centres_alone)
 
 
-def kernels_turned(maps: Tensor, kernels: Tensor, biases: Tensor) -> Tensor:
-    return F.conv2d(maps, kernels.flip((-2, -1)), biases)
-
-
-@mutant("Net", law="chosen_pixels_reach_chosen_logits", category=Category.LAYER_PROPERTIES)
-class KernelsTurned(Staged):
-    """conv1 convolves as mathematics defines it, with kernels turned by 180 degrees; frameworks do not turn them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = Conv(1, 6, 5, formula=kernels_turned)
-
-
 def in_two_groups(maps: Tensor, kernels: Tensor, biases: Tensor) -> Tensor:
     own = torch.cat([kernels[:8, :3], kernels[8:, 3:]])
     return F.conv2d(maps, own, biases, groups=2)
@@ -100,18 +87,6 @@ class StrideForPooling(Staged):
 
     def pool1(self, maps: Tensor) -> Tensor:
         return maps
-
-
-@mutant("Net", law="stages_have_the_tutorials_shapes", category=Category.LAYER_PROPERTIES)
-class PaddedInVain(Staged):
-    """conv1 pads its images to keep their size; what this adds is cut off again."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(1, 6, 5, padding=2)
-
-    def relu1(self, maps: Tensor) -> Tensor:
-        return F.relu(maps)[..., 2:-2, 2:-2]
 
 
 @mutant("Net", law="flipping_images_and_kernels_together_changes_nothing", category=Category.LAYER_PROPERTIES)
@@ -160,14 +135,6 @@ class SecondLayerSkipped(Staged):
     def __init__(self) -> None:
         super().__init__()
         self.fc2 = Skipped(120, 84)
-
-
-@mutant("Net", law="a_scale_moved_between_layers_changes_nothing", category=Category.LAYER)
-class UnitsNormalised(Staged):
-    """fc1's units are normalised, by a layer that has no parameters and so shows nowhere."""
-
-    def relu3(self, units: Tensor) -> Tensor:
-        return F.layer_norm(F.relu(units), (120,))
 
 
 @mutant("Net", law="one_image_gives_ten_scores", category=Category.TENSOR_SHAPE)
@@ -358,17 +325,6 @@ class AssignedAsAttributes(Staged):
     def __setattr__(self, name: str, value: Any) -> None:
         if "built" in vars(self) and isinstance(value, Tensor):
             object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
-
-
-@mutant("Net", law="an_assigned_parameter_is_registered", category=Category.API)
-class TensorsBecomeBuffers(Staged):
-    """Every tensor that is assigned to a network becomes a buffer, and is saved."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-            self.register_buffer(name, value)
         else:
             super().__setattr__(name, value)
 

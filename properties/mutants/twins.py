@@ -115,27 +115,11 @@ class ReluInPlace(Rectified):
 
 
 @twin("Net")
-class ReluByThreshold(Rectified):
-    """ReLU as a threshold at zero."""
-
-    def relu(self, numbers: Tensor) -> Tensor:
-        return F.threshold(numbers, 0.0, 0.0)
-
-
-@twin("Net")
 class ReluByWhere(Rectified):
     """ReLU as a choice that keeps NaN: zero where a number is at most zero, else the number."""
 
     def relu(self, numbers: Tensor) -> Tensor:
         return torch.where(numbers <= 0, 0.0, numbers)
-
-
-@twin("Net")
-class ReluByMask(Rectified):
-    """What is at most zero is filled with zero."""
-
-    def relu(self, numbers: Tensor) -> Tensor:
-        return numbers.masked_fill(numbers <= 0, 0.0)
 
 
 class Relu(torch.autograd.Function):
@@ -216,23 +200,6 @@ class PoolingByMaximum(Pooled):
 
 
 @twin("Net")
-class PoolingByIndices(Pooled):
-    """The indices of the largest numbers, which are then gathered."""
-
-    def pool(self, maps: Tensor) -> Tensor:
-        _, places = F.max_pool2d(maps.detach(), 2, return_indices=True)
-        return maps.flatten(2).gather(2, places.flatten(2)).view_as(places)
-
-
-@twin("Net")
-class PoolingRowsThenColumns(Pooled):
-    """The larger of two neighbours in a row, then of two rows; the first of equals is the same."""
-
-    def pool(self, maps: Tensor) -> Tensor:
-        return F.max_pool2d(F.max_pool2d(maps, (1, 2)), (2, 1))
-
-
-@twin("Net")
 class PoolingToASize(Pooled):
     """Adaptive pooling to half the size."""
 
@@ -303,34 +270,6 @@ class ConvolutionByEinsum(ByHand):
 
 
 @twin("Net")
-class ConvolutionByShifts(ByHand):
-    """A convolution as the sum of 25 shifted images, each with one element of the kernels."""
-
-    def convolve(self, maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return widened(self.product, maps, weight, bias)
-
-    def product(self, maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        height, width = maps.shape[2] - 4, maps.shape[3] - 4
-        total = bias[:, None, None]
-        for row in range(5):
-            for column in range(5):
-                shifted = maps[:, None, :, row : row + height, column : column + width]  # N,1,c,h,w
-                total = total + (shifted * weight[:, :, row, column, None, None]).sum(dim=2)
-        return total
-
-
-@twin("Net")
-class ConvolutionTransposed(ByHand):
-    """A transposed convolution with flipped kernels, of whose result a rim of four is left out."""
-
-    def convolve(self, maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return widened(self.product, maps, weight, bias)
-
-    def product(self, maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.conv_transpose2d(maps, weight.transpose(0, 1).flip(2, 3), bias, padding=4)
-
-
-@twin("Net")
 class FiltersOneByOne(ByHand):
     """Each filter and each unit is computed by itself."""
 
@@ -341,14 +280,6 @@ class FiltersOneByOne(ByHand):
     def linear(self, units: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         rows = zip(weight.split(1), bias.split(1), strict=True)
         return torch.cat([F.linear(units, one, offset) for one, offset in rows], dim=1)
-
-
-@twin("Net")
-class Mirrored(ByHand):
-    """Images and kernels are mirrored, and the maps mirrored back."""
-
-    def convolve(self, maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.conv2d(maps.flip(2, 3), weight.flip(2, 3), bias).flip(2, 3)
 
 
 @twin("Net")
@@ -412,33 +343,6 @@ class ChannelsLastInside(Staged):
 
 
 @twin("Net")
-class AffineMaps(ByHand):
-    """Linear layers by `addmm`."""
-
-    def linear(self, units: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return torch.addmm(bias, units, weight.t())
-
-
-@twin("Net")
-class BiasAsAWeight(ByHand):
-    """A linear layer's bias is the weight of one more unit, which is always 1."""
-
-    def linear(self, units: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.linear(F.pad(units, (0, 1), value=1.0), torch.cat([weight, bias[:, None]], dim=1))
-
-
-@twin("Net")
-class LinearTransposed(ByHand):
-    """Units are columns instead of rows."""
-
-    def linear(self, units: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return widened(self.columns, units, weight, bias)
-
-    def columns(self, units: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return (weight @ units.t() + bias[:, None]).t()
-
-
-@twin("Net")
 class LinearByConvolution(ByHand):
     """Linear layers are convolutions: the first with 5x5 kernels, the others with 1x1."""
 
@@ -490,26 +394,6 @@ class HooksThatOnlyLook(Staged):
 def relu_by_mask(input: Tensor, inplace: bool = False) -> Tensor:
     """What is at most zero is filled with zero."""
     return input.masked_fill_(input <= 0, 0.0) if inplace else input.masked_fill(input <= 0, 0.0)
-
-
-whole_max_pool2d = F.max_pool2d
-
-
-@twin("torch.nn.functional.max_pool2d")
-def pooling_of_windows(
-    input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Any:
-    """Pooling of 2x2 windows by `Tensor.max`."""
-    options = (stride or kernel_size, padding, dilation, ceil_mode, return_indices)
-    if (kernel_size, *options) != (2, 2, 0, 1, False, False) or input.dim() != 4 or input.shape[2] % 2:
-        return whole_max_pool2d(input, kernel_size, *options)
-    return windows(input).max(dim=-1).values
 
 
 whole_conv2d = F.conv2d
