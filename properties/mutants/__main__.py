@@ -88,21 +88,16 @@ def by_all_laws(chosen: list[Variant]) -> tuple[list[dict[str, Any]], list[dict[
     """
     The reference's entries, and those of every variant by every law that reaches what is other in it.
 
-    A mutant is judged by the first form alone of a law that has several; a twin by all. Each law judges the reference
-    again at the end, which fails where a variant has left something behind that spoils the verdicts after it.
+    By the first form alone of a law that has several. Each law judges the reference again at the end, which fails where
+    a variant has left something behind that spoils the verdicts after it.
     """
     references = judge([LAST], None, "mutants", "float32,float64", "--reached")
     entries, reached = [], defaultdict(set)
     for entry in references:
         reached[entry["law"]] |= set(entry["reached"])
     for dtype, variants in by_dtype(chosen).items():
-        for own, options in (
-            ([v for v in variants if v.law], ["--first-form"]),
-            ([v for v in variants if not v.law], []),
-        ):
-            if own:
-                cells = {law: [*(v.spec for v in own if v.parts & parts), LAST] for law, parts in reached.items()}
-                entries += judge([*(v.spec for v in own), LAST], cells, "mutants", dtype, *options)
+        cells = {law: [*(v.spec for v in variants if v.parts & parts), LAST] for law, parts in reached.items()}
+        entries += judge([*(v.spec for v in variants), LAST], cells, "mutants", dtype, "--first-form")
     return references + [e for e in entries if e["subject"] == LAST], [e for e in entries if e["subject"] != LAST]
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, amp, nn, optim
+from torch import Tensor, amp, optim
 from torch.amp.grad_scaler import OptState
 
 from lenet import Net
