@@ -250,8 +250,9 @@ def test_a_loss_of_zero_is_exact() -> None:
     for logits, targets, kind in ((ones, ones, oracle.mse), (zeros, ones, oracle.dot), (ones, zeros, oracle.dot)):
         loss = oracle.loss(logits, targets, PRECISIONS["float16"], kind)
         assert [loss.value, loss.budget] == [0.0, 0.0]
-    for kind in (oracle.mse, oracle.scaled(oracle.mse, 0.25)):
-        assert not kind(ones[None], ones, oracle._Rounding(PRECISIONS["float16"]), 1)[1].any()
+    losses: list[oracle.Loss] = [oracle.mse, oracle.scaled(oracle.mse, 0.25)]
+    for of_zero in losses:
+        assert not of_zero(ones[None], ones, oracle._Rounding(PRECISIONS["float16"]), 1)[1].any()
 
 
 def test_cross_entropy_is_rounded_where_it_is_stored() -> None:
