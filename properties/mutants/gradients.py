@@ -13,17 +13,10 @@ from torch.autograd.function import BackwardCFunction, FunctionCtx
 from torch.utils.checkpoint import checkpoint
 
 from properties.mutants import Category, mutant
-from properties.mutants.staged import Staged
+from properties.mutants.staged import Staged, with_gradient
 
 backward, grad, zero_grad = Tensor.backward, torch.autograd.grad, nn.Module.zero_grad
 call_backward, save_for_backward = BackwardCFunction.apply, FunctionCtx.save_for_backward
-
-
-def with_gradient(tensor: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """The tensor, whose gradient is changed on its way back."""
-    if tensor.requires_grad:
-        tensor.register_hook(change)
-    return tensor
 
 
 class Relu(Function):
@@ -303,7 +296,7 @@ class ImagesGradientMirrored(Staged):
     """The gradient by the images has left for right, those by the parameters are as they must be."""
 
     def forward(self, images: Tensor) -> Tensor:
-        return super().forward(with_gradient(images.view_as(images), lambda gradient: gradient.flip(3)))
+        return super().forward(with_gradient(images, lambda gradient: gradient.flip(3)))
 
 
 @mutant("Net", law="an_incoming_gradient_may_lie_anywhere", category=Category.UNALIGNED_TENSOR)

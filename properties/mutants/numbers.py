@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from properties.mutants import Category, mutant
-from properties.mutants.staged import Staged
+from properties.mutants.staged import Staged, with_gradient
 
 cross_entropy, pooling = F.cross_entropy, F.max_pool2d
 """PyTorch's own, whatever takes their place."""
@@ -19,14 +19,6 @@ cross_entropy, pooling = F.cross_entropy, F.max_pool2d
 def with_value(graph: Tensor, value: Tensor) -> Tensor:
     """The numbers of one tensor, with the gradient of another that nearly equals it."""
     return torch.where(graph == value, graph, graph + (value - graph).detach())
-
-
-def with_gradient(tensor: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """The same numbers, whose gradient is changed on its way back."""
-    same = tensor.view_as(tensor)
-    if same.requires_grad:
-        same.register_hook(change)
-    return same
 
 
 def tf32(numbers: Tensor) -> Tensor:

@@ -1,12 +1,22 @@
-"""The reference's forward pass in stages, for variants that are other in one of them."""
+"""The reference's forward pass in stages, for variants that are other in one of them, or in its gradient."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lenet import Net
+
+
+def with_gradient(tensor: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """The same numbers, whose gradient is changed on its way back."""
+    same = tensor.view_as(tensor)
+    if same.requires_grad:
+        same.register_hook(change)
+    return same
 
 
 class Staged(Net):
