@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -118,11 +119,12 @@ def test_a_run_goes_on_bit_for_bit(tmp_path: Path, few: Digits, stop: int) -> No
 
 
 def test_the_command_trains_records_and_will_not_lose_an_earlier_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["--epochs", "1", "--checkpoint", str(tmp_path / "run.pt"), "--record", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["training.py", *command])
 
-    assert training.main(command) == 0
+    assert training.main() == 0
     assert "of the test digits" in capsys.readouterr().out
     record = json.loads((tmp_path / "training.json").read_text())
     data, (net, settings, progress) = digits.load(), training.resume(tmp_path / "run.pt", digits.load())
@@ -130,6 +132,7 @@ def test_the_command_trains_records_and_will_not_lose_an_earlier_run(
     for when, shown in (("before", Net()), ("after", net)):
         maps = feature_maps(shown, data.test_images[:1])
         assert record["feature_maps"][when] == {name: map_[0].tolist() for name, map_ in maps.items()}
+    assert record["command"] == shlex.join(["python", "-m", "lenet.training", *command])
     assert record["settings"] == asdict(settings) == asdict(Settings(epochs=1))
     assert record["history"] == [asdict(epoch) for epoch in progress.history]
     assert record["history"][0]["accuracy"] == training.accuracy(net, data.test_images, data.test_labels)
@@ -211,9 +214,13 @@ def test_a_finished_run_goes_on_to_more_epochs(
     assert training.main(["--resume", "--checkpoint", str(path), "--epochs", "2"]) == 0
     assert "epoch 2:" not in capsys.readouterr().out
     assert training.main(["--resume", "--checkpoint", str(path), "--epochs", "3", "--lr", "0.5"]) == 0
-    assert "epoch 3:" in capsys.readouterr().out
+    printed = capsys.readouterr().out
 
-    assert training.resume(path, few)[2] == trained(replace(SETTINGS, epochs=3), few)[1]
+    reached = training.resume(path, few)[2]
+    assert reached == trained(replace(SETTINGS, epochs=3), few)[1]
+    last = reached.history[2]
+    assert f"epoch 3: loss {last.loss:.4f}, accuracy {last.accuracy:.1%}" in printed
+    assert f"{last.accuracy:.1%} of the test digits, loss {last.loss:.4f}, after 3 epochs" in printed
 
 
 @pytest.mark.parametrize(
