@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,13 @@ from hypothesis import Phase, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 from threadpoolctl import threadpool_limits
 
-from lenet import subject
+from lenet import engines, subject
+from lenet.engines import Engine, EngineError
 from lenet.files import writable
 from lenet.fingerprint import fingerprint, headline
-from lenet.oracle import PRECISIONS
+from lenet.oracle import CLAIMS, PRECISIONS
 from properties import strategies
-from properties.stack import Stack
+from properties.stack import Stack, name_of
 
 DEFAULT_DEVICES = ("cpu", "cuda")
 DEFAULT_DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -44,6 +46,8 @@ ABSENT = pytest.StashKey[list[str]]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("lenet", "what is judged")
     group.addoption("--subject", action="append", metavar="SPEC", help="package.module, file.py, either with :Name")
+    group.addoption("--engine", metavar="NAMES", help=f"comma-separated, of {', '.join(engines.names())}, or one's own")
+    group.addoption("--claim", metavar="PRECISION", choices=CLAIMS, help="judge the engines by this precision instead")
     group.addoption("--device", metavar="DEVICES", help="comma-separated, such as cpu,cuda; default: what is there")
     group.addoption("--dtype", metavar="DTYPES", help="comma-separated, such as float32,bfloat16")
     group.addoption("--case", metavar="CASE", help="judge this one case, as a failure printed it: 'Case(batch=3, ...)'")
@@ -61,15 +65,32 @@ def pytest_configure(config: pytest.Config) -> None:
     devices, absent = _devices(config.getoption("device"))
     try:
         subjects = [subject.load(spec) for spec in specs]
+        runners = [engines.load(name) for name in (config.getoption("engine") or "").split(",") if name]
         if text := config.getoption("case"):
             strategies.only = strategies.parse(text)
-    except subject.SubjectError as error:
+    except (subject.SubjectError, EngineError) as error:
         raise pytest.UsageError(str(error)) from error
     except ValueError as error:
         raise pytest.UsageError(f"--case: {error}") from error
     chosen = [_dtype(name) for name in (DEFAULT_DTYPES if dtypes is None else dtypes.split(","))]
     config.stash[ABSENT] = absent
     config.stash[STACKS] = [Stack(s, device, dtype) for s in subjects for device in devices for dtype in chosen]
+    if runners:
+        config.stash[STACKS] = _run_by(runners, config.stash[STACKS], config.getoption("claim"))
+    elif config.getoption("claim"):
+        raise pytest.UsageError("--claim: is of engines; name one with --engine")
+
+
+def _run_by(runners: list[Engine], stacks: list[Stack], claim: str | None) -> list[Stack]:
+    """Those of the stacks that each engine runs; none at all is an error."""
+    chosen = []
+    for engine in runners:
+        own = [s for s in stacks if s.device.type in engine.devices and name_of(s.dtype) in engine.claims]
+        if not own:
+            takes = f"{', '.join(engine.claims)} on {', '.join(engine.devices)}"
+            raise pytest.UsageError(f"--engine {engine.name}: takes {takes}, which is not what is to be judged")
+        chosen += [replace(stack, engine=engine, claim=claim) for stack in own]
+    return chosen
 
 
 def share_cores() -> None:
@@ -94,10 +115,10 @@ def compute_as_claimed() -> None:
 def pytest_report_header(config: pytest.Config) -> list[str]:
     stacks = config.stash[STACKS]
     lines = [f"stack: {headline(fingerprint())}"]
-    for name in dict.fromkeys(stack.subject.spec for stack in stacks):
-        own = [stack for stack in stacks if stack.subject.spec == name]
+    for name in dict.fromkeys(stack.who for stack in stacks):
+        own = [stack for stack in stacks if stack.who == name]
         devices = ", ".join(dict.fromkeys(str(stack.device) for stack in own))
-        dtypes = ", ".join(dict.fromkeys(stack.precision.name for stack in own))
+        dtypes = ", ".join(dict.fromkeys(name_of(stack.dtype) for stack in own))
         lines.append(f"judging: {name} on {devices} in {dtypes}")
     lines += [f"not judged: {device}, which is not there" for device in config.stash[ABSENT]]
     return lines
@@ -112,6 +133,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.filterwarnings("default"))
             if "benchmark" not in names:
                 item.add_marker("law")
+                _by_engine(item)
+
+
+def _by_engine(item: pytest.Item) -> None:
+    """Of an engine, leave out the laws that are about something else; one process compiles for all laws in a dtype."""
+    stack = item.callspec.params["stack"] if isinstance(item, pytest.Function) else None
+    if stack and stack.engine:
+        item.add_marker(pytest.mark.xdist_group(name_of(stack.dtype)))
+        if not item.get_closest_marker("engine"):
+            item.add_marker(pytest.mark.skip(reason="not applicable: is not about how a network is run"))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -119,7 +150,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "stack" not in metafunc.fixturenames:
         return
     stacks = metafunc.config.stash[STACKS]
-    present = [pytest.param(s, id=f"{s.subject.spec}-{s.device}-{s.precision.name}") for s in stacks]
+    present = [pytest.param(s, id=f"{s.who.replace(' by ', '-')}-{s.device}-{name_of(s.dtype)}") for s in stacks]
     skipped = [
         pytest.param(None, id=device, marks=pytest.mark.skip(reason=f"{device} is not there"))
         for device in metafunc.config.stash[ABSENT]
@@ -129,11 +160,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """What a subject replaces of PyTorch is replaced while it is judged."""
+    """What a subject replaces of PyTorch, and what an engine sets, is so while it is judged."""
     stack = (
         item.callspec.params.get("stack") if isinstance(item, pytest.Function) and hasattr(item, "callspec") else None
     )
-    with stack.subject.installed() if stack else nullcontext():
+    with stack.installed() if stack else nullcontext():
         return (yield)
 
 

@@ -22,7 +22,7 @@ from lenet.net import FORWARD_FLOPS, TRAINING_FLOPS
 from lenet.training import SGD_FORMS
 from lenet.update import SGD
 from properties.closeness import assert_rounded
-from properties.stack import Stack, float64
+from properties.stack import Stack, float64, name_of
 
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
 LR = 2.0**-20  # so small that thousands of steps leave the work as it is
@@ -38,7 +38,7 @@ def note(benchmark: BenchmarkFixture, stack: Stack, threads: int, operation: str
         operation=operation,
         subject=stack.subject.spec,
         device=str(stack.device),
-        dtype=stack.precision.name,
+        dtype=name_of(stack.dtype),
         threads=threads if stack.device.type == "cpu" else 0,
         **figures,
     )

@@ -11,7 +11,8 @@ arithmetic", UCLA CSD-970002; Denis, de Oliveira Castro & Petit 2016, "Verificar
 
     sqrt((n + 1) * v**2 + u**2) * sqrt(sum_k (a_k b_k)**2 + c**2 + z**2) * (xi + xi_shared)
 
-with u the unit roundoff of what is stored and v that of the accumulator. The first factor counts roundings, n + 1 while
+with u the unit roundoff of what is stored and v that of the accumulator. (Where operands w are rounded before they
+are multiplied, as in TF32, 2 w**2 is added to the first factor.) The first factor counts roundings, n + 1 while
 adding and one when storing; the second is the size of what is rounded: the partial sums of a random sum grow like the
 root of the sum of squares, those of terms of one sign like z. xi is standard normal for each element and xi_shared for
 each operation: identical units round identically, so errors may add coherently. An element's budget is the root of its
@@ -30,7 +31,7 @@ ties and kinks can be judged like all else.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -70,18 +71,35 @@ class Precision:
     underflow: float
     largest: float
     sums: Precision | None = None  # what it adds up in, where that is another
+    operands: float = 0.0  # the unit roundoff to which it first rounds what it multiplies, where that is stored wider
 
     @property
     def accumulator(self) -> Precision:
         """What it adds up in."""
         return self.sums or self
 
+    @property
+    def coarsest(self) -> float:
+        """The largest of its unit roundoffs: integers up to its inverse stay exact wherever they pass."""
+        return max(self.unit, self.operands)
+
 
 _FLOAT64 = Precision("float64", 2.0**-53, 2.0**-1074, float(np.finfo(np.float64).max))  # 2**-1075 is no float64
 _FLOAT32 = Precision("float32", 2.0**-24, 2.0**-150, 2.0**128 - 2.0**104)
 _BFLOAT16 = Precision("bfloat16", 2.0**-8, 2.0**-134, 2.0**128 - 2.0**120, _FLOAT32)
 _FLOAT16 = Precision("float16", 2.0**-11, 2.0**-25, 65504.0, _FLOAT32)
+_TF32 = Precision("tf32", 2.0**-24, 2.0**-150, _FLOAT32.largest, operands=2.0**-11)
 PRECISIONS = {precision.name: precision for precision in (_FLOAT64, _FLOAT32, _BFLOAT16, _FLOAT16)}
+"""Those of which there are numbers."""
+
+CLAIMS = PRECISIONS | {_TF32.name: _TF32}
+"""Those that a computation may claim: TF32 is float32 but for what is multiplied, which is rounded to 11 bits."""
+
+
+def claimed(name: str, stored: str) -> Precision:
+    """The precision of this name as claimed by a computation whose parameters and images are stored in another."""
+    precision = CLAIMS[name]
+    return precision if PRECISIONS[stored].unit >= precision.unit else replace(precision, operands=precision.coarsest)
 
 
 @dataclass(frozen=True)
@@ -140,14 +158,20 @@ class _Rounding:
             return z
         energy = a[0] ** 2 @ b[0] ** 2 / repeats
         energy = energy if c is None else energy + c[0] ** 2
-        return self.disturb(z, energy, a.shape[-1] * repeats, images=images * repeats)
+        if operands := self.precision.operands:
+            z = np.broadcast_to(z, (self.replicas + 2, *z.shape[1:])).copy()
+            z[-1] = _nearest(a[-1], operands) @ _nearest(b[-1], operands) + (0.0 if c is None else c[-1])
+        return self.disturb(z, energy, a.shape[-1] * repeats, images=images * repeats, products=True)
 
-    def disturb(self, z: Array, energy: Array, terms: int, stored: bool = True, images: int = 1) -> Array:
+    def disturb(
+        self, z: Array, energy: Array, terms: int, stored: bool = True, images: int = 1, products: bool = False
+    ) -> Array:
         """
         Sums z (R,...) of `terms` terms whose squares add up to `energy`, each copy with its own rounding error.
 
-        What is not stored keeps the accumulator's precision; a narrower result may be stored after each image. What
-        may leave the range is infinite.
+        What is not stored keeps the accumulator's precision; a narrower result may be stored after each image; terms
+        that are `products` have both their factors rounded where the precision says so. What may leave the range is
+        infinite.
         """
         if self.precision is None:
             return z
@@ -155,13 +179,13 @@ class _Rounding:
         result = self.precision if stored else sums
         stores = images if result is not sums else 1
         self.largest = max(self.largest, float(energy.max(initial=0.0)))
-        scale = np.sqrt(((terms + 1) * sums.unit**2 + stores * result.unit**2) * (energy + z[0] ** 2))
+        factors = 2 * self.precision.operands**2 if products else 0.0
+        scale = np.sqrt(((terms + 1) * sums.unit**2 + stores * result.unit**2 + factors) * (energy + z[0] ** 2))
         scale += np.where(energy > 0, np.sqrt(terms + 1) * sums.underflow + stores * result.underflow, 0.0)
         z = np.broadcast_to(z, (self.replicas + 2, *z.shape[1:])).copy()
         shared = self._shared().reshape(-1, *[1] * (z.ndim - 1))
         z[1:-1] += scale * (self.random.standard_normal((self.replicas, *z.shape[1:]), np.float32) + shared)
-        mantissa, exponent = np.frexp(z[-1])
-        z[-1] = np.ldexp(np.round(mantissa / result.unit) * result.unit, exponent)
+        z[-1] = _nearest(z[-1], result.unit)
         reach = max(z.max(initial=0.0), -z.min(initial=0.0), np.sqrt(stores * energy.max(initial=0.0)))
         if reach > result.largest / 4 or np.sqrt((terms + 1) * energy.max(initial=0.0)) > sums.largest:
             spread = np.sqrt(np.mean((z[1:-1] - z[0]) ** 2, axis=0))
@@ -181,6 +205,12 @@ class _Rounding:
             basis, _ = np.linalg.qr(self.random.standard_normal((self.replicas, self.replicas)))
             self.directions = list(basis.T * np.sqrt(self.replicas))
         return self.directions.pop()
+
+
+def _nearest(values: Array, unit: float) -> Array:
+    """The values rounded to the nearest of this unit roundoff."""
+    mantissa, exponent = np.frexp(values)
+    return np.ldexp(np.round(mantissa / unit) * unit, exponent)
 
 
 class _Gate:
@@ -323,7 +353,7 @@ def _backward(p: Parameters, shares: Sequence[NDArray[Any]], delta: Array, round
 def _convolution_backward(delta: Array, weight: Array, maps: tuple[int, int, int], rounding: _Rounding) -> Array:
     """The gradient by a convolution's input, (R, *maps, size) with maps N, channels, size; from that by its rows."""
     energy = _unpatch(delta[:1] ** 2, weight[:1] ** 2, *maps)[0]
-    return rounding.disturb(_unpatch(delta, weight, *maps), energy, weight.shape[1] * 25)
+    return rounding.disturb(_unpatch(delta, weight, *maps), energy, weight.shape[1] * 25, products=True)
 
 
 def _gradients(

@@ -23,7 +23,7 @@ from lenet.oracle import THRESHOLD
 from properties.closeness import ledger
 from properties.diagnosis import Diagnosis, diagnose
 from properties.known_issues import KnownIssue, Sighting, expected
-from properties.stack import Stack
+from properties.stack import Stack, name_of
 from properties.strategies import Case
 
 PROPERTY = "law"
@@ -94,7 +94,7 @@ def _shows(item: pytest.Function, arguments: dict[str, Any], issue: KnownIssue, 
     except sighting.raises:
         ledger.forgive()
         return True
-    if arguments["stack"].subject.spec == "lenet":
+    if issue.must_show(arguments["stack"]):
         raise AssertionError(
             f"a known issue is gone: {issue.title} ({issue.reference}). This law holds on "
             f"{dict(sighting.counterexample)}. End the issue's versions in properties/known_issues.py"
@@ -124,7 +124,8 @@ def _entry(item: pytest.Function, report: pytest.TestReport) -> dict[str, Any]:
         "group": item.path.stem.removeprefix("test_"),
         "law": item.originalname,
         "wording": inspect.cleandoc(item.obj.__doc__ or ""),
-        "subject": "" if stack is None else stack.subject.spec,
+        "subject": "" if stack is None else stack.who,
+        "engine": stack.engine.name if stack and stack.engine else "",
         "stack": "" if stack is None else str(stack),
         "outcome": report.outcome,
         "examples": 0 if report.outcome == "skipped" else max(1, ledger.examples),
@@ -171,7 +172,9 @@ def _message(report: pytest.TestReport) -> str:
 def _command(item: pytest.Function) -> str:
     """What judges this law on this counterexample again: a profile that drew it, and the case where that is all."""
     stack = item.callspec.params["stack"]
-    words = ["pytest", item.nodeid, "--device", str(stack.device), "--dtype", stack.precision.name]
+    words = ["pytest", item.nodeid, "--device", str(stack.device), "--dtype", name_of(stack.dtype)]
+    words += ["--engine", stack.engine.name] if stack.engine else []
+    words += ["--claim", stack.claim] if stack.claim else []
     words.append(f"--hypothesis-profile={_profile(item.config)}")
     if stack.subject.spec != "lenet":
         words += ["--subject", stack.subject.spec]

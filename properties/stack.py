@@ -1,9 +1,9 @@
-"""A stack: the subject, device and dtype that the laws judge, and what it makes of a case."""
+"""A stack: the subject, engine, device and dtype that the laws judge, and what it makes of a case."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lenet import oracle
+from lenet.engines import Engine
 from lenet.oracle import Answer, Array, Loss, Precision
 from lenet.subject import Subject
+from properties.executed import Executed
 from properties.strategies import Case
 
 
@@ -28,9 +30,14 @@ def rounded(values: Array, dtype: torch.dtype) -> Tensor:
     return torch.tensor(values).to(dtype)
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """The dtype's name, such as float32."""
+    return str(dtype).removeprefix("torch.")
+
+
 def precision_of(dtype: torch.dtype) -> Precision:
     """What a dtype claims."""
-    return oracle.PRECISIONS[str(dtype).removeprefix("torch.")]
+    return oracle.PRECISIONS[name_of(dtype)]
 
 
 def lay_out(tensor: Tensor, layout: str) -> Tensor:
@@ -63,41 +70,62 @@ def _packed(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True, repr=False)
 class Stack:
-    """A subject on a device in a dtype."""
+    """A subject on a device in a dtype, run as it is or by an engine."""
 
     subject: Subject
     device: torch.device
     dtype: torch.dtype
+    engine: Engine | None = None
+    claim: str | None = None  # the precision to judge the engine by, where that is not the one that it claims itself
 
     def __repr__(self) -> str:
-        return f"{self.subject.spec} on {self.device} in {self.precision.name}"
+        judged = "" if self.precision.name == name_of(self.dtype) else f", judged as {self.precision.name}"
+        return f"{self.who} on {self.device} in {name_of(self.dtype)}{judged}"
+
+    @property
+    def who(self) -> str:
+        """The subject, and the engine that runs it."""
+        return f"{self.subject.spec} by {self.engine.name}" if self.engine else self.subject.spec
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """How Hypothesis prints a stack in a counterexample."""
         printer.text(repr(self))
 
     @property
-    def precision(self) -> Precision:
-        """The precision that this stack claims: its dtype's."""
+    def stored(self) -> Precision:
+        """That of the numbers which go in and come out: what an update has, whoever runs the network."""
         return precision_of(self.dtype)
+
+    @property
+    def precision(self) -> Precision:
+        """The precision that this stack claims: its dtype's, where its engine claims no other."""
+        if self.engine is None:
+            return self.stored
+        return oracle.claimed(self.claim or self.engine.claims[name_of(self.dtype)], name_of(self.dtype))
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """While this lasts, what the subject replaces is replaced, and what the engine wants to be set is set."""
+        with self.subject.installed(), self.engine.context() if self.engine else nullcontext():
+            yield
 
     def tensor(self, values: Array) -> Tensor:
         """The values rounded to this stack's dtype, on its device."""
         return rounded(values, self.dtype).to(self.device)
 
     def net(self, case: Case) -> nn.Module:
-        """The subject's Net with the case's parameters."""
+        """The subject's Net with the case's parameters, run by the engine if there is one."""
         net = self.subject.Net().to(self.device, self.dtype)
         net.load_state_dict(
             {name: value.to(self.device, copy=True) for name, value in _parameters(case, self.dtype).items()}
         )
-        return net
+        return Executed(net, self.engine, self.subject.spec) if self.engine else net
 
     def images(self, case: Case) -> Tensor:
         """The case's images (N,1,32,32) in its memory layout."""
         if case.layout == "expanded" and case.batch:
-            return self.tensor(case.pixels(self.precision)[:1]).expand(case.batch, -1, -1, -1)
-        return lay_out(self.tensor(case.pixels(self.precision)), case.layout)
+            return self.tensor(case.pixels(self.stored)[:1]).expand(case.batch, -1, -1, -1)
+        return lay_out(self.tensor(case.pixels(self.stored)), case.layout)
 
     def targets(self, case: Case) -> Tensor:
         """The case's targets (N,10)."""
@@ -118,13 +146,13 @@ class Stack:
 
         With `repeats`, to a batch in which each of the case's images occurs that often.
         """
-        return _exact(case, self.dtype, loss, repeats, by_images)
+        return _exact(case, self.dtype, self.precision, loss, repeats, by_images)
 
     def solve(
         self, case: Case, images: Tensor, targets: Tensor, loss: Loss, repeats: int = 1, by_images: bool = False
     ) -> Answer:
         """The oracle's answer to other images and targets, with the case's parameters."""
-        return _solve(case, self.dtype, images, targets, loss, repeats, by_images)
+        return _solve(case, self.dtype, self.precision, images, targets, loss, repeats, by_images)
 
 
 @lru_cache(maxsize=64)
@@ -134,19 +162,26 @@ def _parameters(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 @lru_cache(maxsize=64)
-def _exact(case: Case, dtype: torch.dtype, loss: Loss, repeats: int, by_images: bool) -> Answer:
+def _exact(case: Case, dtype: torch.dtype, precision: Precision, loss: Loss, repeats: int, by_images: bool) -> Answer:
     images, targets = rounded(case.pixels(precision_of(dtype)), dtype), rounded(case.goals(), dtype)
-    return _solve(case, dtype, images, targets, loss, repeats, by_images)
+    return _solve(case, dtype, precision, images, targets, loss, repeats, by_images)
 
 
 def _solve(
-    case: Case, dtype: torch.dtype, images: Tensor, targets: Tensor, loss: Loss, repeats: int, by_images: bool
+    case: Case,
+    dtype: torch.dtype,
+    precision: Precision,
+    images: Tensor,
+    targets: Tensor,
+    loss: Loss,
+    repeats: int,
+    by_images: bool,
 ) -> Answer:
     return oracle.solve(
         {name: float64(value) for name, value in _parameters(case, dtype).items()},
         float64(images),
         float64(targets),
-        precision_of(dtype),
+        precision,
         seed=case.seed,
         repeats=repeats,
         loss=loss,

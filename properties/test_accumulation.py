@@ -24,6 +24,7 @@ def backward(stack: Stack, net: nn.Module, case: Case) -> dict[str, Tensor]:
     return gradients(net)
 
 
+@pytest.mark.engine
 @given(first=cases(), second=cases())
 def test_a_second_backward_adds_exactly(stack: Stack, first: Case, second: Case) -> None:
     """
@@ -44,6 +45,7 @@ def test_a_second_backward_adds_exactly(stack: Stack, first: Case, second: Case)
         assert_exact(both[name], g1[name] + g2[name], f"{name}.grad")
 
 
+@pytest.mark.engine
 @given(case=cases())
 def test_the_same_graph_twice_gives_twice_the_gradient(stack: Stack, case: Case) -> None:
     """
@@ -62,6 +64,7 @@ def test_the_same_graph_twice_gives_twice_the_gradient(stack: Stack, case: Case)
         assert_exact(gradient, 2 * once[name], f"{name}.grad")
 
 
+@pytest.mark.engine
 @given(case=cases(batches=(2, 3, 5, 8, 17)), size=st.integers(1, 8))
 def test_micro_batches_add_up_to_the_batch(stack: Stack, case: Case, size: int) -> None:
     """
@@ -106,6 +109,7 @@ def test_zero_grad_forgets_what_came_before(stack: Stack, case: Case, to_none: b
         assert_exact(after[name], before[name], f"{name}.grad")
 
 
+@pytest.mark.engine
 @given(case=cases())
 def test_nothing_accumulates_under_no_grad(stack: Stack, case: Case) -> None:
     """
@@ -129,6 +133,7 @@ def test_nothing_accumulates_under_no_grad(stack: Stack, case: Case) -> None:
         assert_exact(gradient, before[name], f"{name}.grad")
 
 
+@pytest.mark.engine
 @given(case=cases())
 def test_a_freed_graph_cannot_be_used_again(stack: Stack, case: Case) -> None:
     """
@@ -150,6 +155,7 @@ def test_a_freed_graph_cannot_be_used_again(stack: Stack, case: Case) -> None:
         assert_exact(gradient, (1 + added) * before[name], f"{name}.grad")
 
 
+@pytest.mark.engine
 @given(case=cases(), seed=st.integers(0, 2**32 - 1))
 def test_grad_is_accumulated_in_place(stack: Stack, case: Case, seed: int) -> None:
     """

@@ -35,12 +35,13 @@ def summable(stack: Stack, case: Case) -> Case:
     """
     for weights in INTEGERS[INTEGERS.index(case.weights) :]:
         sparser = replace(case, weights=weights)
-        if 4 * stack.exact(sparser, loss=oracle.dot).largest <= 1 / stack.precision.unit:
+        if 4 * stack.exact(sparser, loss=oracle.dot).largest <= 1 / stack.precision.coarsest:
             return sparser
     assume(False)
     raise AssertionError("unreachable")
 
 
+@pytest.mark.engine
 @given(case=integer_cases())
 def test_integers_are_exact(stack: Stack, case: Case) -> None:
     """
@@ -112,6 +113,7 @@ def chains(case: Case) -> list[tuple[int, int]]:
     return blocks
 
 
+@pytest.mark.engine
 @given(seed=st.integers(0, 2**32 - 1), batch=st.integers(1, 3))
 def test_chosen_pixels_reach_chosen_logits(stack: Stack, seed: int, batch: int) -> None:
     """
@@ -128,6 +130,7 @@ def test_chosen_pixels_reach_chosen_logits(stack: Stack, seed: int, batch: int) 
     assert_exact(logits, stack.tensor(np.array(want)), "logits")
 
 
+@pytest.mark.engine
 @given(seed=st.integers(0, 2**32 - 1), logit=st.integers(0, 9))
 def test_a_logits_gradient_is_at_its_pixel(stack: Stack, seed: int, logit: int) -> None:
     """
@@ -166,6 +169,7 @@ def scale(net: nn.Module, name: str, exponent: int) -> None:
     net.get_parameter(name).mul_(2.0**exponent)
 
 
+@pytest.mark.engine
 @given(case=ordinary_cases(), exponents=st.tuples(*[st.integers(-16, 16)] * 4))
 def test_a_scale_moved_between_layers_changes_nothing(
     stack: Stack, case: Case, exponents: tuple[int, int, int, int]
@@ -190,6 +194,7 @@ def test_a_scale_moved_between_layers_changes_nothing(
     assert_exact(net(stack.images(case)), before, "logits")
 
 
+@pytest.mark.engine
 @given(case=ordinary_cases(), exponent=st.integers(-4, 4))
 def test_without_biases_logits_scale_with_the_image(stack: Stack, case: Case, exponent: int) -> None:
     """
@@ -209,6 +214,7 @@ def test_without_biases_logits_scale_with_the_image(stack: Stack, case: Case, ex
     assert_exact(scaled, logits * 2.0**exponent, "logits")
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("batch", [600, 4096])
 def test_counts_in_bulk_are_exact(stack: Stack, batch: int) -> None:
     """

@@ -16,6 +16,7 @@ from properties.stack import Stack, float64
 from properties.strategies import Case, cases
 
 
+@pytest.mark.engine
 @given(case=cases())
 def test_logits_agree_with_the_oracle(stack: Stack, case: Case) -> None:
     """
@@ -29,6 +30,7 @@ def test_logits_agree_with_the_oracle(stack: Stack, case: Case) -> None:
     assert_within_budget(logits, stack.exact(case).logits, "logits")
 
 
+@pytest.mark.engine
 @given(case=cases())
 def test_mse_loss_agrees_with_the_oracle(stack: Stack, case: Case) -> None:
     """
@@ -41,6 +43,7 @@ def test_mse_loss_agrees_with_the_oracle(stack: Stack, case: Case) -> None:
     assert_within_budget(loss, stack.exact(case).loss, "loss")
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("targets", ["indices", "probabilities"])
 @given(case=cases())
 def test_cross_entropy_agrees_with_the_oracle(stack: Stack, targets: str, case: Case) -> None:

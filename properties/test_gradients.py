@@ -23,6 +23,7 @@ from properties.test_exactness import chains, ordinary_cases, scalable
 from properties.test_forward import entropy_targets
 
 
+@pytest.mark.engine
 @given(case=cases())
 def test_gradients_agree_with_the_oracle(stack: Stack, case: Case) -> None:
     """
@@ -37,6 +38,7 @@ def test_gradients_agree_with_the_oracle(stack: Stack, case: Case) -> None:
     assert_gradients(net, stack.exact(case).gradients)
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("targets", ["indices", "probabilities"])
 @given(case=cases())
 def test_cross_entropys_gradients_agree_with_the_oracle(stack: Stack, targets: str, case: Case) -> None:
@@ -53,6 +55,7 @@ def test_cross_entropys_gradients_agree_with_the_oracle(stack: Stack, targets: s
     assert_gradients(net, stack.exact(case, loss=oracle.cross_entropy).gradients)
 
 
+@pytest.mark.engine
 @given(case=cases())
 def test_the_images_gradient_agrees_with_the_oracle(stack: Stack, case: Case) -> None:
     """
@@ -137,6 +140,7 @@ def _edges_to_leaves(root: Any) -> Counter[int]:
     return edges
 
 
+@pytest.mark.engine
 @given(first=cases(), second=cases())
 def test_the_gradient_of_a_sum_is_the_sum_of_gradients(stack: Stack, first: Case, second: Case) -> None:
     """
@@ -171,6 +175,7 @@ def sum_of_gradients(stack: Stack, first: Case, second: Case) -> dict[str, Bound
     return oracle.accumulated([stack.exact(first), other], stack.precision)
 
 
+@pytest.mark.engine
 @given(case=ordinary_cases(), name=st.sampled_from(list(SHAPES)))
 def test_a_graph_from_before_a_change_mixes_nothing(stack: Stack, case: Case, name: str) -> None:
     """
@@ -197,6 +202,7 @@ def test_a_graph_from_before_a_change_mixes_nothing(stack: Stack, case: Case, na
         assert_exact(gradient, before[own], f"{own}.grad")
 
 
+@pytest.mark.engine
 @given(case=ordinary_cases(), exponent=st.integers(-4, 4))
 def test_the_gradient_of_a_scaled_loss_is_scaled(stack: Stack, case: Case, exponent: int) -> None:
     """
@@ -216,6 +222,7 @@ def test_the_gradient_of_a_scaled_loss_is_scaled(stack: Stack, case: Case, expon
         assert_exact(gradient, once[name] * 2.0**exponent, f"{name}.grad")
 
 
+@pytest.mark.engine
 @given(seed=st.integers(0, 2**32 - 1), logit=st.integers(0, 9), layout=st.sampled_from(LAYOUTS))
 def test_of_equal_pixels_the_first_has_the_gradient(stack: Stack, seed: int, logit: int, layout: str) -> None:
     """
@@ -234,6 +241,7 @@ def test_of_equal_pixels_the_first_has_the_gradient(stack: Stack, seed: int, log
     assert_exact(images.grad, want, "images.grad")
 
 
+@pytest.mark.engine
 @given(case=cases(weights=("constant",)), layer=st.sampled_from(["fc2", "fc1", "conv2", "conv1"]))
 def test_at_a_kink_there_is_no_gradient(stack: Stack, case: Case, layer: str) -> None:
     """

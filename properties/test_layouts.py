@@ -83,6 +83,7 @@ def test_a_network_may_change_its_layout_in_mid_run(stack: Stack, case: Case, fo
     assert_gradients(net, exact.gradients)
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("upstream", ["expanded", "strided", "transposed"])
 @given(case=cases(weights=("default", "sparse", "integers"), batches=FEW))
 def test_an_incoming_gradient_may_lie_anywhere(stack: Stack, case: Case, upstream: str) -> None:

@@ -21,6 +21,7 @@ SETTINGS = Settings(epochs=2)
 CASE = Case(seed=0)  # the initial parameters
 
 
+@pytest.mark.engine
 def test_training_on_digits_learns_what_the_oracle_learns(stack: Stack) -> None:
     """
     Trained on real digits by `train_step`, the loss falls in every epoch, and the oracle tells the test digits alike.

@@ -32,7 +32,9 @@ EDGES = st.sampled_from([0, 31, 1, 3, 4, 5, 27, 28]) | st.integers(0, 31)
 
 @contextmanager
 def using(stack: Stack, kernels: str) -> Iterator[None]:
-    """With these kernels; skips where the device has none such."""
+    """With these kernels; skips where the device has none such, and where an engine has chosen its own."""
+    if stack.engine and kernels != "default":
+        pytest.skip("not applicable: an engine has kernels of its own")
     if kernels != "default" and ("cuDNN" in kernels) != (stack.device.type == "cuda"):
         pytest.skip(f"there is {kernels.split(', ')[0]} on {stack.device.type} to begin with")
     onednn, cudnn = torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled
@@ -67,6 +69,7 @@ def others(tensor: Tensor, image: int) -> Tensor:
     return tensor[keep]
 
 
+@pytest.mark.engine
 @KERNELS
 @given(case=separate(), image=st.integers(0, 16), row=EDGES, column=EDGES)
 def test_nan_reaches_every_score_of_its_image(
@@ -87,6 +90,7 @@ def test_nan_reaches_every_score_of_its_image(
     assert_exact(mine, torch.full_like(mine, float("nan")), "the image's logits")
 
 
+@pytest.mark.engine
 @KERNELS
 @given(case=separate(), image=st.integers(0, 16), row=EDGES, column=EDGES, value=st.sampled_from(SPECIAL))
 def test_what_is_no_number_reaches_no_other_image(
@@ -149,6 +153,7 @@ def windows(read: range, size: int) -> range:
     return range(max(read.start - 4, 0), min(read.stop, size))
 
 
+@pytest.mark.engine
 @KERNELS
 @given(case=separate(), image=st.integers(0, 16), row=EDGES, column=EDGES, value=st.sampled_from(SPECIAL))
 def test_what_is_no_number_reaches_no_other_images_gradient(
@@ -176,6 +181,7 @@ def by_images(stack: Stack, net: nn.Module, images: Tensor, case: Case) -> Tenso
     return gradient
 
 
+@pytest.mark.engine
 @KERNELS
 @given(case=separate(), image=st.integers(0, 16), score=st.integers(0, 9), value=st.sampled_from(SPECIAL))
 def test_a_gradient_that_is_no_number_reaches_no_other_image(
@@ -283,6 +289,7 @@ def carrier(stack: Stack, case: Case, exponent: int = 0) -> nn.Module:
     return net
 
 
+@pytest.mark.engine
 @KERNELS
 @given(case=cases(weights=("one-hot",), batches=BATCHES), multiple=st.sampled_from([1, 2, 3, 64]) | st.integers(1, 64))
 def test_subnormal_numbers_are_kept(stack: Stack, kernels: str, case: Case, multiple: int) -> None:
@@ -301,6 +308,7 @@ def test_subnormal_numbers_are_kept(stack: Stack, kernels: str, case: Case, mult
     assert_exact(logits, torch.full_like(logits, value), "logits")
 
 
+@pytest.mark.engine
 @KERNELS
 @given(case=cases(weights=("one-hot",), batches=BATCHES), exponent=st.integers(1, 14))
 def test_the_largest_number_is_kept_and_the_next_is_infinite(
@@ -324,6 +332,7 @@ def test_the_largest_number_is_kept_and_the_next_is_infinite(
     assert_exact(overflown, torch.full_like(overflown, float("inf")), "logits beyond it")
 
 
+@pytest.mark.engine
 @given(case=cases(weights=("one-hot",), batches=(2, 1, 17)), exponent=st.integers(1, 14))
 def test_a_loss_that_overflows_is_infinite(stack: Stack, case: Case, exponent: int) -> None:
     """

@@ -36,6 +36,7 @@ FALSE_ALARM = 1e-12
 """How probable it may be that a parameter of right distribution is rejected; with the seed fixed, always or never."""
 
 
+@pytest.mark.engine
 @given(case=cases(batches=(1,)))
 def test_one_image_gives_ten_scores(stack: Stack, case: Case) -> None:
     """
@@ -50,6 +51,7 @@ def test_one_image_gives_ten_scores(stack: Stack, case: Case) -> None:
     assert logits.device.type == stack.device.type
 
 
+@pytest.mark.engine
 @given(batch=st.sampled_from([0, 1, 2, 3, 7, 64]) | st.integers(0, 100), seed=st.integers(0, 2**32 - 1))
 def test_each_image_gives_ten_scores(stack: Stack, batch: int, seed: int) -> None:
     """

@@ -91,6 +91,7 @@ def global_state_unchanged(stack: Stack) -> Iterator[None]:
     assert not changed, f"{', '.join(changed)} changed"
 
 
+@pytest.mark.engine
 @given(case=cases())
 def test_a_forward_pass_leaves_images_and_parameters_alone(stack: Stack, case: Case) -> None:
     """
@@ -111,6 +112,7 @@ def test_a_forward_pass_leaves_images_and_parameters_alone(stack: Stack, case: C
     assert all(p.grad is grad for p, grad in zip(net.parameters(), grads, strict=True))
 
 
+@pytest.mark.engine
 @given(case=cases(batches=FEW), training=st.booleans(), grad=st.booleans())
 def test_a_forward_pass_leaves_global_state_alone(stack: Stack, case: Case, training: bool, grad: bool) -> None:
     """
@@ -128,6 +130,7 @@ def test_a_forward_pass_leaves_global_state_alone(stack: Stack, case: Case, trai
     assert all(module.training is training for module in net.modules())
 
 
+@pytest.mark.engine
 @given(case=cases(batches=FEW), lr=learning_rates())
 def test_a_training_step_leaves_all_but_the_network_alone(stack: Stack, case: Case, lr: float) -> None:
     """
@@ -148,6 +151,7 @@ def test_a_training_step_leaves_all_but_the_network_alone(stack: Stack, case: Ca
     assert all(parameter.requires_grad for parameter in net.parameters())
 
 
+@pytest.mark.engine
 @given(case=cases())
 def test_the_same_call_gives_the_same_bits(stack: Stack, case: Case) -> None:
     """
@@ -172,6 +176,7 @@ def test_the_same_call_gives_the_same_bits(stack: Stack, case: Case) -> None:
     assert_exact(last, first, "the last call's logits")
 
 
+@pytest.mark.engine
 @given(case=cases())
 def test_training_and_evaluation_mode_agree(stack: Stack, case: Case) -> None:
     """
@@ -189,6 +194,7 @@ def test_training_and_evaluation_mode_agree(stack: Stack, case: Case) -> None:
     assert_contents(evaluated, contents(trained))
 
 
+@pytest.mark.engine
 @given(case=cases(batches=FEW), lr=learning_rates())
 def test_two_networks_share_nothing(stack: Stack, case: Case, lr: float) -> None:
     """
@@ -214,6 +220,7 @@ def overwrite(net: nn.Module) -> None:
             parameter.mul_(-0.5).add_(1)
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @given(case=cases(batches=(2, 1, 0)))
 def test_no_graph_is_recorded_without_gradients(stack: Stack, mode: Callable[[], Any], case: Case) -> None:
@@ -393,6 +400,7 @@ CHANGES: dict[str, Callable[[nn.Module, dict[str, Tensor]], Any]] = {
 CHANGED = pytest.mark.parametrize("way", CHANGES)
 
 
+@pytest.mark.engine
 @CHANGED
 @given(old=cases(batches=FEW), case=cases(batches=FEW), grad=st.booleans())
 def test_changed_weights_count_at_once(stack: Stack, way: str, old: Case, case: Case, grad: bool) -> None:
@@ -415,6 +423,7 @@ def test_changed_weights_count_at_once(stack: Stack, way: str, old: Case, case: 
     assert_contents(net, contents(new))
 
 
+@pytest.mark.engine
 @given(case=cases(batches=FEW), seed=st.integers(0, 2**32 - 1), grad=st.booleans())
 def test_changed_images_count_at_once(stack: Stack, case: Case, seed: int, grad: bool) -> None:
     """

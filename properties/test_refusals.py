@@ -62,6 +62,7 @@ def always(**choices: Any) -> Callable[[Callable[..., None]], Callable[..., None
     return decorate
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("channels", [0, 2, 3])
 def test_other_than_one_channel_is_refused(stack: Stack, channels: int) -> None:
     """
@@ -76,6 +77,7 @@ def test_other_than_one_channel_is_refused(stack: Stack, channels: int) -> None:
         assert_refused(lambda images=images: net(images), f"{batch} images of {channels} channels")
 
 
+@pytest.mark.engine
 def test_other_than_four_dimensions_are_refused(stack: Stack) -> None:
     """
     A single image without its batch dimension is an error, and so is every tensor that has not four dimensions.
@@ -89,6 +91,7 @@ def test_other_than_four_dimensions_are_refused(stack: Stack) -> None:
         assert_refused(lambda images=images: net(images), f"images of shape {shape}")
 
 
+@pytest.mark.engine
 @always(size=SIZES)
 @given(
     size=st.tuples(st.integers(1, 80), st.integers(1, 80)).filter(lambda size: size != (32, 32)),
@@ -152,6 +155,7 @@ def test_what_is_no_tensor_is_refused(stack: Stack) -> None:
         assert_refused(lambda wrong=wrong: net(wrong), f"{type(wrong).__name__} instead of images")
 
 
+@pytest.mark.engine
 @given(case=cases(batches=(2, 1)), size=st.sampled_from(SIZES), batch=st.sampled_from(BATCHES))
 def test_a_refusal_leaves_the_network_as_it_was(stack: Stack, case: Case, size: tuple[int, int], batch: int) -> None:
     """

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -29,6 +30,7 @@ def rows(bounded: Bounded, index: np.ndarray[tuple[int], np.dtype[np.int64]] | l
     return Bounded(bounded.value[index], bounded.budget[index])
 
 
+@pytest.mark.engine
 @given(case=cases(batches=SEVERAL), order=st.randoms(use_true_random=False))
 def test_permuting_the_batch_permutes_the_rows(stack: Stack, case: Case, order: np.random.RandomState) -> None:
     """
@@ -47,6 +49,7 @@ def test_permuting_the_batch_permutes_the_rows(stack: Stack, case: Case, order: 
     assert_gradients(net, exact.gradients)
 
 
+@pytest.mark.engine
 @given(case=cases(batches=SEVERAL), size=st.integers(1, 4))
 def test_a_batch_is_its_parts(stack: Stack, case: Case, size: int) -> None:
     """
@@ -61,6 +64,7 @@ def test_a_batch_is_its_parts(stack: Stack, case: Case, size: int) -> None:
     assert_within_budget(torch.cat(parts), exact.logits, "logits")
 
 
+@pytest.mark.engine
 @example(case=Case(weights="huge", images="huge", seed=1452), times=2)  # in range, with partial sums that are not
 @given(case=cases(batches=(1, 2, 3)), times=st.integers(2, 5))
 def test_a_repeated_image_repeats_its_row(stack: Stack, case: Case, times: int) -> None:
@@ -78,6 +82,7 @@ def test_a_repeated_image_repeats_its_row(stack: Stack, case: Case, times: int) 
     assert_gradients(net, exact.gradients)
 
 
+@pytest.mark.engine
 @given(case=cases(batches=SEVERAL), other=cases(batches=(1,)), which=st.integers(0, 7))
 def test_a_row_depends_on_its_own_image_alone(stack: Stack, case: Case, other: Case, which: int) -> None:
     """
@@ -96,6 +101,7 @@ def test_a_row_depends_on_its_own_image_alone(stack: Stack, case: Case, other: C
     assert_exact(after[others], before[others], "the other rows")
 
 
+@pytest.mark.engine
 @given(case=cases(batches=SEVERAL), which=st.integers(0, 7))
 def test_a_rows_gradient_is_in_its_own_image_alone(stack: Stack, case: Case, which: int) -> None:
     """
@@ -112,6 +118,7 @@ def test_a_rows_gradient_is_in_its_own_image_alone(stack: Stack, case: Case, whi
     assert_exact(images.grad[others], torch.zeros_like(images.grad[others]), "the other images' gradient")
 
 
+@pytest.mark.engine
 @given(case=cases(batches=(1, 2, 3)), seed=st.integers(0, 2**32 - 1))
 def test_relabelling_channels_and_units_changes_nothing(stack: Stack, case: Case, seed: int) -> None:
     """
@@ -163,6 +170,7 @@ def reordered(parameter: Tensor, outputs: Any, inputs: Any = None) -> Tensor:
     return parameter[outputs] if inputs is None else parameter[outputs][:, inputs].contiguous()
 
 
+@pytest.mark.engine
 @given(case=cases(batches=(1, 2, 3)), axes=st.sampled_from([(-1,), (-2,), (-2, -1)]))
 def test_flipping_images_and_kernels_together_changes_nothing(stack: Stack, case: Case, axes: tuple[int, ...]) -> None:
     """

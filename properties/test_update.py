@@ -121,6 +121,7 @@ def test_many_steps_on_digits_agree_exactly_at_a_power_of_two(stack: Stack, form
             assert_exact(optimized, manual, f"{name} after step {step + 1}")
 
 
+@pytest.mark.engine
 @FORM
 @given(case=digit_cases(), lr=learning_rates())
 def test_many_steps_on_digits_are_each_right_to_their_roundings(stack: Stack, form: str, case: Case, lr: float) -> None:
@@ -197,6 +198,7 @@ def test_a_parameter_without_gradient_is_skipped(
     assert_step(stack, [before[i] for i in others], [after[i] for i in others], lr)
 
 
+@pytest.mark.engine
 @given(case=cases(), earlier=cases(), lr=learning_rates())
 def test_a_training_step_agrees_with_the_oracle(stack: Stack, case: Case, earlier: Case, lr: float) -> None:
     """

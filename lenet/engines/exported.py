@@ -1,0 +1,66 @@
+"""
+`torch.export`, as the graph that it gives and as AOTInductor's compiled package of it.
+
+https://docs.pytorch.org/docs/stable/export.html, https://docs.pytorch.org/docs/stable/torch.compiler_aot_inductor.html
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from lenet.engines import Engine, Run, packed
+
+CHECKED = {"AOTI_RUNTIME_CHECK_INPUTS": "1"}
+"""Without it a compiled package reads whatever memory an image of another shape or layout has."""
+
+
+def black(net: nn.Module) -> Tensor:
+    """A batch of four images that the network takes."""
+    parameter = next(net.parameters())
+    return torch.zeros(4, 1, 32, 32, device=parameter.device, dtype=parameter.dtype)
+
+
+def export(net: nn.Module) -> ExportedProgram:
+    """The network's graph, for batches of every size."""
+    return torch.export.export(net, (black(net),), dynamic_shapes=({0: Dim("batch", min=0)},))
+
+
+def exported(net: nn.Module) -> Run:
+    """The exported graph, which computes with the network's own parameters."""
+    return export(net).module()
+
+
+class Packaged:
+    """The exported graph compiled ahead of time to a package of machine code, with the parameters as its constants."""
+
+    def __init__(self, net: nn.Module) -> None:
+        # Constants of at most eight numbers would become literals in the code: `load` could not replace conv1's bias.
+        apart = mock.patch(
+            "torch._inductor.graph.GraphLowering.can_inline_constant", staticmethod(lambda constant: False)
+        )
+        with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, CHECKED), apart:
+            package = torch._inductor.aoti_compile_and_package(export(net), package_path=str(Path(folder) / "net.pt2"))
+            self.run = torch._inductor.aoti_load_package(package)
+            self(black(net))  # a package looks whether it is to check at its first call
+
+    def load(self, net: nn.Module) -> None:
+        """Take the parameters that this network of the same class has now."""
+        self.run.load_constants({name: p.detach() for name, p in net.named_parameters()}, check_full_update=True)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(N,1,32,32) -> (N,10), without a graph."""
+        logits: Tensor = self.run(packed(images))
+        return logits
+
+
+ENGINES = (
+    Engine("exported", exported),
+    Engine("aot-inductor", Packaged, differentiable=False, copies=True),
+)
