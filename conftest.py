@@ -126,7 +126,11 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what judges a stack, and is no benchmark, as a law; what a user's code warns of is no violation."""
+    """
+    Mark what judges a stack, and is no benchmark, as a law, and have all stacks judged by one law after the other.
+
+    What a user's code warns of is no violation.
+    """
     for item in items:
         names = getattr(item, "fixturenames", ())
         if "stack" in names:
@@ -134,6 +138,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if "benchmark" not in names:
                 item.add_marker("law")
                 _by_engine(item)
+    places = {place: n for n, place in enumerate(dict.fromkeys(map(_place, items)))}
+    items.sort(key=lambda item: places[_place(item)])
+
+
+def _place(item: pytest.Item) -> tuple[str, str]:
+    """
+    A law with its parameters but the stack: all that has the same draws the same examples.
+
+    Judged one after the other, the stacks of one dtype share the oracle's answers to them.
+    """
+    parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    others = {name: value for name, value in parameters.items() if name != "stack"}
+    return item.nodeid.partition("[")[0], repr(others)
 
 
 def _by_engine(item: pytest.Item) -> None:

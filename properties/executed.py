@@ -6,24 +6,25 @@ from typing import Any, Self
 
 import pytest
 import torch
+from hypothesis import reject
 from torch import Tensor, nn
 
 from lenet.engines import Engine, Run
 
 _runs: dict[tuple[Any, ...], Run] = {}
-"""What engines have built that can be loaded anew: to compile for each of thousands of networks would take days."""
+"""What can be loaded anew: to compile for each of thousands of networks would take days."""
 
 _loaded: dict[int, Executed] = {}
-"""Whose parameters each of these has, by its id."""
+"""Who has loaded each of these last, by its id."""
 
 
 class Executed(nn.Module):
     """
     The parameters and submodules of a network, and an engine that computes its forward pass.
 
-    Built at the first call, of each batch size where the engine wants that; an engine that holds copies of the
-    parameters is given them anew once they have changed. Where the engine has no backward pass, a law that asks for
-    one does not apply to it.
+    Built at the first call and whenever the network has other Parameters; of each batch size where the engine wants
+    that. An engine that holds copies is given them anew once they have changed. Where it has no backward pass, a law
+    that asks for one does not apply to it; where it takes no empty batch, none is an example.
     """
 
     net: nn.Module
@@ -34,12 +35,14 @@ class Executed(nn.Module):
         object.__setattr__(self, "net", net)  # which is no submodule of this one
         self.engine, self.subject = engine, subject
         self.own: dict[int | None, Run] = {}  # by batch size, where the engine wants one for each
-        self.state: list[Tensor] = []  # of which an engine holds copies
+        self.parts: list[nn.Parameter] = []  # for which it was built
+        self.numbers: list[Tensor] = []  # of which an engine holds copies
 
     def forward(self, images: Tensor) -> Tensor:
         """(N,1,32,32) -> (N,10)."""
-        batch = None if self.engine.any_batch else len(images)
-        run = self._copied(batch) if self.engine.copies else self._built(batch)
+        if not self.engine.empty and isinstance(images, Tensor) and images.shape[:1] == (0,):
+            reject()
+        run = self._run(None if self.engine.any_batch else len(images))
         if self.engine.differentiable:
             return run(images)
         with torch.no_grad():
@@ -54,23 +57,29 @@ class Executed(nn.Module):
         self.net.train(mode)
         return super().train(mode)
 
-    def _built(self, batch: int | None) -> Run:
-        if batch not in self.own:
-            self.own[batch] = self.engine.build(self.net)
-        return self.own[batch]
+    def _run(self, batch: int | None) -> Run:
+        parts = list(self.net.parameters())
+        if len(parts) != len(self.parts) or any(now is not then for now, then in zip(parts, self.parts, strict=True)):
+            self.parts, self.own = parts, {}
+        changed = self.engine.copies and not all(map(torch.equal, parts, self.numbers))
+        run = self.own.get(batch)
+        if run is None or changed or _loaded.get(id(run), self) is not self:
+            with torch.inference_mode(False), torch.enable_grad():
+                run = self._anew(batch)
+            self.own[batch] = run
+            self.numbers = [part.detach().clone() for part in parts] if self.engine.copies else []
+        return run
 
-    def _copied(self, batch: int | None) -> Run:
-        parameters = [parameter.detach() for parameter in self.net.parameters()]
-        key = (self.engine, self.subject, parameters[0].dtype, parameters[0].device, batch)
+    def _anew(self, batch: int | None) -> Run:
+        part = self.parts[0]
+        key = (self.engine, self.subject, part.dtype, part.device, batch)
         run = _runs.get(key)
-        if run and _loaded[id(run)] is self and all(map(torch.equal, parameters, self.state)):
-            return run
-        if run and hasattr(run, "load"):
-            run.load(self.net)
+        if run is None:
+            run = self.engine.build(self.net)
         else:
-            _runs[key] = run = self.engine.build(self.net)
-        _loaded[id(run)] = self
-        self.state = [parameter.clone() for parameter in parameters]
+            run.load(self.net)  # type: ignore[attr-defined]
+        if hasattr(run, "load"):
+            _runs[key], _loaded[id(run)] = run, self
         return run
 
 

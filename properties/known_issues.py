@@ -83,7 +83,7 @@ def on_cpu(*dtypes: torch.dtype) -> Callable[[Stack], bool]:
 def bfloat16_instructions(stack: Stack) -> bool:
     """In bfloat16 on a processor that multiplies it by itself (AVX512_BF16), for which oneDNN has its own kernels."""
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return on_cpu(torch.bfloat16)(stack) and bool(supported())
+    return stack.device.type == "cpu" and stack.precision.name == "bfloat16" and bool(supported())
 
 
 def sighting(
@@ -132,6 +132,11 @@ def default_kernels(kernels: str, **others: Any) -> bool:
 def nnpack(kernels: str, case: Case, **others: Any) -> bool:
     """Where PyTorch takes NNPACK: without oneDNN, from 16 images on."""
     return kernels == "no oneDNN" and case.batch >= 16
+
+
+def sixteen(case: Case, **others: Any) -> bool:
+    """From 16 images on."""
+    return case.batch >= 16
 
 
 def always(**arguments: Any) -> bool:
@@ -357,6 +362,31 @@ KNOWN_ISSUES = (
                 case=Case(weights="one-hot", batch=17),
                 exponent=1,
             ),
+        ),
+    ),
+    KnownIssue(
+        title="without oneDNN, convolutions of 16 images and more are by Fourier transform, in which nothing is exact",
+        reference="pytorch/pytorch#157237",
+        engines=("no-onednn",),
+        affects=lambda stack: on_cpu(torch.float32)(stack) and torch.backends.nnpack.is_available(),
+        sightings=(
+            sighting("counts_in_bulk_are_exact", always, batch=600),
+            sighting("counts_in_bulk_are_exact", always, batch=4096),
+            sighting(
+                "subnormal_numbers_are_kept",
+                sixteen,
+                kernels="default",
+                case=Case(weights="one-hot", batch=17),
+                multiple=1,
+            ),
+            sighting(
+                "the_largest_number_is_kept_and_the_next_is_infinite",
+                sixteen,
+                kernels="default",
+                case=Case(weights="one-hot", batch=17),
+                exponent=1,
+            ),
+            sighting("a_loss_that_overflows_is_infinite", sixteen, case=Case(weights="one-hot", batch=17), exponent=1),
         ),
     ),
     KnownIssue(

@@ -294,13 +294,13 @@ def carrier(stack: Stack, case: Case, exponent: int = 0) -> nn.Module:
 @given(case=cases(weights=("one-hot",), batches=BATCHES), multiple=st.sampled_from([1, 2, 3, 64]) | st.integers(1, 64))
 def test_subnormal_numbers_are_kept(stack: Stack, kernels: str, case: Case, multiple: int) -> None:
     """
-    A pixel of 1 to 64 times the dtype's smallest subnormal comes out of weights that are 0 or 1 as the same number.
+    A pixel of 1 to 64 times the smallest subnormal comes out of weights that are 0 or 1 as the same number.
 
     Each filter and each unit takes one number as it is; nothing is rounded. Rejects: flush-to-zero, or subnormals
     taken as zero, in any layer.
     """
-    info = torch.finfo(stack.dtype)
-    value = multiple * float(info.smallest_normal) * float(info.eps)
+    info, coarser = torch.finfo(stack.dtype), stack.precision.coarsest / stack.stored.unit
+    value = multiple * float(info.smallest_normal) * float(info.eps) * coarser
 
     with using(stack, kernels):
         logits = carrier(stack, case)(constant(stack, case, value))
@@ -315,12 +315,12 @@ def test_the_largest_number_is_kept_and_the_next_is_infinite(
     stack: Stack, kernels: str, case: Case, exponent: int
 ) -> None:
     """
-    A score of exactly the dtype's largest number is that number; one that is larger by its last bit's worth is inf.
+    A score of exactly the largest number is that number; one that is larger by its last bit's worth is inf.
 
     From weights that are 0 or 1, in the last layer 0 or a power of two, so that nothing is rounded before. Rejects: a
     clamp, saturation, an overflow on the way, as of a Fourier transform or a division by the number of terms.
     """
-    largest = float(torch.finfo(stack.dtype).max)
+    largest = stack.precision.largest
     beyond = 2.0 ** (np.frexp(largest)[1] - exponent)  # the next power of two, which is no longer in range
 
     with using(stack, kernels):
@@ -341,7 +341,7 @@ def test_a_loss_that_overflows_is_infinite(stack: Stack, case: Case, exponent: i
     Rejects: a loss expanded to x*x - 2xy + y*y, which is inf - inf; a loss that is clamped.
     """
     net, targets = carrier(stack, case, exponent), stack.targets(case)
-    largest = float(torch.finfo(stack.dtype).max)
+    largest = stack.precision.largest
     limit = torch.tensor(float("inf"), device=stack.device, dtype=stack.dtype)
 
     infinite = F.mse_loss(net(constant(stack, case, largest)), targets)

@@ -41,13 +41,13 @@ class EngineError(ValueError):
 
 
 class Reloadable(Protocol):
-    """What `build` gives where the engine holds copies of the parameters: it can be given others of the same shapes."""
+    """A Run that need not be built anew for other parameters of the same shapes."""
 
     def __call__(self, images: Tensor) -> Tensor:
         """(N,1,32,32) -> (N,10)."""
 
     def load(self, net: nn.Module) -> None:
-        """Take the parameters that this network of the same class has now."""
+        """Run this network of the same class, with the parameters that it has now."""
 
 
 def same(dtypes: tuple[str, ...] = FLOATS) -> Mapping[str, str]:
@@ -67,9 +67,11 @@ class Engine:
     differentiable: bool = True
     """Whether the logits have a graph, through which a backward pass reaches the network's own parameters."""
     copies: bool = False
-    """Whether it computes with copies of the parameters, made by `build` (and by `load`, where a Run has that)."""
+    """Whether it computes with copies of the parameters, so that what is changed in place does not count by itself."""
     any_batch: bool = True
-    """Whether one Run takes batches of every size, 0 and 1 included."""
+    """Whether one Run takes batches of every size; else of that of its first call."""
+    empty: bool = True
+    """Whether it takes a batch of no images."""
     context: Callable[[], AbstractContextManager[object]] = nullcontext
     """What must be set while it runs, and while its backward pass does."""
 
@@ -83,7 +85,7 @@ def packed(images: Tensor) -> Tensor:
     return images.contiguous().view(-1).view(images.shape)
 
 
-ATTRIBUTES = ("claims", "devices", "differentiable", "copies", "any_batch", "context")
+ATTRIBUTES = ("claims", "devices", "differentiable", "copies", "any_batch", "empty", "context")
 """What a user's own function may say of itself, as attributes of these names."""
 
 

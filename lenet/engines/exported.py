@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from lenet.engines import Engine, Run, packed
+from lenet.engines import Engine, packed
 
 CHECKED = {"AOTI_RUNTIME_CHECK_INPUTS": "1"}
 """Without it a compiled package reads whatever memory an image of another shape or layout has."""
@@ -32,9 +32,20 @@ def export(net: nn.Module) -> ExportedProgram:
     return torch.export.export(net, (black(net),), dynamic_shapes=({0: Dim("batch", min=0)},))
 
 
-def exported(net: nn.Module) -> Run:
+class Exported:
     """The exported graph, which computes with the network's own parameters."""
-    return export(net).module()
+
+    def __init__(self, net: nn.Module) -> None:
+        self.run = export(net).module()
+
+    def load(self, net: nn.Module) -> None:
+        """Compute with the parameters of this network of the same class, the same objects."""
+        self.run.load_state_dict(dict(net.named_parameters()), assign=True)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(N,1,32,32) -> (N,10)."""
+        logits: Tensor = self.run(images)
+        return logits
 
 
 class Packaged:
@@ -61,6 +72,6 @@ class Packaged:
 
 
 ENGINES = (
-    Engine("exported", exported),
+    Engine("exported", Exported),
     Engine("aot-inductor", Packaged, differentiable=False, copies=True),
 )

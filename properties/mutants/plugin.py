@@ -73,20 +73,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """One law after the other, so that the oracle's answers to its examples are at hand."""
+    """Leave out who is not judged, and all but the first form where that is wanted."""
     items[:] = [item for item in items if item.callspec.params["stack"] is not None]
     if config.getoption("first_form"):
         items[:] = {(item.originalname, item.callspec.params["stack"]): item for item in reversed(items)}.values()
         items.reverse()
     gc.freeze()  # thousands of items, which no collection need look at
-    places = {place: n for n, place in enumerate(dict.fromkeys(map(_place, items)))}
-    items.sort(key=lambda item: places[_place(item)])
-
-
-def _place(item: pytest.Item) -> tuple[str, str]:
-    """A law with its parameters but the stack: all that has the same draws the same examples."""
-    others = {name: value for name, value in item.callspec.params.items() if name != "stack"}
-    return item.nodeid.partition("[")[0], repr(others)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
