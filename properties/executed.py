@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Self
 
 import pytest
@@ -24,7 +26,7 @@ class Executed(nn.Module):
 
     Built at the first call and whenever the network has other Parameters; of each batch size where the engine wants
     that. An engine that holds copies is given them anew once they have changed. Where it has no backward pass, a law
-    that asks for one does not apply to it; where it takes no empty batch, none is an example.
+    that asks for one does not apply to it; a pass that it cannot make of an empty batch is no example.
     """
 
     net: nn.Module
@@ -40,17 +42,16 @@ class Executed(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N,1,32,32) -> (N,10)."""
-        if not self.engine.empty and isinstance(images, Tensor) and images.shape[:1] == (0,):
+        empty = isinstance(images, Tensor) and images.shape[:1] == (0,)
+        if empty and "forward" not in self.engine.empty:
             reject()
         run = self._run(None if self.engine.any_batch else len(images))
         if self.engine.differentiable:
-            return run(images)
+            logits = run(images)
+            return _stopped(logits, reject) if empty and "backward" not in self.engine.empty else logits
         with torch.no_grad():
             logits = run(images)
-        if not torch.is_grad_enabled():
-            return logits
-        joined: Tensor = _ForwardOnly.apply(logits, self.engine.name, *self.parameters())
-        return joined
+        return _stopped(logits, partial(_no_backward, self.engine.name), *self.parameters())
 
     def train(self, mode: bool = True) -> Self:
         """Also of the network itself."""
@@ -83,14 +84,22 @@ class Executed(nn.Module):
         return run
 
 
-class _ForwardOnly(torch.autograd.Function):
-    """The logits of an engine without a backward pass: a law that comes back to here does not apply to it."""
+def _stopped(logits: Tensor, stop: Callable[[], Any], *parameters: Tensor) -> Tensor:
+    """The logits, from which a backward pass comes to `stop`."""
+    stopped: Tensor = _Stop.apply(logits, stop, *parameters)
+    return stopped
 
+
+class _Stop(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, engine: str, *parameters: Tensor) -> Tensor:
-        ctx.engine = engine
+    def forward(ctx: Any, logits: Tensor, stop: Callable[[], Any], *parameters: Tensor) -> Tensor:
+        ctx.stop = stop
         return logits.clone()
 
     @staticmethod
     def backward(ctx: Any, *by_logits: Tensor) -> Any:
-        pytest.skip(f"not applicable: {ctx.engine} has no backward pass")
+        return ctx.stop()
+
+
+def _no_backward(engine: str) -> None:
+    pytest.skip(f"not applicable: {engine} has no backward pass")

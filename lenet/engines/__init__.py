@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 Run: TypeAlias = Callable[[Tensor], Tensor]
@@ -70,19 +71,21 @@ class Engine:
     """Whether it computes with copies of the parameters, so that what is changed in place does not count by itself."""
     any_batch: bool = True
     """Whether one Run takes batches of every size; else of that of its first call."""
-    empty: bool = True
-    """Whether it takes a batch of no images."""
+    empty: tuple[str, ...] = ("forward", "backward")
+    """The passes that it can make of a batch of no images."""
     context: Callable[[], AbstractContextManager[object]] = nullcontext
     """What must be set while it runs, and while its backward pass does."""
 
 
 def packed(images: Tensor) -> Tensor:
     """
-    The images with the strides that a new tensor has, copied only where they lie otherwise.
+    The images as a tensor of their own with the strides that a new one has; copied only where they are not.
 
-    `contiguous()` alone leaves the strides of one channel as they are, which compiled code may take for another layout.
+    `contiguous()` leaves a view a view and the strides of one channel as they are: compiled code guards both.
     """
-    return images.contiguous().view(-1).view(images.shape)
+    _, channels, height, width = images.shape
+    new = images.stride() == (channels * height * width, height * width, width, 1) and images._base is None
+    return images if new else images.clone(memory_format=torch.contiguous_format)
 
 
 ATTRIBUTES = ("claims", "devices", "differentiable", "copies", "any_batch", "empty", "context")

@@ -6,6 +6,8 @@ https://docs.pytorch.org/docs/stable/generated/torch.compile.html
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,15 +16,27 @@ from torch import Tensor, nn
 
 from lenet.engines import Engine, Run, packed
 
+GRAPHS = 32
+"""How often one network may be compiled: for gradients by nothing, parameters, or images too, and by batch size."""
+
+
+@contextmanager
+def never_eager() -> Iterator[None]:
+    """What cannot be compiled again raises, and a graph may be walked twice, as PyTorch's may."""
+    with (
+        torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=GRAPHS),
+        torch._functorch.config.patch(donated_buffer=False),
+    ):
+        yield
+
 
 def compiled(net: nn.Module, **options: Any) -> Run:
     """
     The network as one compiled graph, without breaks; its parameters are inputs of the graph.
 
-    Images come to it packed, so that it need not be compiled once more for every layout. Raises where it cannot
-    be compiled, or has been more often than `torch._dynamo.config.recompile_limit` allows.
+    Images come to it packed, so that it need not be compiled once more for every layout. Raises where it cannot be
+    compiled, or (in `never_eager`) has been compiled too often.
     """
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
     run = torch.compile(net, fullgraph=True, **options)
     return lambda images: run(packed(images))
 
@@ -39,10 +53,19 @@ class Frozen:
             return self.run(images)
 
 
+NO_EMPTY_BACKWARD = ("forward",)
+"""Inductor's check of convolution_backward's strides fails on a gradient that eager PyTorch gives as a zero view."""
+
+
+def engine(name: str, **options: Any) -> Engine:
+    """`torch.compile` with these options."""
+    return Engine(name, partial(compiled, **options), empty=NO_EMPTY_BACKWARD, context=never_eager)
+
+
 ENGINES = (
-    Engine("compiled", compiled),
-    Engine("compiled-dynamic", partial(compiled, dynamic=True)),
-    Engine("reduce-overhead", partial(compiled, dynamic=True, mode="reduce-overhead")),
-    Engine("max-autotune", partial(compiled, dynamic=True, mode="max-autotune")),
-    Engine("frozen", Frozen, differentiable=False, copies=True),
+    engine("compiled"),
+    engine("compiled-dynamic", dynamic=True),
+    engine("reduce-overhead", dynamic=True, mode="reduce-overhead"),
+    engine("max-autotune", dynamic=True, mode="max-autotune"),
+    Engine("frozen", Frozen, differentiable=False, copies=True, context=never_eager),
 )

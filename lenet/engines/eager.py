@@ -63,7 +63,7 @@ ENGINES = (
     Engine("eager", eager),
     Engine("channels-last", channels_last),
     Engine("no-onednn", eager, devices=("cpu",), context=without_onednn),
-    Engine("vmap", vmap, empty=False),  # of none, conv2d's batching rule makes (0, 0, 10)
+    Engine("vmap", vmap, empty=()),  # of none, conv2d's batching rule makes (0, 0, 10)
     Engine("autocast", autocast, claims={"float32": "bfloat16"}),
     Engine("tf32", eager, claims={"float32": "tf32"}, devices=("cuda",), context=with_tf32),
 )
