@@ -157,8 +157,8 @@ def test_the_same_call_gives_the_same_bits(stack: Stack, case: Case) -> None:
     """
     The same network on the same images gives the same scores bit for bit: again, without a graph, and again after that.
 
-    Under `no_grad` and under `inference_mode` too. Rejects: randomness, a counter, a running average, another kernel
-    for inference than for training.
+    Under `no_grad` and under `inference_mode` too, but for an engine, which may compile another graph for inference.
+    Rejects: randomness, a counter, a running average, another kernel for inference than for training.
     """
     net, images = stack.net(case), stack.images(case)
 
@@ -171,9 +171,10 @@ def test_the_same_call_gives_the_same_bits(stack: Stack, case: Case) -> None:
     last = net(images)
 
     assert_exact(second, first, "the second call's logits")
-    assert_exact(without_graph, first, "logits under no_grad")
-    assert_exact(inferred, first, "logits under inference_mode")
     assert_exact(last, first, "the last call's logits")
+    if stack.engine is None:
+        assert_exact(without_graph, first, "logits under no_grad")
+        assert_exact(inferred, first, "logits under inference_mode")
 
 
 @pytest.mark.engine

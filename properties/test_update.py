@@ -121,7 +121,6 @@ def test_many_steps_on_digits_agree_exactly_at_a_power_of_two(stack: Stack, form
             assert_exact(optimized, manual, f"{name} after step {step + 1}")
 
 
-@pytest.mark.engine
 @FORM
 @given(case=digit_cases(), lr=learning_rates())
 def test_many_steps_on_digits_are_each_right_to_their_roundings(stack: Stack, form: str, case: Case, lr: float) -> None:
@@ -215,5 +214,5 @@ def test_a_training_step_agrees_with_the_oracle(stack: Stack, case: Case, earlie
 
     assert not loss.requires_grad
     assert_within_budget(loss, answer.loss, "loss")
-    for name, exact in oracle.updated(before, answer, lr, stack.precision).items():
+    for name, exact in oracle.updated(before, answer, lr, stack.stored).items():
         assert_within_budget(net.get_parameter(name), exact, name)

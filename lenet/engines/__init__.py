@@ -24,7 +24,7 @@ FLOATS = ("float32", "float64", "bfloat16", "float16")
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "eager": ("eager", "channels-last", "no-onednn", "vmap", "autocast", "tf32"),
-    "compiled": ("compiled", "compiled-dynamic", "reduce-overhead", "max-autotune", "frozen"),
+    "compiled": ("compiled", "reduce-overhead", "max-autotune", "compiled-deterministic", "frozen"),
     "exported": ("exported", "aot-inductor"),
     "cuda_graphs": ("cuda-graphs",),
     "onnx_runtime": ("onnxruntime",),

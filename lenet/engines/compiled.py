@@ -1,14 +1,15 @@
 """
-`torch.compile` with Inductor, in its modes. Never a silent fallback: what cannot be compiled whole raises.
+`torch.compile` with Inductor, in its modes, for batches of every size. Never a silent fallback: what cannot be compiled
+whole raises.
 
 https://docs.pytorch.org/docs/stable/generated/torch.compile.html
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -16,8 +17,20 @@ from torch import Tensor, nn
 
 from lenet.engines import Engine, Run, packed
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "compiled": {},
+    "reduce-overhead": {"mode": "reduce-overhead"},
+    "max-autotune": {"mode": "max-autotune"},
+    "compiled-deterministic": {},
+    "frozen": {},
+}
+"""What each engine gives `torch.compile`, beside a dynamic batch and no leave to break the graph."""
+
 GRAPHS = 32
 """How often one network may be compiled: for gradients by nothing, parameters, or images too, and by batch size."""
+
+NO_EMPTY_BACKWARD = ("forward",)
+"""Of none, convolution_backward has other strides than Inductor asserts (as in pytorch/pytorch#171622)."""
 
 
 @contextmanager
@@ -30,42 +43,76 @@ def never_eager() -> Iterator[None]:
         yield
 
 
-def compiled(net: nn.Module, **options: Any) -> Run:
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Never eager, and pooling's backward by PyTorch's own deterministic kernel, which Inductor otherwise replaces."""
+    mode = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    utilities: Any = torch.utils.deterministic
+    fill = utilities.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    utilities.fill_uninitialized_memory = False
+    try:
+        with never_eager():
+            yield
+    finally:
+        utilities.fill_uninitialized_memory = fill
+        torch.use_deterministic_algorithms(mode[0], warn_only=mode[1])
+
+
+@contextmanager
+def freezing() -> Iterator[None]:
+    """Never eager, and parameters are constants of what is compiled meanwhile without gradients."""
+    with never_eager(), torch._inductor.config.patch(freezing=True):
+        yield
+
+
+def program(name: str) -> Callable[[nn.Module, Tensor], Tensor]:
+    """One compiled graph, without breaks, of any network of one class; the parameters are its inputs."""
+
+    def run(net: nn.Module, images: Tensor) -> Tensor:
+        logits: Tensor = net(images)
+        return logits
+
+    run.__code__ = run.__code__.replace()  # the code is where Dynamo keeps what it has compiled
+    return torch.compile(run, fullgraph=True, dynamic=True, **OPTIONS[name])
+
+
+@cache
+def _program(name: str, network: Hashable) -> Callable[[nn.Module, Tensor], Tensor]:
+    return program(name)
+
+
+def compiled(net: nn.Module, name: str) -> Run:
     """
-    The network as one compiled graph, without breaks; its parameters are inputs of the graph.
+    The network, compiled for its class at the first call and wherever an input's kind is new.
 
     Images come to it packed, so that it need not be compiled once more for every layout. Raises where it cannot be
     compiled, or (in `never_eager`) has been compiled too often.
     """
-    run = torch.compile(net, fullgraph=True, **options)
-    return lambda images: run(packed(images))
+    run = _program(name, type(net))
+    return lambda images: run(net, packed(images))
 
 
-class Frozen:
-    """The network compiled for inference alone, with its parameters as constants that are folded and packed."""
+def frozen(net: nn.Module) -> Run:
+    """The network compiled for inference alone, with its parameters as constants, which are folded and packed."""
+    run = program("frozen")
 
-    def __init__(self, net: nn.Module) -> None:
-        self.run = compiled(net, dynamic=True, options={"freezing": True})
+    @torch.no_grad()
+    def inferred(images: Tensor) -> Tensor:
+        return run(net, packed(images))
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """(N,1,32,32) -> (N,10), without a graph."""
-        with torch.no_grad():
-            return self.run(images)
-
-
-NO_EMPTY_BACKWARD = ("forward",)
-"""Inductor's check of convolution_backward's strides fails on a gradient that eager PyTorch gives as a zero view."""
+    return inferred
 
 
-def engine(name: str, **options: Any) -> Engine:
-    """`torch.compile` with these options."""
-    return Engine(name, partial(compiled, **options), empty=NO_EMPTY_BACKWARD, context=never_eager)
+def engine(name: str, context: Callable[[], AbstractContextManager[object]] = never_eager) -> Engine:
+    """`torch.compile` with the options of this name."""
+    return Engine(name, partial(compiled, name=name), empty=NO_EMPTY_BACKWARD, context=context)
 
 
 ENGINES = (
     engine("compiled"),
-    engine("compiled-dynamic", dynamic=True),
-    engine("reduce-overhead", dynamic=True, mode="reduce-overhead"),
-    engine("max-autotune", dynamic=True, mode="max-autotune"),
-    Engine("frozen", Frozen, differentiable=False, copies=True, context=never_eager),
+    engine("reduce-overhead"),
+    engine("max-autotune"),
+    engine("compiled-deterministic", deterministic),
+    Engine("frozen", frozen, differentiable=False, copies=True, context=freezing),
 )
