@@ -154,10 +154,10 @@ def _place(item: pytest.Item) -> tuple[str, str]:
 
 
 def _by_engine(item: pytest.Item) -> None:
-    """Of an engine, leave out the laws that are about something else; one process compiles for all laws in a dtype."""
+    """Of an engine, leave out the laws that are about something else; one process compiles for all the others."""
     stack = item.callspec.params["stack"] if isinstance(item, pytest.Function) else None
     if stack and stack.engine:
-        item.add_marker(pytest.mark.xdist_group(name_of(stack.dtype)))
+        item.add_marker(pytest.mark.xdist_group(f"{stack.engine.name} in {name_of(stack.dtype)}"))
         if not item.get_closest_marker("engine"):
             item.add_marker(pytest.mark.skip(reason="not applicable: is not about how a network is run"))
 

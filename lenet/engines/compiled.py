@@ -67,7 +67,7 @@ def freezing() -> Iterator[None]:
 
 
 def program(name: str) -> Callable[[nn.Module, Tensor], Tensor]:
-    """One compiled graph, without breaks, of any network of one class; the parameters are its inputs."""
+    """One compiled graph, without breaks, of any network of one class and dtype; the parameters are its inputs."""
 
     def run(net: nn.Module, images: Tensor) -> Tensor:
         logits: Tensor = net(images)
@@ -78,7 +78,7 @@ def program(name: str) -> Callable[[nn.Module, Tensor], Tensor]:
 
 
 @cache
-def _program(name: str, network: Hashable) -> Callable[[nn.Module, Tensor], Tensor]:
+def _program(name: str, *kind: Hashable) -> Callable[[nn.Module, Tensor], Tensor]:
     return program(name)
 
 
@@ -89,7 +89,7 @@ def compiled(net: nn.Module, name: str) -> Run:
     Images come to it packed, so that it need not be compiled once more for every layout. Raises where it cannot be
     compiled, or (in `never_eager`) has been compiled too often.
     """
-    run = _program(name, type(net))
+    run = _program(name, type(net), next(net.parameters()).dtype)
     return lambda images: run(net, packed(images))
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -48,15 +50,32 @@ class Exported:
         return logits
 
 
+def loadable() -> AbstractContextManager[object]:
+    """Keep constants of at most eight numbers, as conv1's bias, from becoming literals that `load` cannot replace."""
+    return mock.patch("torch._inductor.graph.GraphLowering.can_inline_constant", staticmethod(lambda constant: False))
+
+
+@contextmanager
+def any_batch() -> Iterator[None]:
+    """
+    Keep a package from checking that a batch has 2 to 15 images, as `Dim("batch", min=0)` does not ask of it.
+
+    From 2 since sizes 0 and 1 are taken for special, to 15 since PyTorch's choice of a convolution, by oneDNN or NNPACK,
+    compares a batch with 16 when it traces one. Which of them runs is decided again when the package does.
+    """
+    with (
+        torch._inductor.config.patch({"aot_inductor.check_lowerbound": False}),
+        torch.backends.mkldnn.flags(enabled=False),
+        torch.backends.nnpack.flags(enabled=False),
+    ):
+        yield
+
+
 class Packaged:
     """The exported graph compiled ahead of time to a package of machine code, with the parameters as its constants."""
 
     def __init__(self, net: nn.Module) -> None:
-        # Constants of at most eight numbers would become literals in the code: `load` could not replace conv1's bias.
-        apart = mock.patch(
-            "torch._inductor.graph.GraphLowering.can_inline_constant", staticmethod(lambda constant: False)
-        )
-        with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, CHECKED), apart:
+        with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, CHECKED), any_batch(), loadable():
             package = torch._inductor.aoti_compile_and_package(export(net), package_path=str(Path(folder) / "net.pt2"))
             self.run = torch._inductor.aoti_load_package(package)
             self(black(net))  # a package looks whether it is to check at its first call
