@@ -51,7 +51,7 @@ class Executed(nn.Module):
             return _stopped(logits, reject) if empty and "backward" not in self.engine.empty else logits
         with torch.no_grad():
             logits = run(images)
-        return _stopped(logits, partial(_no_backward, self.engine.name), *self.parameters())
+        return _stopped(logits, partial(_no_backward, self.engine.name), images, *self.parameters())
 
     def train(self, mode: bool = True) -> Self:
         """Also of the network itself."""
@@ -84,15 +84,15 @@ class Executed(nn.Module):
         return run
 
 
-def _stopped(logits: Tensor, stop: Callable[[], Any], *parameters: Tensor) -> Tensor:
-    """The logits, from which a backward pass comes to `stop`."""
-    stopped: Tensor = _Stop.apply(logits, stop, *parameters)
+def _stopped(logits: Tensor, stop: Callable[[], Any], *inputs: Tensor) -> Tensor:
+    """The logits, from which a backward pass to the inputs comes to `stop`."""
+    stopped: Tensor = _Stop.apply(logits, stop, *inputs)
     return stopped
 
 
 class _Stop(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, stop: Callable[[], Any], *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, stop: Callable[[], Any], *inputs: Tensor) -> Tensor:
         ctx.stop = stop
         return logits.clone()
 

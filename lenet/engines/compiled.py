@@ -7,9 +7,9 @@ https://docs.pytorch.org/docs/stable/generated/torch.compile.html
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,9 +77,8 @@ def program(name: str) -> Callable[[nn.Module, Tensor], Tensor]:
     return torch.compile(run, fullgraph=True, dynamic=True, **OPTIONS[name])
 
 
-@cache
-def _program(name: str, *kind: Hashable) -> Callable[[nn.Module, Tensor], Tensor]:
-    return program(name)
+_programs: dict[Any, Callable[[nn.Module, Tensor], Tensor]] = {}
+"""By engine, class of network and dtype."""
 
 
 def compiled(net: nn.Module, name: str) -> Run:
@@ -89,7 +88,8 @@ def compiled(net: nn.Module, name: str) -> Run:
     Images come to it packed, so that it need not be compiled once more for every layout. Raises where it cannot be
     compiled, or (in `never_eager`) has been compiled too often.
     """
-    run = _program(name, type(net), next(net.parameters()).dtype)
+    key = (name, type(net), next(net.parameters()).dtype)
+    run = _programs[key] = _programs.get(key) or program(name)
     return lambda images: run(net, packed(images))
 
 

@@ -60,8 +60,8 @@ def any_batch() -> Iterator[None]:
     """
     Keep a package from checking that a batch has 2 to 15 images, as `Dim("batch", min=0)` does not ask of it.
 
-    From 2 since sizes 0 and 1 are taken for special, to 15 since PyTorch's choice of a convolution, by oneDNN or NNPACK,
-    compares a batch with 16 when it traces one. Which of them runs is decided again when the package does.
+    From 2 since sizes 0 and 1 are taken for special, to 15 since PyTorch, when it traces a convolution, compares the
+    batch with 16 to choose between oneDNN and NNPACK. Which of them runs is decided again when the package does.
     """
     with (
         torch._inductor.config.patch({"aot_inductor.check_lowerbound": False}),
