@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import IO, Any, Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.benchmark import timer
 
-from benchmarks.workload import Workload
+from benchmarks.workload import LR, Workload
 from lenet import engines, subject
 from lenet.engines import EngineError, Run
 from lenet.engines.eager import compute_as_claimed
@@ -55,8 +55,8 @@ class WorkerError(RuntimeError):
     """A worker that cannot go on; the message is one line that names the arm and says what happened."""
 
 
-class WrongAnswer(WorkerError):  # noqa: N818  # the worker is in order, its arm's answer is not
-    """What was to be timed gives a wrong answer, so it is not timed; the worker can prepare something else."""
+class NotTimed(WorkerError):  # noqa: N818  # the worker is in order, what its arm gives is not
+    """What was to be timed raises or gives a wrong answer; the worker can prepare something else."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,8 @@ class Worker:
         """
         Have it build an operation on a batch, call it once and verify the answer; then it can be timed.
 
-        Raises WrongAnswer where the answer is outside the oracle's budget at the precision that the engine claims.
+        Raises NotTimed where it raises, or its answer is outside the oracle's budget at the precision that the engine
+        claims.
         """
         self.calls = 1  # a block
         return Cold(**self._ask({"prepare": [operation, batch]}, PREPARING))
@@ -166,10 +167,9 @@ class Worker:
         else:
             if line := self.answers.readline():
                 answer: dict[str, Any] = json.loads(line)
-                if "wrong" in answer:
-                    raise WrongAnswer(f"{self.arm}: {answer['wrong']}")
-                if "failed" in answer:
-                    raise WorkerError(f"{self.arm}: {answer['failed']}")
+                for key, error in (("not timed", NotTimed), ("failed", WorkerError)):
+                    if key in answer:
+                        raise error(f"{self.arm}: {answer[key]}")
                 return answer
         raise self._error(_ending(self.process.wait(ENDING)))
 
@@ -210,7 +210,7 @@ class Forward:
     def __init__(self, stack: Stack, batch: int, runs: dict[int | None, Run]) -> None:
         assert stack.engine
         self.engine, self.work, self.runs = stack.engine, Workload(stack, batch), runs
-        self.images, self.net = self.work.images, _executed(self.work).net
+        self.images, self.net = self.work.images, _network(self.work)
         self.key = None if self.engine.any_batch else batch
 
     def build(self) -> bool:
@@ -230,6 +230,20 @@ class Forward:
         self.work.verify_logits(answer)
 
 
+class Joined(nn.Module):
+    """A network whose forward pass is a run of it, with nothing else beside that."""
+
+    def __init__(self, net: nn.Module, run: Run) -> None:
+        super().__init__()
+        self._modules, self._parameters, self._buffers = net._modules, net._parameters, net._buffers
+        object.__setattr__(self, "run", run)  # which is no submodule of this one
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N,1,32,32) -> (N,10)."""
+        logits: Tensor = self.run(images)
+        return logits
+
+
 class TrainingStep:
     """The subject's training step, whose forward pass the engine runs."""
 
@@ -239,22 +253,23 @@ class TrainingStep:
         assert stack.engine
         if not stack.engine.differentiable:
             raise EngineError(f"--engine {stack.engine.name}: has no backward pass")
-        self.engine, self.work = stack.engine, Workload(stack, batch)
-        self.net, self.before = _executed(self.work), self.work.parameters()
-        self.lr = [0.5]  # of the first step alone
+        self.engine, self.subject, self.work = stack.engine, stack.subject, Workload(stack, batch)
+        self.images, self.targets, self.net = self.work.images, self.work.targets, _network(self.work)
+        self.before, self.lr = self.work.parameters(), 0.5
 
     def build(self) -> bool:
         """Of a network of its own, since the step changes it."""
-        self.net.own[None if self.engine.any_batch else self.work.batch] = self.engine.build(self.net.net)
+        self.joined = Joined(self.net, self.engine.build(self.net))
         return True
 
     def call(self) -> Tensor:
         """The loss."""
-        return self.work.step(self.lr.pop()) if self.lr else self.work.step()
+        return self.subject.train_step(self.joined, self.images, self.targets, self.lr)
 
     def verify(self, answer: Tensor) -> None:
         """The loss and all parameters are within budget."""
-        self.work.verify_step(self.before, answer, 0.5)
+        self.work.verify_step(self.before, answer, self.lr)
+        self.lr = LR
 
 
 class MatrixProduct:
@@ -287,9 +302,10 @@ TASKS: dict[str, Callable[[Stack, int, dict[int | None, Run]], Task]] = {
 """What can be timed, by name; the number is the batch, of the matrix product its size."""
 
 
-def _executed(work: Workload) -> Executed:
+def _network(work: Workload) -> nn.Module:
+    """What the engine is to run, without what the laws have put around it."""
     assert isinstance(work.net, Executed)
-    return work.net
+    return work.net.net
 
 
 class Bench:
@@ -334,14 +350,15 @@ class Bench:
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """What a request is answered by."""
+        key = "not timed" if "prepare" in request else "failed"
         try:
             if "prepare" in request:
                 return asdict(self.prepare(*request["prepare"]))
             return {"seconds": self.block(request["block"])}
         except AssertionError as error:
-            return {"wrong": " ".join(str(error).split())}
+            return {key: _line(str(error))}
         except Exception as error:  # an engine may raise whatever it likes
-            return _failure(error)
+            return {key: _failure(error)}
 
 
 def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -350,9 +367,14 @@ def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
     return timer() - start, result
 
 
-def _failure(error: Exception) -> dict[str, str]:
+def _failure(error: Exception) -> str:
+    """In one line; the whole of it goes to stderr."""
     traceback.print_exc()
-    return {"failed": " ".join(f"{type(error).__name__}: {error}".split())[:1000]}
+    return _line(f"{type(error).__name__}: {error}")
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:1000]
 
 
 def _in_use(device: torch.device) -> int | None:
@@ -397,7 +419,7 @@ def main() -> None:
     try:
         bench = Bench(Arm(**json.loads(sys.argv[1])))
     except Exception as error:
-        reply(_failure(error))
+        reply({"failed": _failure(error)})
         return
     with bench.stack.installed():
         reply({"ready": True})
