@@ -21,8 +21,9 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, Protocol, Self
+from typing import IO, Any, Protocol, Self, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +78,7 @@ class Arm:
 class Cold:
     """What it costs to begin, imports not counted."""
 
-    build: float | None  # seconds; None where it was built before
+    build: float  # seconds; the same for all batches, where the engine builds once for all
     first: float  # seconds of the first call, in which much of what is lazy is made
     memory: int | None  # bytes: the peak of both, above what was in use before; None where that cannot be had
 
@@ -186,14 +187,28 @@ def _ending(code: int) -> str:
     return f"ended with exit code {code}" if code >= 0 else f"was ended by {signal.Signals(-code).name}"
 
 
+T = TypeVar("T")
+
+
+def timed(call: Callable[[], T]) -> tuple[float, T]:
+    """The seconds that a call takes, and what it gives."""
+    start = timer()
+    result = call()
+    return timer() - start, result
+
+
+Runs: TypeAlias = dict[int | None, tuple[float, Run]]
+"""What an engine has built, and the seconds that it took; by batch, where it builds for each."""
+
+
 class Task(Protocol):
     """Something to time."""
 
     graph: bool
     """Whether a call makes a graph for a backward pass."""
 
-    def build(self) -> bool:
-        """Have the engine build what is called; whether there was anything to build."""
+    def build(self) -> float:
+        """Have the engine build what is called; the seconds that it took, now or before."""
 
     def call(self) -> Any:
         """What is timed."""
@@ -207,19 +222,18 @@ class Forward:
 
     graph = False
 
-    def __init__(self, stack: Stack, batch: int, runs: dict[int | None, Run]) -> None:
+    def __init__(self, stack: Stack, batch: int, runs: Runs) -> None:
         assert stack.engine
         self.engine, self.work, self.runs = stack.engine, Workload(stack, batch), runs
         self.images, self.net = self.work.images, _network(self.work)
         self.key = None if self.engine.any_batch else batch
 
-    def build(self) -> bool:
+    def build(self) -> float:
         """One run serves all batches, where the engine can do that."""
-        built = self.key in self.runs
-        if not built:
-            self.runs[self.key] = self.engine.build(self.net)
-        self.run = self.runs[self.key]
-        return not built
+        if self.key not in self.runs:
+            self.runs[self.key] = timed(partial(self.engine.build, self.net))
+        seconds, self.run = self.runs[self.key]
+        return seconds
 
     def call(self) -> Tensor:
         """(batch,10)."""
@@ -232,6 +246,8 @@ class Forward:
 
 class Joined(nn.Module):
     """A network whose forward pass is a run of it, with nothing else beside that."""
+
+    run: Run
 
     def __init__(self, net: nn.Module, run: Run) -> None:
         super().__init__()
@@ -249,7 +265,7 @@ class TrainingStep:
 
     graph = True
 
-    def __init__(self, stack: Stack, batch: int, runs: dict[int | None, Run]) -> None:
+    def __init__(self, stack: Stack, batch: int, runs: Runs) -> None:
         assert stack.engine
         if not stack.engine.differentiable:
             raise EngineError(f"--engine {stack.engine.name}: has no backward pass")
@@ -257,10 +273,11 @@ class TrainingStep:
         self.images, self.targets, self.net = self.work.images, self.work.targets, _network(self.work)
         self.before, self.lr = self.work.parameters(), 0.5
 
-    def build(self) -> bool:
+    def build(self) -> float:
         """Of a network of its own, since the step changes it."""
-        self.joined = Joined(self.net, self.engine.build(self.net))
-        return True
+        seconds, run = timed(partial(self.engine.build, self.net))
+        self.joined = Joined(self.net, run)
+        return seconds
 
     def call(self) -> Tensor:
         """The loss."""
@@ -277,12 +294,12 @@ class MatrixProduct:
 
     graph = False
 
-    def __init__(self, stack: Stack, size: int, runs: dict[int | None, Run]) -> None:
+    def __init__(self, stack: Stack, size: int, runs: Runs) -> None:
         self.numbers = torch.randn(size, size, device=stack.device, dtype=stack.dtype)
 
-    def build(self) -> bool:
+    def build(self) -> float:
         """Nothing."""
-        return False
+        return 0.0
 
     def call(self) -> Tensor:
         """(size,size)."""
@@ -294,7 +311,7 @@ class MatrixProduct:
         assert bool((ones @ ones == len(ones)).all()), f"the product of {len(ones)} x {len(ones)} ones is wrong"
 
 
-TASKS: dict[str, Callable[[Stack, int, dict[int | None, Run]], Task]] = {
+TASKS: dict[str, Callable[[Stack, int, Runs], Task]] = {
     "forward": Forward,
     "training step": TrainingStep,
     "matrix product": MatrixProduct,
@@ -318,7 +335,7 @@ class Bench:
         self.stack = Stack(subject.load(arm.subject), torch.device(arm.device), getattr(torch, arm.dtype), engine)
         if not engine.takes(self.stack.device.type, arm.dtype):
             raise EngineError(f"--engine {arm.engine}: takes no {arm.dtype} on {arm.device}")
-        self.runs: dict[int | None, Run] = {}
+        self.runs: Runs = {}
         self.task: Task | None = None
 
     def prepare(self, operation: str, batch: int) -> Cold:
@@ -326,13 +343,13 @@ class Bench:
         self.task = None
         task = TASKS[operation](self.stack, batch, self.runs)
         before = _in_use(self.stack.device)
-        build, anew = _timed(task.build)
+        build = task.build()
         with torch.set_grad_enabled(task.graph):
-            first, answer = _timed(task.call)
+            first, answer = timed(task.call)
         memory = None if before is None else max(0, _peak(self.stack.device) - before)
         task.verify(answer)
         self.task = task
-        return Cold(build if anew else None, first, memory)
+        return Cold(build, first, memory)
 
     def block(self, calls: int) -> float:
         """The seconds of so many calls, in which no garbage is collected."""
@@ -359,12 +376,6 @@ class Bench:
             return {key: _line(str(error))}
         except Exception as error:  # an engine may raise whatever it likes
             return {key: _failure(error)}
-
-
-def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    start = timer()
-    result = call()
-    return timer() - start, result
 
 
 def _failure(error: Exception) -> str:
