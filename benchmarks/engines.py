@@ -159,7 +159,7 @@ def order_effects(cells: list[list[Block]], random: np.random.Generator) -> list
 def _order_effect(name: str, cells: list[list[Block]], engines: int, random: np.random.Generator) -> Order:
     relative, befores = [], []
     for blocks in cells:
-        own = [block for block in blocks if block.engine == name and block.before]
+        own = [block for block in blocks if block.engine == name and block.before not in (None, name)]
         seconds = seconds_of(own, name)
         relative.append(seconds / np.median(seconds) if own else seconds)
         befores.append(np.array([block.before for block in own], dtype=object))
