@@ -247,9 +247,7 @@ def tables(result: Result) -> str:
     if result.order:
         shown.append(_orders(result.order))
     if again := result.again():
-        shown.append(
-            f"the first engine's times in its second process, as a share: {min(again):.3f} to {max(again):.3f}"
-        )
+        shown.append(f"the first engine again, its time / that before: {min(again):.3f} to {max(again):.3f}")
     return "\n\n".join(shown)
 
 
