@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 
 from lenet import engines, subject
 from lenet.engines import Engine, EngineError
+from lenet.engines.eager import compute_as_claimed
 from lenet.files import writable
 from lenet.fingerprint import fingerprint, headline
 from lenet.oracle import CLAIMS, PRECISIONS
@@ -99,17 +100,6 @@ def share_cores() -> None:
         threads = max(1, (os.cpu_count() or 1) // int(workers))
         torch.set_num_threads(threads)
         threadpool_limits(threads)
-
-
-def compute_as_claimed() -> None:
-    """Have float32 computed as float32: by default cuDNN's convolutions round their operands to TF32."""
-    if torch.cuda.is_available():
-        if hasattr(torch.backends.cudnn, "conv"):
-            torch.backends.cudnn.conv.fp32_precision = "ieee"
-            torch.backends.cuda.matmul.fp32_precision = "ieee"
-        else:  # before torch 2.9
-            torch.backends.cudnn.allow_tf32 = False
-            torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

@@ -9,10 +9,14 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lenet.oracle import Answer, Bounded
+from lenet import oracle
+from lenet.oracle import Answer, Array, Bounded
 from properties.closeness import assert_gradients, assert_within_budget
-from properties.stack import Stack
+from properties.stack import Stack, float64
 from properties.strategies import Case
+
+LR = 2.0**-20
+"""Of the training steps that are timed: so small that thousands of them leave the work as it is."""
 
 DISTINCT = 16
 """Images that differ in a batch; a larger one repeats them, so that the oracle need not compute thousands."""
@@ -59,6 +63,14 @@ class Workload:
         """The mean squared error with its graph."""
         return F.mse_loss(self.net(self.images), self.targets)
 
+    def step(self, lr: float = LR) -> Tensor:
+        """The subject's whole training step: gradients to None, forward, loss, backward, update by hand."""
+        return self.stack.subject.train_step(self.net, self.images, self.targets, lr)
+
+    def parameters(self) -> dict[str, Array]:
+        """Those that the net has now, in float64."""
+        return {name: float64(parameter).copy() for name, parameter in self.net.named_parameters()}
+
     def verify_logits(self, logits: Tensor) -> None:
         """Every row is within budget; raises AssertionError where one is not."""
         exact = self.exact.logits
@@ -73,7 +85,13 @@ class Workload:
         """The gradients that the net holds are within budget."""
         assert_gradients(self.net, self.exact.gradients)
 
-    def verify_parameters(self, exact: dict[str, Bounded]) -> None:
-        """The parameters that the net holds are within budget."""
+    def verify_step(self, before: dict[str, Array], loss: Tensor, lr: float) -> None:
+        """
+        The loss of a training step, and the parameters that the net holds since, are within budget.
+
+        The step is one of a large `lr`: at LR a missing update would be lost in the parameters' own rounding.
+        """
+        self.verify_loss(loss)
+        exact = oracle.updated(before, self.exact, lr, self.stack.stored)
         for name, parameter in self.net.named_parameters():
             assert_within_budget(parameter, exact[name], name)

@@ -76,6 +76,10 @@ class Engine:
     context: Callable[[], AbstractContextManager[object]] = nullcontext
     """What must be set while it runs, and while its backward pass does."""
 
+    def takes(self, device: str, dtype: str) -> bool:
+        """Whether it runs networks of this dtype on this type of device."""
+        return device in self.devices and dtype in self.claims
+
 
 def packed(images: Tensor) -> Tensor:
     """

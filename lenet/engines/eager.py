@@ -59,6 +59,17 @@ def with_tf32() -> Iterator[None]:
             part.fp32_precision = precision
 
 
+def compute_as_claimed() -> None:
+    """Have float32 computed as float32: by default cuDNN's convolutions round their operands to TF32."""
+    if torch.cuda.is_available():
+        if hasattr(torch.backends.cudnn, "conv"):
+            torch.backends.cudnn.conv.fp32_precision = "ieee"
+            torch.backends.cuda.matmul.fp32_precision = "ieee"
+        else:  # before torch 2.9
+            torch.backends.cudnn.allow_tf32 = False
+            torch.backends.cuda.matmul.allow_tf32 = False
+
+
 ENGINES = (
     Engine("eager", eager),
     Engine("channels-last", channels_last),
