@@ -21,6 +21,7 @@ from lenet.files import writable
 from lenet.fingerprint import fingerprint, headline
 from lenet.oracle import CLAIMS, PRECISIONS
 from properties import strategies
+from properties.executed import NOT_ABOUT_RUNNING
 from properties.stack import Stack, name_of
 
 DEFAULT_DEVICES = ("cpu", "cuda")
@@ -149,7 +150,7 @@ def _by_engine(item: pytest.Item) -> None:
     if stack and stack.engine:
         item.add_marker(pytest.mark.xdist_group(f"{stack.engine.name} in {name_of(stack.dtype)}"))
         if not item.get_closest_marker("engine"):
-            item.add_marker(pytest.mark.skip(reason="not applicable: is not about how a network is run"))
+            item.add_marker(pytest.mark.skip(reason=NOT_ABOUT_RUNNING))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -22,6 +22,7 @@ from lenet.fingerprint import stamp
 from lenet.oracle import THRESHOLD
 from properties.closeness import ledger
 from properties.diagnosis import Diagnosis, diagnose
+from properties.executed import NOT_ABOUT_RUNNING
 from properties.known_issues import KnownIssue, Sighting, expected
 from properties.stack import Stack, name_of
 from properties.strategies import Case
@@ -210,7 +211,7 @@ class Record:
         self.entries: list[dict[str, Any]] = []
         self.broken: list[str] = []  # what failed without a verdict: a worker that died, a law that cannot be read
         folder = config.getoption("record")
-        self.path: Path | None = folder and folder / "laws.json"
+        self.path: Path | None = folder and folder / ("engines.json" if config.getoption("engine") else "laws.json")
         if self.path:
             set_aside(self.path)
 
@@ -234,6 +235,8 @@ class Record:
                 "threshold": THRESHOLD,
                 "laws": self.entries,
             }
+            if self.config.getoption("engine"):
+                content["matrix"] = matrix(self.entries)
             with write_atomically(self.path) as file:
                 file.write(json.dumps(content, indent=1).encode())
         if self.entries and not self.judged and session.exitstatus == pytest.ExitCode.OK:
@@ -287,6 +290,19 @@ class Record:
             terminalreporter.write_sep("-", "diagnosis")
             for spec, diagnosis in diagnoses.items():
                 terminalreporter.write_line("\n".join(diagnosis.lines(spec)))
+
+
+def matrix(entries: list[dict[str, Any]]) -> dict[str, dict[str, str]]:
+    """By stack and law: the worst of failed, known issue, passed and not applicable, over the law's forms."""
+    outcomes = ("failed", "known issue", "passed", "not applicable")
+    found: dict[str, dict[str, str]] = {}
+    for entry in entries:
+        if entry["engine"] and not entry["reason"].endswith(NOT_ABOUT_RUNNING):
+            outcome = "known issue" if entry["outcome"] == "passed" and entry["known"] else entry["outcome"]
+            outcome = "not applicable" if outcome == "skipped" else outcome
+            own = found.setdefault(entry["stack"], {})
+            own[entry["law"]] = min(own.get(entry["law"], outcome), outcome, key=outcomes.index)
+    return found
 
 
 def _verdict(stack: str, entries: list[dict[str, Any]], violated: set[str]) -> str:

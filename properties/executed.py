@@ -13,6 +13,9 @@ from torch import Tensor, nn
 
 from lenet.engines import Engine, Run
 
+NOT_ABOUT_RUNNING = "not applicable: is not about how a network is run"
+"""Why most laws judge no engine."""
+
 _runs: dict[tuple[Any, ...], Run] = {}
 """What can be loaded anew: to compile for each of thousands of networks would take days."""
 
