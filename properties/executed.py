@@ -49,7 +49,7 @@ class Executed(nn.Module):
             logits = run(images)
         if not torch.is_grad_enabled():
             return logits
-        joined: Tensor = _ForwardOnly.apply(logits, self.engine.name, *self.parameters())
+        joined: Tensor = _ForwardOnly.apply(logits, self.engine.name, images, *self.parameters())
         return joined
 
     def train(self, mode: bool = True) -> Self:
@@ -87,7 +87,7 @@ class _ForwardOnly(torch.autograd.Function):
     """The logits of an engine without a backward pass: a law that comes back to here does not apply to it."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, engine: str, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, engine: str, *inputs: Tensor) -> Tensor:
         ctx.engine = engine
         return logits.clone()
 
