@@ -29,12 +29,19 @@ def shared(tensor: Tensor) -> openvino.Tensor:
 
 
 def compiled(graph: bytes, **properties: str) -> Run:
-    """The graph as OpenVINO's CPU plugin compiles it, on as many threads as PyTorch has."""
+    """
+    The graph as OpenVINO's CPU plugin compiles it, on as many threads as PyTorch has.
+
+    It is not asked about an empty batch: its MaxPool refuses one, which goes unsaid where another branch of the graph
+    is computed beside it, and what it answers afterwards is wrong, for batches of every size.
+    """
     properties = {"INFERENCE_NUM_THREADS": str(torch.get_num_threads())} | properties
     request = CORE.compile_model(CORE.read_model(graph), "CPU", properties).create_infer_request()
 
     def run(images: Tensor) -> Tensor:
         logits = images.new_empty(len(images), 10)
+        if images.shape == (0, 1, 32, 32):
+            return logits
         request.set_input_tensor(shared(images))
         request.set_output_tensor(shared(logits))
         request.infer()
