@@ -33,7 +33,8 @@ def scores(parameters: Mapping[str, jax.Array], images: jax.Array) -> jax.Array:
 
 def convolved(parameters: Mapping[str, jax.Array], name: str, maps: jax.Array) -> jax.Array:
     """The layer's 5x5 filters on maps: (N,C,H,W) -> (N,D,H-4,W-4)."""
-    return lax.conv(maps, parameters[f"{name}.weight"], (1, 1), "VALID") + parameters[f"{name}.bias"][:, None, None]
+    products = lax.conv(maps, parameters[f"{name}.weight"], (1, 1), "VALID")
+    return biased(products, parameters[f"{name}.bias"][:, None, None])
 
 
 def pooled(maps: jax.Array) -> jax.Array:
@@ -43,7 +44,17 @@ def pooled(maps: jax.Array) -> jax.Array:
 
 def linear(parameters: Mapping[str, jax.Array], name: str, rows: jax.Array) -> jax.Array:
     """The layer's products and biases: (N,K) -> (N,M)."""
-    return lax.dot(rows, parameters[f"{name}.weight"].T) + parameters[f"{name}.bias"]
+    return biased(lax.dot(rows, parameters[f"{name}.weight"].T), parameters[f"{name}.bias"])
+
+
+def biased(products: jax.Array, bias: jax.Array) -> jax.Array:
+    """
+    The sum of both, added in float32 at least.
+
+    The bias's gradient is a sum over all that it is added to, which JAX would add up in as few bits as the bias has.
+    """
+    wide = jnp.promote_types(products.dtype, jnp.float32)
+    return (products.astype(wide) + bias.astype(wide)).astype(products.dtype)
 
 
 def gradients(
@@ -88,8 +99,8 @@ class _Scores(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_scores: Tensor) -> Any:
-        images, *parameters = map(to_jax, ctx.saved_tensors)
         with as_wide_as_given():
+            images, *parameters = map(to_jax, ctx.saved_tensors)
             by_name, by_images = backward(dict(zip(ctx.names, parameters, strict=True)), images, to_jax(by_scores))
             return None, to_torch(by_images), *(to_torch(by_name[name]) for name in ctx.names)
 
