@@ -22,7 +22,7 @@ NEEDS = {
 }
 HOLDING_COPIES = [name for name in PEERS if name != "jax"]
 
-pytestmark = pytest.mark.filterwarnings("ignore:`isinstance:FutureWarning", "ignore:.*:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:`isinstance:FutureWarning")
 
 
 def load(name: str) -> Engine:
