@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -144,6 +145,16 @@ def sixteen(case: Case, **others: Any) -> bool:
     return case.batch >= 16
 
 
+def at_the_rim(before: int, after: int, row: int, column: int, **others: Any) -> bool:
+    """At a pixel among the first or last rows or columns, as many as said: no pooled window has read it alone."""
+    return min(row, column) < before or max(row, column) >= 32 - after
+
+
+def xla_pool(case: Case, **others: Any) -> bool:
+    """Where XLA hands pooling to YNNPACK, from 4,096 numbers on: the second time from three images on."""
+    return at_the_rim(*((3, 3) if case.batch >= 3 else (1, 1)), **others)
+
+
 def always(**arguments: Any) -> bool:
     """On every example."""
     return True
@@ -152,6 +163,7 @@ def always(**arguments: Any) -> bool:
 PLAIN, MOMENTUM, NESTEROV = SGD(lr=0.5), SGD(lr=0.5, momentum=0.5), SGD(lr=0.5, momentum=0.5, nesterov=True)
 ONE, TWO, BLOCK, BLOCKS = (Vectors(sizes=sizes) for sizes in ((1,), (1, 1), (16,), (16, 16)))
 ACROSS = Placed("conv1.bias", layouts=(("contiguous", "strided", "contiguous"),))
+NAN_IN_A_CORNER: dict[str, Any] = {"kernels": "default", "case": Case(batch=2), "image": 0, "row": 0, "column": 0}
 INSIDE = Placed("conv1.bias", layouts=(("strided", "contiguous", "contiguous"),))
 
 KNOWN_ISSUES = (
@@ -426,6 +438,42 @@ KNOWN_ISSUES = (
                 exponent=1,
             ),
             sighting("a_loss_that_overflows_is_infinite", sixteen, case=Case(weights="one-hot", batch=17), exponent=1),
+        ),
+    ),
+    KnownIssue(
+        title="ONNX Runtime's MaxPool keeps NaN only in a window's last place",
+        reference=UNREPORTED,
+        engines=("onnxruntime",),
+        affects=on_cpu(),
+        sightings=(sighting("nan_reaches_every_score_of_its_image", partial(at_the_rim, 3, 0), **NAN_IN_A_CORNER),),
+    ),
+    KnownIssue(
+        title="OpenVINO's ReLU makes 0 of NaN, and its MaxPool (#35935) the lowest number",
+        reference="openvinotoolkit/openvino#35649",
+        engines=("openvino", "openvino-f32"),
+        affects=on_cpu(),
+        sightings=(sighting("nan_reaches_every_score_of_its_image", always, **NAN_IN_A_CORNER),),
+    ),
+    KnownIssue(
+        title="XLA's maxima of 4,096 numbers and more, by YNNPACK on the CPU, lose NaN",
+        reference=UNREPORTED,
+        engines=("jax",),
+        affects=on_cpu(torch.float32, torch.float64),
+        sightings=(sighting("nan_reaches_every_score_of_its_image", xla_pool, **NAN_IN_A_CORNER),),
+    ),
+    KnownIssue(
+        title="XLA takes subnormal numbers as zero on the CPU",
+        reference="openxla/xla#22858",
+        engines=("jax",),
+        affects=on_cpu(torch.float32, torch.float64, torch.bfloat16),
+        sightings=(
+            sighting(
+                "subnormal_numbers_are_kept",
+                always,
+                kernels="default",
+                case=Case(weights="one-hot", batch=2),
+                multiple=1,
+            ),
         ),
     ),
     KnownIssue(

@@ -123,8 +123,9 @@ def _find(name: str, family: str) -> Engine:
     except ModuleNotFoundError as error:
         if name not in PEERS:
             raise
+        missing = error.name or getattr(error.__cause__, "name", None)  # jax says so itself of jaxlib, in its own words
         raise EngineError(
-            f"--engine {name}: the package {error.name} is missing; pip install 'lenet-properties[peers]' installs it"
+            f"--engine {name}: the package {missing} is missing; pip install 'lenet-properties[peers]' installs it"
         ) from None
     return next(engine for engine in engines if engine.name == name)
 
