@@ -602,18 +602,17 @@ def test_the_size_of_a_sum_is_that_of_its_exact_copy() -> None:
 def test_the_last_copy_is_of_rounded_operands() -> None:
     """To three bits: (1 + 1/16) * 7 + 3 * (2 + 1/8) + 1/16 is 1 * 7 + 3 * 2 + 1/16, what is added being no operand."""
     precision = Precision("with short operands", 2.0**-30, 0.0, 2.0**100, operands=2.0**-3)
-    a, b, c = np.full((8, 1, 2), 9.0), np.full((8, 2, 1), 9.0), np.full((8, 1, 1), 9.0)
-    for exact_and_last in (0, -1):
-        a[exact_and_last], b[exact_and_last], c[exact_and_last] = [[17 / 16, 3.0]], [[7.0], [17 / 8]], [[1 / 16]]
+    a, b, c = (np.full((oracle.REPLICAS + 2, *shape), 9.0) for shape in ((1, 2), (2, 1), (1, 1)))
+    a[-1], b[-1], c[-1] = [[17 / 16, 3.0]], [[7.0], [17 / 8]], [[1 / 16]]
+    exact = 17 / 16 * 7 + 3 * 17 / 8 + 1 / 16
 
     z = oracle._Rounding(precision).dot(a, b, c)
     without = oracle._Rounding(precision).dot(a, b)
-    alone = oracle._Rounding(precision).dot(a[:1], b[:1], c[:1])
+    alone = oracle._Rounding(precision).dot(a[-1:], b[-1:], c[-1:])
 
-    for got, added in ((z, 1 / 16), (without, 0.0), (alone, 1 / 16)):
+    for got, first, added in ((z, 9 * 9 + 9 * 9 + 9, 1 / 16), (without, 9 * 9 + 9 * 9, 0.0), (alone, exact, 1 / 16)):
         assert got.shape == (oracle.REPLICAS + 2, 1, 1)
-        assert got[0] == 17 / 16 * 7 + 3 * 17 / 8 + added
-        assert got[-1] == 13.0 + added
+        assert (got[0], got[-1]) == (first, 13.0 + added)
 
 
 class InTF32(torch.autograd.Function):
