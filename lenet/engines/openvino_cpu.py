@@ -65,7 +65,7 @@ def engine(name: str, precision: str, **properties: str) -> Engine:
         devices=("cpu",),
         differentiable=False,
         copies=True,
-        empty=False,
+        empty=(),
     )
 
 
