@@ -43,6 +43,7 @@ settings.load_profile("quick")
 
 STACKS = pytest.StashKey[list[Stack]]()
 ABSENT = pytest.StashKey[list[str]]()
+UNFIT = pytest.StashKey[list[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -75,24 +76,26 @@ def pytest_configure(config: pytest.Config) -> None:
     except ValueError as error:
         raise pytest.UsageError(f"--case: {error}") from error
     chosen = [_dtype(name) for name in (DEFAULT_DTYPES if dtypes is None else dtypes.split(","))]
-    config.stash[ABSENT] = absent
+    config.stash[ABSENT], config.stash[UNFIT] = absent, []
     config.stash[STACKS] = [Stack(s, device, dtype) for s in subjects for device in devices for dtype in chosen]
     if runners:
-        config.stash[STACKS] = _run_by(runners, config.stash[STACKS], config.getoption("claim"))
+        config.stash[STACKS], unfit = _run_by(runners, config.stash[STACKS], config.getoption("claim"))
+        config.stash[UNFIT] = unfit
+        if not config.stash[STACKS]:
+            raise pytest.UsageError(f"--engine: nothing is to be judged: {'; '.join(unfit)}")
     elif config.getoption("claim"):
         raise pytest.UsageError("--claim: is of engines; name one with --engine")
 
 
-def _run_by(runners: list[Engine], stacks: list[Stack], claim: str | None) -> list[Stack]:
-    """Those of the stacks that each engine runs; none at all is an error."""
-    chosen = []
+def _run_by(runners: list[Engine], stacks: list[Stack], claim: str | None) -> tuple[list[Stack], list[str]]:
+    """Those of the stacks that each engine runs, and a line about each engine that runs none."""
+    chosen, unfit = [], []
     for engine in runners:
-        own = [s for s in stacks if s.device.type in engine.devices and name_of(s.dtype) in engine.claims]
+        own = [stack for stack in stacks if engine.takes(stack.device.type, name_of(stack.dtype))]
         if not own:
-            takes = f"{', '.join(engine.claims)} on {', '.join(engine.devices)}"
-            raise pytest.UsageError(f"--engine {engine.name}: takes {takes}, which is not what is to be judged")
+            unfit.append(f"{engine.name} takes {', '.join(engine.claims)} on {', '.join(engine.devices)}")
         chosen += [replace(stack, engine=engine, claim=claim) for stack in own]
-    return chosen
+    return chosen, unfit
 
 
 def share_cores() -> None:
@@ -112,6 +115,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         dtypes = ", ".join(dict.fromkeys(name_of(stack.dtype) for stack in own))
         lines.append(f"judging: {name} on {devices} in {dtypes}")
     lines += [f"not judged: {device}, which is not there" for device in config.stash[ABSENT]]
+    lines += [f"not judged: {unfit}" for unfit in config.stash[UNFIT]]
     return lines
 
 
