@@ -364,8 +364,8 @@ def _gradients(
     for layer, delta in deltas.items():
         gradient = rounding.dot(delta.swapaxes(-1, -2), rows[layer], repeats=repeats, images=images)
         gradients[f"{layer}.weight"] = gradient.reshape(-1, *SHAPES[f"{layer}.weight"])
-        ones = np.ones((1, 1, delta.shape[1]))
-        gradients[f"{layer}.bias"] = rounding.dot(ones, delta, repeats=repeats, images=images)[:, 0]
+        terms, energy = delta.shape[1] * repeats, (delta[0] ** 2).sum(axis=0) / repeats
+        gradients[f"{layer}.bias"] = rounding.disturb(delta.sum(axis=1), energy, terms, images=images * repeats)
     return gradients
 
 

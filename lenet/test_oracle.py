@@ -378,9 +378,8 @@ def test_every_sum_is_taken_to_have_as_many_terms_as_it_has(
     gradients = [(3 * n * 7, 3 * 7) for n in places.values() for _ in ("weight", "bias")]
     assert counted[len(alone) : -1] == gradients
     assert counted[-1] == (6 * 5 * 5, 1)
-    assert [each.products for each in disturbed] == [
-        index not in range(len(forward), len(forward) + len(terms)) for index in range(len(disturbed))
-    ]
+    products = [True] * len(forward) + [False] * len(terms) + [True] * len(backward) + [True, False] * 5 + [True]
+    assert [each.products for each in disturbed] == products
 
 
 def test_the_size_of_what_a_loss_rounds_is_that_of_the_exact_logits(disturbed: list[Disturbed]) -> None:
