@@ -36,7 +36,7 @@ from lenet.net import FORWARD_FLOPS, TRAINING_FLOPS
 from lenet.oracle import PRECISIONS, Array
 from lenet.table import table
 
-DEFAULT = ("eager", "channels-last", "no-onednn", "compiled-dynamic", "aot-inductor", *PEERS)
+DEFAULT = ("eager", "channels-last", "no-onednn", "compiled", "compiled-deterministic", "aot-inductor", *PEERS)
 BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
 TRAINING_BATCHES = (16, 256)
 FLOPS = {"forward": FORWARD_FLOPS, "training step": TRAINING_FLOPS}
