@@ -17,6 +17,8 @@ FORMAT = 2
 """Of the JSON files that runs write and the report reads."""
 
 PACKAGES = ("hypothesis", "pytest", "pytest-benchmark", "scikit-learn")
+PEERS = ("onnxruntime", "openvino", "jax")
+"""Which need not be there."""
 
 
 def fingerprint() -> dict[str, str]:
@@ -36,7 +38,7 @@ def fingerprint() -> dict[str, str]:
     if cuda:
         stack |= {"GPU": torch.cuda.get_device_name(), "CUDA": str(torch.version.cuda)}
         stack["cuDNN"] = str(torch.backends.cudnn.version())
-    for package in PACKAGES:
+    for package in (*PACKAGES, *PEERS):
         try:
             stack[package] = version(package)
         except PackageNotFoundError:
