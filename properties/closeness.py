@@ -34,6 +34,7 @@ class Ledger:
     expected: list[Any] = field(default_factory=list)  # the examples on which it may
     nearest: float = 0.0  # the latest example's largest error, as a share of what is allowed
     unjudged: bool = False  # whether the latest example had a number that could not be judged
+    graphs: int = 0  # that had been compiled before it
 
     def clear(self) -> None:
         """Begin a new law."""

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if isinstance(item, pytest.Function) and item.get_closest_marker("law"):
         if report.when == "setup":
             ledger.clear()
+            ledger.graphs = _graphs()
         if report.when == "call" or (report.when == "setup" and report.outcome != "passed"):
             entry = _entry(item, report) | _failure(item, call)
             report.user_properties.append((PROPERTY, entry))
@@ -135,6 +137,7 @@ def _entry(item: pytest.Function, report: pytest.TestReport) -> dict[str, Any]:
         "open": ledger.open,
         "worst": ledger.worst,
         "known": ledger.known,
+        "graphs": _graphs() - ledger.graphs,
         "seconds": report.duration,
         "notes": ledger.notes,
         "counterexample": ", ".join(f"{name}={value!r}" for name, value in ledger.drawn.items()) if failed else "",
@@ -142,6 +145,12 @@ def _entry(item: pytest.Function, report: pytest.TestReport) -> dict[str, Any]:
         "reason": report.longrepr[2] if report.outcome == "skipped" else "",
         "command": _command(item) if failed else "",
     }
+
+
+def _graphs() -> int:
+    """How many graphs Dynamo has compiled in this process."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return int(dynamo.counters["stats"]["unique_graphs"]) if dynamo else 0
 
 
 def _failure(item: pytest.Function, call: pytest.CallInfo[None]) -> dict[str, Any]:
@@ -314,5 +323,7 @@ def _verdict(stack: str, entries: list[dict[str, Any]], violated: set[str]) -> s
     verdict += f", {len(known)} but for known issues," if known else ""
     unjudged = sum(entry["open"] for entry in entries)
     verdict += f" in {examples:,} examples"
+    graphs = sum(entry["graphs"] for entry in entries)
+    verdict += f" by {graphs} compiled graphs" if graphs else ""
     verdict += f", {unjudged / examples:.2%} of which could not be judged in full" if unjudged else ""
     return f"{stack}: {verdict}; worst error / budget {worst['worst']:.2g} of {THRESHOLD:g} ({worst['law']})"
