@@ -23,7 +23,7 @@ from properties.strategies import Case, Placed, Vectors
 
 UNREPORTED = "no report found"
 MANY = Case(images="normal", batch=17)
-INDUCTOR = ("compiled", "reduce-overhead", "max-autotune")
+INDUCTOR = ("compiled", "max-autotune")
 
 
 @dataclass(frozen=True)

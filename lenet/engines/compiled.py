@@ -8,7 +8,7 @@ https://docs.pytorch.org/docs/stable/generated/torch.compile.html
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -104,15 +104,15 @@ def frozen(net: nn.Module) -> Run:
     return inferred
 
 
-def engine(name: str, context: Callable[[], AbstractContextManager[object]] = never_eager) -> Engine:
+def engine(name: str, **says: Any) -> Engine:
     """`torch.compile` with the options of this name."""
-    return Engine(name, partial(compiled, name=name), empty=NO_EMPTY_BACKWARD, context=context)
+    return Engine(name, partial(compiled, name=name), empty=NO_EMPTY_BACKWARD, **{"context": never_eager} | says)
 
 
 ENGINES = (
     engine("compiled"),
-    engine("reduce-overhead"),
+    engine("reduce-overhead", devices=("cuda",)),  # by CUDA graphs; on the CPU it is `compiled`
     engine("max-autotune"),
-    engine("compiled-deterministic", deterministic),
+    engine("compiled-deterministic", context=deterministic),
     Engine("frozen", frozen, differentiable=False, copies=True, context=freezing),
 )
