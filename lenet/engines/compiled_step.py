@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import lenet
 from lenet.engines import packed
 from lenet.engines.compiled import deterministic
 
@@ -42,8 +43,11 @@ def train_step(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Te
     """
     Forward, mean squared error, backward, update by hand; returns the loss before it, detached.
 
-    The gradients are left in `.grad`, as `lenet.train_step` leaves them. Raises where the step cannot be compiled.
+    The gradients are left in `.grad`, as `lenet.train_step` leaves them. An empty batch, whose loss cannot be compiled
+    (it divides by none), takes that step. Raises where the step cannot be compiled.
     """
+    if not len(images):
+        return lenet.train_step(net, images, targets, lr)
     if targets.shape != (len(images), 10):
         raise ValueError(f"targets of {len(images)} images are ({len(images)}, 10), not {tuple(targets.shape)}")
     key = (type(net), images.dtype)
