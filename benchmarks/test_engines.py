@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +127,7 @@ def test_ctrl_c_leaves_no_process(fakes: Path) -> None:
             time.sleep(0.1)
 
         run.send_signal(signal.SIGINT)
-        _, errors = run.communicate()
+        _, errors = run.communicate(timeout=60)
 
     assert run.returncode == 130
     assert errors.splitlines()[-1] == "stopped"
@@ -144,4 +145,6 @@ def test_a_batch_that_cannot_be_made_is_refused(batches: str, capsys: pytest.Cap
 def command(*options: str) -> subprocess.Popen[str]:
     """The program as its user starts it."""
     arguments = [sys.executable, "-m", "benchmarks.engines", "--threads", "1", *options]
-    return subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where this runs in a shell's background
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(arguments, cwd=ROOT, preexec_fn=heard, text=True, **pipes)
