@@ -33,7 +33,7 @@ from benchmarks.workload import LR, Workload
 from lenet import engines, subject
 from lenet.engines import EngineError, Run
 from lenet.engines.eager import compute_as_claimed
-from properties.executed import Executed
+from properties.executed import Borrowing, Executed
 from properties.stack import Stack
 
 BLOCK = 0.005
@@ -244,14 +244,13 @@ class Forward:
         self.work.verify_logits(answer)
 
 
-class Joined(nn.Module):
+class Joined(Borrowing):
     """A network whose forward pass is a run of it, with nothing else beside that."""
 
     run: Run
 
     def __init__(self, net: nn.Module, run: Run) -> None:
-        super().__init__()
-        self._modules, self._parameters, self._buffers = net._modules, net._parameters, net._buffers
+        super().__init__(net)
         object.__setattr__(self, "run", run)  # which is no submodule of this one
 
     def forward(self, images: Tensor) -> Tensor:

@@ -23,7 +23,15 @@ _loaded: dict[int, Executed] = {}
 """Who has loaded each of these last, by its id."""
 
 
-class Executed(nn.Module):
+class Borrowing(nn.Module):
+    """A network of the parameters and submodules of another, whose forward pass is computed in another way."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self._modules, self._parameters, self._buffers = net._modules, net._parameters, net._buffers
+
+
+class Executed(Borrowing):
     """
     The parameters and submodules of a network, and an engine that computes its forward pass.
 
@@ -35,8 +43,7 @@ class Executed(nn.Module):
     net: nn.Module
 
     def __init__(self, net: nn.Module, engine: Engine, subject: str) -> None:
-        super().__init__()
-        self._modules, self._parameters, self._buffers = net._modules, net._parameters, net._buffers
+        super().__init__(net)
         object.__setattr__(self, "net", net)  # which is no submodule of this one
         self.engine, self.subject = engine, subject
         self.own: dict[int | None, Run] = {}  # by batch size, where the engine wants one for each

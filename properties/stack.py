@@ -192,17 +192,3 @@ def _solve(
 def gradients(net: nn.Module) -> dict[str, Tensor]:
     """The gradients of a net's parameters by name; those that are None are left out."""
     return {name: p.grad.detach().clone() for name, p in net.named_parameters() if p.grad is not None}
-
-
-@contextmanager
-def uninitialised(poisoned: bool) -> Iterator[None]:
-    """Deterministic mode, in which memory that nobody has written yet is NaN if `poisoned`, and else what it was."""
-    mode = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = poisoned
-    try:
-        yield
-    finally:
-        torch.utils.deterministic.fill_uninitialized_memory = fill
-        torch.use_deterministic_algorithms(mode[0], warn_only=mode[1])

@@ -9,7 +9,7 @@ imported before it is asked for.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
@@ -17,10 +17,10 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from lenet.oracle import PRECISIONS
+
 Run: TypeAlias = Callable[[Tensor], Tensor]
 """(N,1,32,32) -> (N,10)."""
-
-FLOATS = ("float32", "float64", "bfloat16", "float16")
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "eager": ("eager", "channels-last", "no-onednn", "vmap", "autocast", "tf32"),
@@ -51,7 +51,7 @@ class Reloadable(Protocol):
         """Run this network of the same class, with the parameters that it has now."""
 
 
-def same(dtypes: tuple[str, ...] = FLOATS) -> Mapping[str, str]:
+def same(dtypes: Iterable[str] = PRECISIONS) -> Mapping[str, str]:
     """In each of these dtypes the precision that it is named after."""
     return {dtype: dtype for dtype in dtypes}
 

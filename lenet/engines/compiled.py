@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from lenet.engines import Engine, Run, packed
+from lenet.engines import Engine, Run, eager, packed
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "compiled": {},
@@ -27,7 +29,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 """What each engine gives `torch.compile`, beside a dynamic batch and no leave to break the graph."""
 
 GRAPHS = 32
-"""How often one network may be compiled: for gradients by nothing, parameters, or images too, and by batch size."""
+"""
+How often one network may be compiled. All laws together need ten of the twelve kinds of calls: with gradients for
+nothing, the parameters, or the images too, of 0, 1, 2 to 15 (by oneDNN) and more images. What needs more never ends.
+"""
 
 NO_EMPTY_BACKWARD = ("forward",)
 """Of none, convolution_backward has other strides than Inductor asserts (as in pytorch/pytorch#171622)."""
@@ -46,17 +51,8 @@ def never_eager() -> Iterator[None]:
 @contextmanager
 def deterministic() -> Iterator[None]:
     """Never eager, and pooling's backward by PyTorch's own deterministic kernel, which Inductor otherwise replaces."""
-    mode = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    utilities: Any = torch.utils.deterministic
-    fill = utilities.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    utilities.fill_uninitialized_memory = False
-    try:
-        with never_eager():
-            yield
-    finally:
-        utilities.fill_uninitialized_memory = fill
-        torch.use_deterministic_algorithms(mode[0], warn_only=mode[1])
+    with eager.deterministic(), never_eager():
+        yield
 
 
 @contextmanager
@@ -66,15 +62,21 @@ def freezing() -> Iterator[None]:
         yield
 
 
+def whole(function: Function, **options: Any) -> Function:
+    """The function as one compiled graph, without breaks, for batches of every size; apart from its earlier ones."""
+    function.__code__ = function.__code__.replace()  # the code is where Dynamo keeps what it has compiled
+    compiled: Any = torch.compile(function, fullgraph=True, dynamic=True, **options)
+    return compiled  # type: ignore[no-any-return]
+
+
 def program(name: str) -> Callable[[nn.Module, Tensor], Tensor]:
-    """One compiled graph, without breaks, of any network of one class and dtype; the parameters are its inputs."""
+    """One compiled graph of any network of one class and dtype; the parameters are its inputs."""
 
     def run(net: nn.Module, images: Tensor) -> Tensor:
         logits: Tensor = net(images)
         return logits
 
-    run.__code__ = run.__code__.replace()  # the code is where Dynamo keeps what it has compiled
-    return torch.compile(run, fullgraph=True, dynamic=True, **OPTIONS[name])
+    return whole(run, **OPTIONS[name])
 
 
 _programs: dict[Any, Callable[[nn.Module, Tensor], Tensor]] = {}

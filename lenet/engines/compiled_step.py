@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import lenet
 from lenet.engines import packed
-from lenet.engines.compiled import deterministic
+from lenet.engines.compiled import deterministic, whole
 
 Parameters = dict[str, Tensor]
 
@@ -35,8 +35,7 @@ def _program() -> Callable[[nn.Module, Tensor, Tensor, Tensor], tuple[Parameters
             parameter.sub_(lr * gradients[name])
         return gradients, value
 
-    step.__code__ = step.__code__.replace()  # the code is where Dynamo keeps what it has compiled
-    return torch.compile(step, fullgraph=True, dynamic=True)
+    return whole(step)
 
 
 def train_step(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:

@@ -59,6 +59,21 @@ def with_tf32() -> Iterator[None]:
             part.fp32_precision = precision
 
 
+@contextmanager
+def deterministic(poisoned: bool = False, warn_only: bool = False) -> Iterator[None]:
+    """PyTorch's deterministic algorithms; memory that nobody has written yet is NaN if `poisoned`."""
+    mode = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    utilities: Any = torch.utils.deterministic
+    fill = utilities.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=warn_only)
+    utilities.fill_uninitialized_memory = poisoned
+    try:
+        yield
+    finally:
+        utilities.fill_uninitialized_memory = fill
+        torch.use_deterministic_algorithms(mode[0], warn_only=mode[1])
+
+
 def compute_as_claimed() -> None:
     """Have float32 computed as float32: by default cuDNN's convolutions round their operands to TF32."""
     if torch.cuda.is_available():
