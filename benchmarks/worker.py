@@ -8,9 +8,11 @@ one runs. It knows nothing of the others: engines, subjects and whole Python env
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import os
+import platform
 import select
 import signal
 import subprocess
@@ -18,7 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -29,10 +31,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import timer
 
+from benchmarks.counters import compiled_graphs, count
 from benchmarks.workload import LR, Workload
 from lenet import engines, subject
 from lenet.engines import EngineError, Run
 from lenet.engines.eager import compute_as_claimed
+from lenet.fingerprint import fingerprint
 from properties.executed import Borrowing, Executed
 from properties.stack import Stack
 
@@ -47,6 +51,9 @@ PREPARING = 1200.0
 
 ANSWERING = 120.0
 """Seconds in which it has timed a block."""
+
+PROTOCOL = 1
+"""Of the requests and answers below: workers of other versions of this file may be asked by this one."""
 
 ENDING = 5.0
 """Seconds in which a worker that is no longer needed ends by itself."""
@@ -88,20 +95,36 @@ class Worker:
     """
     A worker's process as its parent sees it, `with Worker(arm) as worker`: it is up and has found its arm.
 
-    `python` is the interpreter that it runs in, `environment` what it has in its environment beside its parent's.
-    When the block ends, however it does, the process and all that it started are gone.
+    `python` is the interpreter that it runs in, `folder` where it runs, whose packages come before those installed,
+    `environment` what it has in its environment beside its parent's. When the block ends, however it does, the process
+    and all that it started are gone. Of several workers, all may `start` before the first is waited for.
     """
 
     arm: Arm
     python: str = sys.executable
     environment: Mapping[str, str] = field(default_factory=dict)
+    folder: Path | None = None
 
     def __enter__(self) -> Self:
+        self.start()
+        try:
+            self.ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start the process."""
         own = QUIET | {"OMP_NUM_THREADS": str(self.arm.threads)} | dict(self.environment)
-        self.errors = tempfile.TemporaryFile()  # closed by __exit__
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `stop`
         self.process = subprocess.Popen(
             [self.python, "-m", "benchmarks.worker", json.dumps(asdict(self.arm))],
             env=os.environ | own,
+            cwd=self.folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
@@ -111,14 +134,18 @@ class Worker:
         assert self.process.stdin
         assert self.process.stdout
         self.requests, self.answers = self.process.stdin, self.process.stdout
-        try:
-            self._answer(PREPARING)
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
 
-    def __exit__(self, *_: object) -> None:
+    def ready(self) -> None:
+        """Wait until it is up and has found its arm; then `benchmarks` and `machine` are what it says of itself."""
+        answer = self._answer(PREPARING)
+        if answer.get("protocol") != PROTOCOL:
+            raise self._error(f"speaks protocol {answer.get('protocol')}, this version {PROTOCOL}")
+        self.operations: list[str] = answer["operations"]
+        self.machine: dict[str, str] = answer["machine"]
+        self.stack: dict[str, str] = answer["stack"]
+
+    def stop(self) -> None:
+        """End it, with all that it has started."""
         with suppress(OSError):  # it may be gone already
             self.requests.close()
         try:
@@ -139,8 +166,28 @@ class Worker:
         Raises NotTimed where it raises, or its answer is outside the oracle's budget at the precision that the engine
         claims.
         """
+        self.request({"prepare": [operation, batch]})
+        return self.prepared()
+
+    def prepared(self) -> Cold:
+        """Wait for the answer to a request to prepare, as `prepare` does."""
         self.calls = 1  # a block
-        return Cold(**self._ask({"prepare": [operation, batch]}, PREPARING))
+        return Cold(**self._answer(PREPARING))
+
+    def count(self) -> dict[str, int]:
+        """The exact counters of one call."""
+        return dict(self._ask({"count": True}, PREPARING))
+
+    def sample(self, seconds: float) -> list[float]:
+        """The seconds of single calls, one after the other for so many seconds."""
+        return list(self._ask({"sample": seconds}, seconds + ANSWERING)["seconds"])
+
+    def run_on(self, cores: Iterable[int]) -> None:
+        """Have all its threads run on these cores from now on, where the system can do that."""
+        if hasattr(os, "sched_setaffinity"):
+            for thread in Path(f"/proc/{self.process.pid}/task").iterdir():
+                with suppress(ProcessLookupError):  # that thread has just ended
+                    os.sched_setaffinity(int(thread.name), cores)
 
     def block(self, calls: int) -> float:
         """The seconds that so many calls take, one after the other."""
@@ -152,10 +199,14 @@ class Worker:
             self.calls *= 2
         return seconds / self.calls
 
-    def _ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
+    def request(self, request: dict[str, Any]) -> None:
+        """Send it a request, whose answer is to be waited for."""
         with suppress(BrokenPipeError):  # then it has ended, which its answer says
             self.requests.write(json.dumps(request) + "\n")
             self.requests.flush()
+
+    def _ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
+        self.request(request)
         return self._answer(seconds)
 
     def _answer(self, seconds: float) -> dict[str, Any]:
@@ -346,17 +397,31 @@ class Bench:
         with torch.set_grad_enabled(task.graph):
             first, answer = timed(task.call)
         memory = None if before is None else max(0, _peak(self.stack.device) - before)
+        self.graphs = compiled_graphs()
         task.verify(answer)
         self.task = task
         return Cold(build, first, memory)
 
+    def count(self) -> dict[str, int]:
+        """The exact counters of a call."""
+        task = self._prepared()
+        with torch.set_grad_enabled(task.graph):
+            return count(task.call, self.stack.device, self.graphs)
+
+    def sample(self, seconds: float) -> list[float]:
+        """The seconds of each of the calls that can be made in so many seconds, one at least."""
+        taken = [self.block(1)]
+        while sum(taken) < seconds:
+            taken.append(self.block(1))
+        return taken
+
     def block(self, calls: int) -> float:
         """The seconds of so many calls, in which no garbage is collected."""
-        assert self.task, "nothing has been prepared"
-        call = self.task.call
+        task = self._prepared()
+        call = task.call
         gc.disable()
         try:
-            with torch.set_grad_enabled(self.task.graph):
+            with torch.set_grad_enabled(task.graph):
                 start = timer()
                 for _ in range(calls):
                     call()
@@ -364,12 +429,20 @@ class Bench:
         finally:
             gc.enable()
 
+    def _prepared(self) -> Task:
+        assert self.task, "nothing has been prepared"
+        return self.task
+
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """What a request is answered by."""
         key = "not timed" if "prepare" in request else "failed"
         try:
             if "prepare" in request:
                 return asdict(self.prepare(*request["prepare"]))
+            if "count" in request:
+                return self.count()
+            if "sample" in request:
+                return {"seconds": self.sample(request["sample"])}
             return {"seconds": self.block(request["block"])}
         except AssertionError as error:
             return {key: _line(str(error))}
@@ -410,6 +483,13 @@ def _resident(field: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
+def _machine() -> dict[str, str]:
+    """What two processes on one machine have in common, and two on different ones do not."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    name = {"host": platform.node()} | ({"boot": boot.read_text().strip()} if boot.exists() else {})
+    return name | {part: value for part, value in fingerprint().items() if part in ("processor", "cores", "GPU")}
+
+
 def _private_pipes() -> tuple[IO[str], IO[str]]:
     """Requests and answers, where no library and no process that it starts reads or writes: they get stderr."""
     requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
@@ -432,9 +512,11 @@ def main() -> None:
         reply({"failed": _failure(error)})
         return
     with bench.stack.installed():
-        reply({"ready": True})
+        reply({"protocol": PROTOCOL, "operations": list(TASKS), "machine": _machine(), "stack": fingerprint()})
         for line in requests:
             reply(bench.answer(json.loads(line)))
+    atexit._run_exitfuncs()  # temporary folders; the interpreter's own end would take as long as its start
+    os._exit(0)
 
 
 if __name__ == "__main__":
