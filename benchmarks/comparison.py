@@ -159,7 +159,7 @@ def judge(base: Side, head: Side, names: Sequence[str], delta: float, budget: fl
 def started(
     sides: Mapping[str, Side], caches: Mapping[str, dict[str, str]], random: np.random.Generator
 ) -> Iterator[dict[str, Worker]]:
-    """A fresh process for each side, started in random order; raises ComparisonError where they run on different machines."""
+    """A fresh process for each side, started in random order; raises ComparisonError where machines differ."""
     with ExitStack() as stack:
         workers = {}
         for name in random.permutation(list(sides)).tolist():
@@ -177,7 +177,7 @@ def started(
 
 
 def prepare(workers: Mapping[str, Worker], benchmark: Benchmark) -> None:
-    """Have both build, call and verify a benchmark at the same time; raises ComparisonError where one does not know it."""
+    """Have both build, call and verify a benchmark meanwhile; raises ComparisonError where one does not know it."""
     operation, batch = benchmark.cell
     for name, worker in workers.items():
         if operation not in worker.operations:

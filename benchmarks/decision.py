@@ -52,9 +52,9 @@ class Rates:
         """
         Those of two rounds, of so many benchmarks.
 
-        What fails has been found slower twice, in processes of their own each time: the rates multiply. One benchmark of
-        many is enough for a false alarm, so they share that rate. A miss has two chances, the first round and, after a
-        suspicion, the second; that all benchmarks are within delta is wrong no more often than that the slowest is
+        What fails has been found slower twice, each time in processes of their own: the rates multiply. One benchmark
+        of many is enough for a false alarm, so they share that rate. A miss has two chances, the first round and, after
+        a suspicion, the second; that all benchmarks are within delta is wrong no more often than that the slowest is
         (Berger 1982, the intersection-union test), so they do not share that one.
         """
         return cls(slower=sqrt(FALSE_ALARMS / benchmarks), within=MISSES / 2)

@@ -150,12 +150,14 @@ def rows(result: Result) -> list[list[str]]:
         found, pairs = benchmark.found, [pair for pair in benchmark.pairs if pair.round == benchmark.round]
         times = [f"{1e3 * middle(pair.base for pair in pairs):.3f} ms" if pairs else "-"]
         times += [f"{1e3 * middle(pair.head for pair in pairs):.3f} ms" if pairs else "-"]
-        ratio = (
-            [f"{1 + found.estimate:.4f}", f"{1 + found.lower:.4f} to {1 + found.upper:.4f}"] if found else ["-", "-"]
-        )
+        ratio = [_factor(found.estimate), f"{_factor(found.lower)} to {_factor(found.upper)}"] if found else ["-", "-"]
         why = words(benchmark, result.delta)
         shown.append([benchmark.name, benchmark.verdict, *ratio, f"{len(benchmark.pairs)}", *times, why])
     return shown
+
+
+def _factor(share: float) -> str:
+    return f"{1 + share:.4f}"
 
 
 def middle(numbers: Any) -> float:
@@ -293,7 +295,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
             f"--{side}-python",
             default=sys.executable,
             metavar="FILE",
-            help="with this project installed; default: this",
+            help="has this project installed; default: this",
         )
     parser.add_argument("--device", default="cpu", help="default %(default)s")
     parser.add_argument("--dtype", choices=PRECISIONS, default="float32", help="default %(default)s")

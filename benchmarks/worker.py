@@ -387,6 +387,7 @@ class Bench:
             raise EngineError(f"--engine {arm.engine}: takes no {arm.dtype} on {arm.device}")
         self.runs: Runs = {}
         self.task: Task | None = None
+        self.waited = run_queue_wait()
 
     def prepare(self, operation: str, batch: int) -> Cold:
         """Build, call once, verify; raises AssertionError where the answer is wrong."""
@@ -416,16 +417,17 @@ class Bench:
         return taken
 
     def block(self, calls: int) -> float:
-        """The seconds of so many calls, in which no garbage is collected."""
+        """The seconds of so many calls, without garbage collection and what else the system had run meanwhile."""
         task = self._prepared()
         call = task.call
         gc.disable()
         try:
             with torch.set_grad_enabled(task.graph):
-                start = timer()
+                start, waited = timer(), self.waited()
                 for _ in range(calls):
                     call()
-                return timer() - start
+                waited = self.waited() - waited
+                return timer() - start - waited
         finally:
             gc.enable()
 
@@ -448,6 +450,19 @@ class Bench:
             return {key: _line(str(error))}
         except Exception as error:  # an engine may raise whatever it likes
             return {key: _failure(error)}
+
+
+def run_queue_wait() -> Callable[[], float]:
+    """
+    The seconds that this thread has been ready to run and the system has run others; 0 where it does not tell.
+
+    https://docs.kernel.org/scheduler/sched-stats.html
+    """
+    try:
+        file = os.open("/proc/thread-self/schedstat", os.O_RDONLY)
+    except OSError:
+        return lambda: 0.0
+    return lambda: int(os.pread(file, 100, 0).split()[1]) / 1e9
 
 
 def _failure(error: Exception) -> str:
