@@ -28,9 +28,6 @@ from benchmarks.worker import Arm, Worker
 OPERATIONS = {"forward": "forward", "training-step": "training step"}
 """The names of benchmarks begin with these, of what the worker calls so."""
 
-SECONDS = 1.0
-"""For a benchmark of a pair: about as long as its share of starting two processes, and preparing both."""
-
 BLOCKS = 16
 """Of each arm at least, however long they take: the middle half is of eight."""
 
@@ -176,8 +173,13 @@ def started(
         yield workers
 
 
-def prepare(workers: Mapping[str, Worker], benchmark: Benchmark) -> None:
-    """Have both build, call and verify a benchmark meanwhile; raises ComparisonError where one does not know it."""
+def prepare(workers: Mapping[str, Worker], benchmark: Benchmark) -> float:
+    """
+    Have both build, call and verify a benchmark at the same time; the seconds that it took.
+
+    Raises ComparisonError where one does not know it, WorkerError where its answer is wrong.
+    """
+    start = time.monotonic()
     operation, batch = benchmark.cell
     for name, worker in workers.items():
         if operation not in worker.operations:
@@ -187,6 +189,7 @@ def prepare(workers: Mapping[str, Worker], benchmark: Benchmark) -> None:
         worker.request({"prepare": [operation, batch]})
     for worker in workers.values():
         worker.prepared()
+    return time.monotonic() - start
 
 
 def compare_counters(workers: Mapping[str, Worker], benchmarks: Sequence[Benchmark]) -> None:
@@ -214,9 +217,10 @@ def sample(
                 break
             bar.set_description_str(f"{', '.join(f'{b.name}: pair {len(b.pairs) + 1}' for b in undecided)}")
             with started(sides, caches, random) as workers:
+                share = (time.monotonic() - begun) / len(undecided)
                 for benchmark in random.permutation(np.array(undecided, dtype=object)).tolist():
-                    prepare(workers, benchmark)
-                    benchmark.pairs.append(side_by_side(workers, benchmark.round, random))
+                    seconds = share + prepare(workers, benchmark)
+                    benchmark.pairs.append(side_by_side(workers, benchmark.round, seconds, random))
                     benchmark.take_look(result.delta)
             longest = max(longest, time.monotonic() - begun)
             bar.update(round(min(budget, time.monotonic() - start)) - bar.n)
@@ -224,16 +228,21 @@ def sample(
         benchmark.take_look(result.delta, last=True)
 
 
-def side_by_side(workers: Mapping[str, Worker], number: int, random: np.random.Generator) -> Pair:
-    """Blocks of both by turns, on the same cores, each turn in random order."""
+def side_by_side(workers: Mapping[str, Worker], number: int, duration: float, random: np.random.Generator) -> Pair:
+    """
+    Blocks of both by turns, on the same cores, each turn in random order, for `duration` seconds.
+
+    As long as it took to get there: more would be taken from the number of pairs, less would waste their start.
+    """
     threads = workers["base"].arm.threads
     own = random.choice(cores(), min(threads, len(cores())), replace=False).tolist()
     for worker in workers.values():
         worker.run_on(own)
+        worker.measure()  # the first time with what a second call makes once and for all
         worker.measure()
     calls = max(worker.calls for worker in workers.values())
     seconds: dict[str, list[float]] = {name: [] for name in workers}
-    end = time.perf_counter() + SECONDS
+    end = time.perf_counter() + duration
     while len(seconds["base"]) < BLOCKS or time.perf_counter() < end:
         for name in random.permutation(list(workers)).tolist():
             seconds[name].append(workers[name].block(calls) / calls)

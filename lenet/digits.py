@@ -12,7 +12,9 @@ import gzip
 import zlib
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,16 +51,29 @@ def load(mnist: Path | None = None) -> Digits:
 
 @cache
 def _scikit_learn() -> Digits:
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    pixels = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 16  # N,1,8,8
+    table = _table()
+    pixels = torch.tensor(table[:, :-1].reshape(-1, 1, 8, 8), dtype=torch.float32) / 16  # N,1,8,8
     images = F.interpolate(pixels, size=(32, 32), mode="bilinear", align_corners=False)  # N,1,32,32
-    labels = torch.tensor(bunch.target, dtype=torch.int64)
+    labels = torch.tensor(table[:, -1], dtype=torch.int64)
     # RandomState's streams are frozen by NumPy's policy, so the split is the same everywhere.
     order = torch.from_numpy(np.random.RandomState(0).permutation(len(images)))
     train, test = order[TEST_DIGITS:], order[:TEST_DIGITS]
     return Digits("scikit-learn's digits", images[train], labels[train], images[test], labels[test])
+
+
+def _table() -> np.ndarray[Any, np.dtype[np.float64]]:
+    """
+    Rows of 64 pixels and a label (1797,65), from the file that `sklearn.datasets.load_digits` reads.
+
+    To import scikit-learn for it would take every process a second.
+    """
+    package = find_spec("sklearn")
+    if package is None or not package.submodule_search_locations:
+        raise DigitsError("scikit-learn, which the digits come with, is not installed: pip install scikit-learn")
+    path = Path(package.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
+    if not path.is_file():
+        raise DigitsError(f"{path}: this scikit-learn has no digits there; the version in constraints.txt has")
+    return np.loadtxt(path, delimiter=",")
 
 
 def _mnist(folder: Path) -> Digits:

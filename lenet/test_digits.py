@@ -5,8 +5,10 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from lenet import digits
 from lenet.digits import DigitsError
@@ -126,3 +128,12 @@ def test_a_malformed_mnist_is_one_clear_line(mnist: Path, fault: str) -> None:
         digits.load(mnist)
 
     assert "\n" not in str(caught.value)
+
+
+def test_the_digits_are_those_that_scikit_learn_reads() -> None:
+    known = load_digits()
+
+    table = digits._table()
+
+    assert np.array_equal(table[:, :-1].reshape(-1, 8, 8), known.images)
+    assert np.array_equal(table[:, -1], known.target)

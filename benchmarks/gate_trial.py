@@ -1,0 +1,251 @@
+"""
+The gate, gated: how often it raises a false alarm, and how often it finds a slowdown that is there.
+
+`python -m benchmarks.gate_trial --minutes 60 --record DIR` has the gate compare the reference with itself and with the
+variants of `benchmarks/slowdowns.py`, in turn, and adds each verdict to `gate_trial.json`, where it goes on the next
+time. `--beside 1` runs two gates at once, each the other's background load. Beside each verdict it takes samples as
+other tools do, one arm after the other in a process of its own, and notes what their rules say of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+from tqdm import tqdm
+
+from benchmarks.comparison import ComparisonError, Side, judge
+from benchmarks.gate import BUDGET, DEFAULT, DELTA, as_json
+from benchmarks.worker import Arm, Worker, WorkerError
+from lenet.files import writable, write_atomically
+from lenet.fingerprint import fingerprint, headline, stamp
+from lenet.table import table
+
+FILE = "gate_trial.json"
+SLOWDOWNS = "benchmarks.slowdowns"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What is compared, and how often in relation to the others."""
+
+    name: str
+    base: str
+    head: str
+    weight: int
+    benchmarks: tuple[str, ...] = DEFAULT
+
+
+CONDITIONS = {
+    condition.name: condition
+    for condition in (
+        Condition("A/A", "lenet", "lenet", 10),
+        Condition("+2%", f"{SLOWDOWNS}:By0", f"{SLOWDOWNS}:By2", 1),
+        Condition("+3%", f"{SLOWDOWNS}:By0", f"{SLOWDOWNS}:By3", 4),
+        Condition("+5%", f"{SLOWDOWNS}:By0", f"{SLOWDOWNS}:By5", 4),
+        Condition("+10%", f"{SLOWDOWNS}:By0", f"{SLOWDOWNS}:By10", 1),
+        Condition("needless copy", "lenet", f"{SLOWDOWNS}:Copied", 1),
+        Condition("for-loop SGD", f"{SLOWDOWNS}:Foreach", f"{SLOWDOWNS}:ForLoop", 1, ("training-step-64",)),
+    )
+}
+
+SAMPLED = 1.0
+"""Seconds of single calls, for the rules of other tools: pytest-benchmark's `--benchmark-max-time`."""
+
+RULES = {
+    "pytest-benchmark, median:5%": lambda ratio, p: ratio > 1.05,
+    "Mann-Whitney, p < 0.002": lambda ratio, p: ratio > 1 and p < 0.002,
+    "the same and 5 % slower": lambda ratio, p: ratio > 1.05 and p < 0.002,
+}
+"""
+Of the ratio of medians and the p-value of one-armed samples. asv calls a benchmark slower where Mann and Whitney's
+test has p < 0.002 and the ratio is above `--factor`, 1.1 by default.
+https://github.com/airspeed-velocity/asv/blob/main/asv/_stats.py
+"""
+
+
+def trial(condition: Condition, seed: int) -> list[dict[str, Any]]:
+    """The verdicts on a condition, and what other rules say; raises as `judge` does."""
+    base, head = (
+        Side(name, Arm(subject=subject)) for name, subject in (("base", condition.base), ("head", condition.head))
+    )
+    budget = BUDGET * len(condition.benchmarks)
+    result = as_json(judge(base, head, condition.benchmarks, DELTA, budget, seed))
+    samples = [sampled(side, condition.benchmarks) for side in (base, head)]
+    return [
+        {
+            "condition": condition.name,
+            "benchmark": found["name"],
+            "seed": seed,
+            "verdict": found["verdict"],
+            "found": found["found"],
+            "suspicion": found["suspicion"],
+            "ratios": [[pair["round"], pair["ratio"]] for pair in found["pairs"]],
+            "seconds": result["seconds"] / len(condition.benchmarks),
+            "sequential": sequential(*(sample[found["name"]] for sample in samples)),
+        }
+        for found in result["benchmarks"]
+    ]
+
+
+def sampled(side: Side, names: Sequence[str]) -> dict[str, list[float]]:
+    """Seconds of single calls of each benchmark, in one fresh process that runs where the system puts it."""
+    with Worker(side.arm) as worker:
+        taken = {}
+        for name in names:
+            operation, _, batch = name.rpartition("-")
+            worker.prepare(operation.replace("-", " "), int(batch))
+            worker.measure()
+            taken[name] = worker.sample(SAMPLED)
+        return taken
+
+
+def sequential(base: list[float], head: list[float]) -> dict[str, float]:
+    """What samples of one arm and then of the other come to."""
+    ratio = float(np.median(head) / np.median(base))
+    return {"ratio": ratio, "p": float(stats.mannwhitneyu(base, head).pvalue)}
+
+
+def share(count: int, of: int) -> str:
+    """A count and its share, with the exact 95 % interval of Clopper and Pearson."""
+    if not of:
+        return "-"
+    low, high = stats.binomtest(count, of).proportion_ci(method="exact")
+    return f"{count} of {of}: {count / of:.1%} ({low:.1%} to {high:.1%})"
+
+
+def summary(verdicts: Sequence[dict[str, Any]]) -> str:
+    """How many verdicts of each condition failed, passed and were inconclusive, and what other rules called slower."""
+    names = [name for name in CONDITIONS if any(v["condition"] == name for v in verdicts)]
+    rows = [["head is", "beside", "failed", "passed", "inconclusive", "pairs", *RULES]]
+    for name in names:
+        for beside in sorted({v["beside"] for v in verdicts if v["condition"] == name}):
+            own = [v for v in verdicts if (v["condition"], v["beside"]) == (name, beside)]
+            counts = {kind: sum(v["verdict"] == kind for v in own) for kind in ("failed", "passed", "inconclusive")}
+            rules = [sum(rule(**v["sequential"]) for v in own) for rule in RULES.values()]
+            pairs = f"{np.median([len(v['ratios']) for v in own]):g}"
+            others = [str(counts[kind]) for kind in ("passed", "inconclusive")]
+            load = "another gate" if beside else "nothing"
+            failed = share(counts["failed"], len(own))
+            rows.append([name, load, failed, *others, pairs, *(share(alarms, len(own)) for alarms in rules)])
+    return table(rows)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The verdicts of earlier runs on this stack; raises ValueError where the file is of another, or torn."""
+    if not path.exists():
+        return []
+    try:
+        content = json.loads(path.read_text())
+        stack, verdicts = content["stack"], content["verdicts"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{path}: not a file of this command ({error}); move it away") from error
+    for part, value in fingerprint().items():
+        if stack.get(part) != value:
+            raise ValueError(f"{path}: of another {part}, {stack.get(part)}; here it is {value}: move it away")
+    return list(verdicts)
+
+
+def rarest(verdicts: Sequence[dict[str, Any]], running: Sequence[str], beside: int) -> str:
+    """The condition that has been tried the least often for its weight."""
+    done = dict.fromkeys(CONDITIONS, 0.0)
+    for verdict in verdicts:
+        if verdict["beside"] == beside:
+            done[verdict["condition"]] += 1 / len(CONDITIONS[verdict["condition"]].benchmarks)
+    for name in running:
+        done[name] += 1
+    return min(done, key=lambda name: (done[name] + 1) / CONDITIONS[name].weight)
+
+
+def run(verdicts: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    """
+    Trials, one or two at a time, for so many minutes; what each finds is added to the verdicts and written.
+
+    Raises WorkerError where one broke. None is left running.
+    """
+    running: dict[subprocess.Popen[str], str] = {}
+    end = time.monotonic() + 60 * options.minutes
+    seed = max((verdict["seed"] for verdict in verdicts), default=0)
+    try:
+        with tqdm(total=round(60 * options.minutes), unit="s", leave=False, disable=None) as bar:
+            while running or time.monotonic() < end:
+                while len(running) <= options.beside and time.monotonic() < end:
+                    name = rarest(verdicts, list(running.values()), options.beside)
+                    seed += 1
+                    command = [sys.executable, "-m", "benchmarks.gate_trial", "--one", name, "--seed", str(seed)]
+                    running[subprocess.Popen(command, stdout=subprocess.PIPE, text=True)] = name
+                    bar.set_description_str(f"{len(verdicts)} verdicts, now on {', '.join(running.values())}")
+                time.sleep(0.5)
+                bar.update(round(min(bar.total, bar.total + time.monotonic() - end)) - bar.n)
+                for process in [process for process in running if process.poll() is not None]:
+                    name = running.pop(process)
+                    if process.returncode:
+                        raise WorkerError(f"the trial of {name} ended with exit code {process.returncode}")
+                    assert process.stdout
+                    found = json.loads(process.stdout.read())
+                    verdicts += [verdict | {"beside": options.beside} for verdict in found]
+                    write(options.record / FILE, verdicts)
+    finally:
+        for process in running:
+            process.send_signal(signal.SIGINT)  # it ends its workers
+        for process in running:
+            process.wait()
+
+
+def write(path: Path, verdicts: Sequence[dict[str, Any]]) -> None:
+    """All verdicts so far, in place of those before."""
+    command = "python -m benchmarks.gate_trial"
+    content = stamp(command) | {"delta": DELTA, "budget": BUDGET, "verdicts": verdicts}
+    with write_atomically(path) as file:
+        file.write(json.dumps(content).encode())
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 where all trials came to verdicts, 2 where one broke, 130 after Ctrl-C; what was found until then is kept."""
+    options = _options(arguments)
+    try:
+        if options.one:
+            print(json.dumps(trial(CONDITIONS[options.one], options.seed)))
+            return 0
+        verdicts = read(options.record / FILE)
+        print(f"{headline(fingerprint())}: {len(verdicts)} verdicts so far", flush=True)
+        run(verdicts, options)
+    except (ComparisonError, WorkerError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    print(summary(verdicts))
+    return 0
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gate_trial", description="How often the gate is wrong, and how often it finds out."
+    )
+    parser.add_argument("--minutes", type=float, default=60.0, help="how long to go on; default %(default)s")
+    parser.add_argument("--beside", type=int, choices=(0, 1), default=0, help="gates that run beside; default 0")
+    parser.add_argument(
+        "--record", type=Path, default=Path("reports/latest"), metavar="DIR", help="default %(default)s"
+    )
+    parser.add_argument("--one", choices=CONDITIONS, help="print the verdicts of one trial as JSON, and end")
+    parser.add_argument("--seed", type=int, default=0, help="of that one")
+    options = parser.parse_args(arguments)
+    if not writable(options.record):
+        parser.error(f"--record {options.record}: not a folder that can be written to")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())
