@@ -28,8 +28,8 @@ FALSE_ALARMS = 0.001
 MISSES = 0.05
 """How often a benchmark that is delta slower may pass."""
 
-FIRST_LOOK = 8
-"""Pairs. The least p-value of eight is 1/256: what can show something to half of the rate of up to 15 benchmarks."""
+FIRST_LOOK = 7
+"""Pairs. The least p-value of seven is 1/128: small enough for half of the rate of up to four benchmarks."""
 
 
 def looks() -> Iterator[int]:
