@@ -119,6 +119,7 @@ def bench_training_step(benchmark: BenchmarkFixture, stack: Stack, threads: int,
     figures = {"flops": batch * TRAINING_FLOPS, "bytes": training_bytes(batch, stack.dtype.itemsize)}
     note(benchmark, stack, threads, "training step", batch=batch, images=batch, **figures)
     benchmark(work.step)
+    work.net.zero_grad()  # so that the step's own gradients count
     note_memory(benchmark, stack, work.step, training_at_least(batch, stack.dtype.itemsize))
 
 

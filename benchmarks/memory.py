@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.roofline import MAPS
+from benchmarks.roofline import MAPS, PARAMETERS
+
+CONV1 = 6 * (5 * 5 + 1)
+"""Parameters of the first layer."""
 
 
 def peak(call: Callable[[], Any], device: torch.device) -> int | None:
@@ -29,7 +32,8 @@ def balance(call: Callable[[], Any]) -> Iterable[int]:
     """
     Bytes in use above those before a call on the CPU: 0, then after each allocation and each release.
 
-    What the call returns still counts at the end. A library's own scratch space, such as oneDNN's, does not.
+    What the call returns still counts at the end. What does not: a library's own scratch space, such as oneDNN's, and
+    the release of what was in use before, whose size the profiler does not know.
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = call()
@@ -45,5 +49,10 @@ def forward_at_least(batch: int, itemsize: int) -> int:
 
 
 def training_at_least(batch: int, itemsize: int) -> int:
-    """The same for a training step, when conv1's ReLU goes backward: its output, the gradient of it, and that to be."""
-    return 3 * batch * MAPS["c1"] * itemsize
+    """
+    The same for a training step of a network without gradients.
+
+    When conv1's ReLU goes backward there are its output, the gradient of it, that of its input to be, and the
+    gradients of all parameters but conv1's.
+    """
+    return itemsize * (3 * batch * MAPS["c1"] + PARAMETERS - CONV1)

@@ -11,7 +11,7 @@ import pytest
 from tqdm import tqdm
 
 
-class Bar(tqdm):  # type: ignore[type-arg]
+class Bar(tqdm):
     """A bar without tqdm's thread, which would wake up while something is timed."""
 
     monitor_interval = 0

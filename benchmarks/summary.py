@@ -46,14 +46,19 @@ def throughput(entries: list[Entry]) -> list[str]:
 
 
 def memory(entries: list[Entry]) -> list[str]:
-    """The peak of each call beside what it cannot do without."""
-    rows = []
+    """The peak of each call beside what it cannot do without, by place and batch."""
+    found: dict[tuple[Place, int], dict[str, list[str]]] = {}
     for entry in entries:
         info = entry["extra_info"]
         if info.get("memory") is not None:
             figures = [f"{info[key] / MIB:,.2f}" for key in ("memory", "memory_at_least")]
-            rows.append([where(place(entry)), info["operation"], f"{info['batch']:,}", *figures])
-    return table("Memory in MiB, above that in use before", ["", "", "batch", "peak", "at least"], rows)
+            found.setdefault((place(entry), info["batch"]), {})[info["operation"]] = figures
+    rows = [
+        [where(one), f"{batch:,}", *(figure for operation in OPERATIONS for figure in own.get(operation, ["", ""]))]
+        for (one, batch), own in found.items()
+    ]
+    head = [name for operation in OPERATIONS for name in (operation, "at least")]
+    return table("Memory at the peak in MiB, above that in use before", ["", "batch", *head], rows)
 
 
 def roofline(entries: list[Entry], stack: Mapping[str, str]) -> list[str]:

@@ -27,12 +27,6 @@ def test_a_call_that_takes_nothing_has_no_peak() -> None:
     assert peak(lambda: None, CPU) == 0
 
 
-def test_what_only_releases_has_no_peak() -> None:
-    held = [torch.empty(1000)]
-
-    assert peak(held.clear, CPU) == 0
-
-
 @pytest.mark.parametrize("batch", [1, 64])
 def test_a_forward_pass_keeps_for_the_backward_pass_what_the_shapes_say(batch: int) -> None:
     net, images = Net(), torch.zeros(batch, 1, 32, 32)
@@ -47,16 +41,19 @@ def test_a_forward_pass_keeps_for_the_backward_pass_what_the_shapes_say(batch: i
 @pytest.mark.parametrize("batch", [1, 64])
 def test_the_peaks_are_repeatable_and_no_less_than_what_a_layer_needs(batch: int) -> None:
     net, images, targets = Net(), torch.zeros(batch, 1, 32, 32), torch.zeros(batch, 10)
-    train_step(net, images, targets, 0.0)  # which makes the gradients
 
     @torch.no_grad()
     def forward() -> torch.Tensor:
         scores: torch.Tensor = net(images)
         return scores
 
+    def step() -> int | None:
+        net.zero_grad()
+        return peak(lambda: train_step(net, images, targets, 0.0), CPU)
+
     forwards = [peak(forward, CPU) for _ in range(3)]
-    steps = [peak(lambda: train_step(net, images, targets, 0.0), CPU) for _ in range(3)]
+    steps = [step() for _ in range(3)]
 
     assert len(set(forwards)) == len(set(steps)) == 1
     assert forwards[0] >= forward_at_least(batch, 4) == 2 * batch * 4 * 4704
-    assert steps[0] >= training_at_least(batch, 4) == 3 * batch * 4 * 4704
+    assert steps[0] >= training_at_least(batch, 4) == 4 * (3 * batch * 4704 + 61_550)

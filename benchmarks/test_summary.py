@@ -52,7 +52,7 @@ def test_latency_is_shown_with_its_interval_in_milliseconds() -> None:
     )
 
     assert shown[1] == "Latency at batch 1 in ms, and its 99% interval if the queries were independent"
-    assert shown[3].split("  ")[1:] == ["24,576"] + 3 * ["0.25 (0.125 to 0.5)"]
+    assert shown[3] == "cpu float32 1 thread   24,576" + 3 * "  0.25 (0.125 to 0.5)"
 
 
 def test_a_run_records_memory_and_its_place_under_the_roof(tmp_path: Path) -> None:
