@@ -45,6 +45,16 @@ def test_each_place_has_its_column_and_its_best_batch() -> None:
     ]
 
 
+def test_memory_has_a_line_a_batch() -> None:
+    forward = entry("forward", 1.0, batch=4, images=4, memory=3 * 2**20, memory_at_least=2**19)
+    step = entry("training step", 1.0, batch=4, images=4, memory=2**30, memory_at_least=2**20)
+
+    shown = summary([forward, step], {"processor": "Test"})
+
+    assert shown[-3] == "Memory at the peak in MiB, above that in use before"
+    assert shown[-1].split() == ["cpu", "float32", "1", "thread", "4", "3.00", "0.50", "1,024.00", "1.00"]
+
+
 def test_latency_is_shown_with_its_interval_in_milliseconds() -> None:
     found = {"value": 0.25e-3, "low": 0.125e-3, "high": 0.5e-3}
     shown = summary(
