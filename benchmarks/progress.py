@@ -33,23 +33,24 @@ class Progress:
         """Count what will run: a device that is not there takes no time."""
         self.judged = {item.nodeid for item in session.items if _runs(item)}
         if self.judged and not session.config.option.collectonly:
-            self.bar = Bar(total=len(self.judged), unit="benchmark", smoothing=0, leave=False, file=self.terminal)
+            self.bar = Bar(
+                total=len(self.judged), unit="benchmark", smoothing=0, mininterval=0, leave=False, file=self.terminal
+            )
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
-        """No dot where a benchmark passed, since the bar shows that; its failure is shown as ever."""
-        quiet = self.bar is not None and report.nodeid in self.judged and report.when == "call"
-        return ("passed", "", "") if quiet and report.passed else None
+        """No letter but for what failed, since the bar shows the rest."""
+        shown = report.failed or report.when == "teardown" or (report.when == "setup" and report.passed)
+        return None if self.bar is None or shown else (report.outcome, "", "")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> Iterator[None]:
-        """Make way for what pytest writes, then draw the bar anew."""
-        if self.bar is not None:
+        """Make way for what pytest writes of a failure, and draw the bar anew once a benchmark is done."""
+        if self.bar is not None and report.failed:
             self.bar.clear()
         yield
-        if self.bar is not None:
-            self.bar.update(report.nodeid in self.judged and report.when == "teardown")
-            self.bar.refresh()
+        if self.bar is not None and report.nodeid in self.judged and report.when == "teardown":
+            self.bar.update()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self) -> None:
