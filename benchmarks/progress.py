@@ -33,9 +33,8 @@ class Progress:
         """Count what will run: a device that is not there takes no time."""
         self.judged = {item.nodeid for item in session.items if _runs(item)}
         if self.judged and not session.config.option.collectonly:
-            self.bar = Bar(
-                total=len(self.judged), unit="benchmark", smoothing=0, mininterval=0, leave=False, file=self.terminal
-            )
+            shown = {"unit": "benchmark", "leave": False, "file": self.terminal}
+            self.bar = Bar(total=len(self.judged), smoothing=0, mininterval=0, **shown)  # the mean; drawn every time
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
