@@ -1,5 +1,5 @@
 """
-The steps of training, timed by batch size, device, dtype and number of threads.
+The steps of training and single queries, timed by batch size, device, dtype and number of threads.
 
 Each benchmark checks its answer before the clock starts. Times are wall-clock with a timer that waits for the device.
 """
@@ -7,6 +7,7 @@ Each benchmark checks its answer before the clock starts. Times are wall-clock w
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import nn, optim
 from torch.utils.benchmark import timer
 
+from benchmarks.latency import CONFIDENCE, PERCENTILES, QUERIES, percentile
+from benchmarks.memory import forward_at_least, peak, training_at_least
+from benchmarks.roofline import copied_bytes, forward_bytes, last_level_cache, training_bytes
 from benchmarks.workload import LR, Workload
 from lenet.net import FORWARD_FLOPS, TRAINING_FLOPS
 from lenet.training import SGD_FORMS
@@ -23,14 +27,16 @@ from lenet.update import SGD
 from properties.closeness import assert_rounded
 from properties.stack import Stack, float64, name_of
 
-BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
+BATCHES = (1, 4, 16, 64, 256, 1024, 4096, 8192)
 
 pytestmark = pytest.mark.benchmark(timer=timer, max_time=0.25, min_rounds=5, warmup=False)
 batches = pytest.mark.parametrize("batch", BATCHES)
+# The parts of a step stop one batch earlier: the largest would add 44 s on two cores, and the whole step has it.
+batches_of_parts = pytest.mark.parametrize("batch", BATCHES[:-1])
 
 
 def note(benchmark: BenchmarkFixture, stack: Stack, threads: int, operation: str, **figures: Any) -> None:
-    """What a time belongs to: `images` and `flops` are per call, a product counts two for each multiply-add."""
+    """What a time belongs to: `images`, `flops`, `bytes` are per call; a product counts two for each multiply-add."""
     benchmark.group = operation
     benchmark.extra_info.update(
         operation=operation,
@@ -40,6 +46,12 @@ def note(benchmark: BenchmarkFixture, stack: Stack, threads: int, operation: str
         threads=threads if stack.device.type == "cpu" else 0,
         **figures,
     )
+
+
+def note_memory(benchmark: BenchmarkFixture, stack: Stack, call: Callable[[], Any], at_least: int) -> None:
+    """Bytes that another call takes at its peak; after it has been timed, so that counting them costs it nothing."""
+    if benchmark.enabled:
+        benchmark.extra_info.update(memory=peak(call, stack.device), memory_at_least=at_least)
 
 
 @batches
@@ -53,11 +65,31 @@ def bench_forward(benchmark: BenchmarkFixture, stack: Stack, threads: int, batch
         return logits
 
     work.verify_logits(forward())
-    note(benchmark, stack, threads, "forward", batch=batch, images=batch, flops=batch * FORWARD_FLOPS)
+    figures = {"flops": batch * FORWARD_FLOPS, "bytes": forward_bytes(batch, stack.dtype.itemsize)}
+    note(benchmark, stack, threads, "forward", batch=batch, images=batch, **figures)
     benchmark(forward)
+    note_memory(benchmark, stack, forward, forward_at_least(batch, stack.dtype.itemsize))
 
 
-@batches
+def bench_latency(benchmark: BenchmarkFixture, stack: Stack, threads: int) -> None:
+    """One forward pass after the other of a single image, each timed by itself: percentiles of their latency."""
+    work = Workload(stack, 1)
+
+    @torch.no_grad()
+    def query() -> torch.Tensor:
+        logits: torch.Tensor = work.net(work.images)
+        return logits
+
+    work.verify_logits(query())
+    note(benchmark, stack, threads, "latency", batch=1, images=1, flops=FORWARD_FLOPS)
+    benchmark.pedantic(query, rounds=QUERIES)
+    if benchmark.enabled:
+        latencies = benchmark.stats.stats.data
+        found = {f"p{percent}": asdict(percentile(latencies, percent)) for percent in PERCENTILES}
+        benchmark.extra_info.update(queries=len(latencies), confidence=CONFIDENCE, latency=found)
+
+
+@batches_of_parts
 def bench_loss(benchmark: BenchmarkFixture, stack: Stack, threads: int, batch: int) -> None:
     """Forward pass with its graph, and the mean squared error."""
     work = Workload(stack, batch)
@@ -67,7 +99,7 @@ def bench_loss(benchmark: BenchmarkFixture, stack: Stack, threads: int, batch: i
     benchmark(work.loss)
 
 
-@batches
+@batches_of_parts
 def bench_backward(benchmark: BenchmarkFixture, stack: Stack, threads: int, batch: int) -> None:
     """Backward pass through one graph, retained, adding to the gradients."""
     work = Workload(stack, batch)
@@ -86,8 +118,11 @@ def bench_training_step(benchmark: BenchmarkFixture, stack: Stack, threads: int,
     work = Workload(stack, batch)
 
     work.verify_step(work.parameters(), work.step(lr=0.5), lr=0.5)
-    note(benchmark, stack, threads, "training step", batch=batch, images=batch, flops=batch * TRAINING_FLOPS)
+    figures = {"flops": batch * TRAINING_FLOPS, "bytes": training_bytes(batch, stack.dtype.itemsize)}
+    note(benchmark, stack, threads, "training step", batch=batch, images=batch, **figures)
     benchmark(work.step)
+    work.net.zero_grad()  # so that the step's own gradients count
+    note_memory(benchmark, stack, work.step, training_at_least(batch, stack.dtype.itemsize))
 
 
 @pytest.mark.parametrize("form", ["manual", *SGD_FORMS])
@@ -123,3 +158,15 @@ def bench_matrix_product(benchmark: BenchmarkFixture, stack: Stack, threads: int
     numbers = torch.randn(size, size, device=stack.device, dtype=stack.dtype)
     note(benchmark, stack, threads, "matrix product", size=size, flops=2 * size**3)
     benchmark(torch.matmul, numbers, numbers)
+
+
+def bench_copy(benchmark: BenchmarkFixture, stack: Stack, threads: int) -> None:
+    """The rate at which the machine copies an array that no cache holds; its bytes are read once and written once."""
+    size = copied_bytes(last_level_cache(stack.device))
+    page = torch.arange(1024, device=stack.device, dtype=stack.dtype)  # not one number only; `size` is of whole ones
+    numbers = page.repeat(size // page.nbytes)
+    copy = torch.empty_like(numbers)
+
+    assert torch.equal(copy.copy_(numbers), numbers)
+    note(benchmark, stack, threads, "copy", size=size, flops=0, bytes=2 * size)
+    benchmark(copy.copy_, numbers)
