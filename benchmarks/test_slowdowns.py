@@ -1,0 +1,84 @@
+"""The slower variants are right, and slower by what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+
+import lenet
+from benchmarks import slowdowns
+from benchmarks.slowdowns import SPINS, Slowed
+from lenet import subject
+
+NAMES = ("By0", "By2", "By3", "By5", "By10", "Copied", "Foreach", "ForLoop")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_slower_variant_computes_the_same_bits(name: str) -> None:
+    """Also in the second call, in which it measures what it has to add."""
+    slower, reference = subject.load(f"benchmarks.slowdowns:{name}"), subject.load("lenet")
+    nets = [one.Net() for one in (slower, reference)]
+    nets[0].load_state_dict(nets[1].state_dict())
+    torch.manual_seed(0)
+    images, targets = torch.rand(2, 1, 32, 32), torch.rand(2, 10)
+
+    for _ in range(3):
+        assert torch.equal(nets[0](images), nets[1](images))
+        losses = [one.train_step(net, images, targets, 0.5) for one, net in zip((slower, reference), nets, strict=True)]
+        assert torch.equal(*losses)
+    for mine, right in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(mine, right)  # by half of the gradient, which is the same in all orders of rounding
+        assert torch.equal(mine.grad, right.grad)
+
+
+def clock(monkeypatch: pytest.MonkeyPatch, step: float) -> tuple[Callable[[float], None], list[int]]:
+    """A clock that only `wait` and spins move on, and the spins that were made."""
+    now, spins = [0.0], []
+
+    def spin(steps: int) -> None:
+        spins.append(steps)
+        now[0] += steps * step
+
+    def wait(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(slowdowns, "timer", lambda: now[0])
+    monkeypatch.setattr(slowdowns, "spin", spin)
+    return wait, spins
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1])
+def test_the_added_computation_takes_its_share_of_a_call(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    wait, spins = clock(monkeypatch, step=2**-26)
+    slowed, call = Slowed(share), partial(wait, 2**-10)
+
+    for _ in range(3):
+        slowed(call, call, 1)
+
+    assert set(spins[:-1]) == {SPINS}
+    assert spins[-1] == round(share * 2**16)
+
+
+def test_each_size_has_its_own_share_and_nothing_is_added_within_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    wait, spins = clock(monkeypatch, step=2**-26)
+    slowed = Slowed(0.5)
+    inner = partial(wait, 2**-10)
+    outer = partial(slowed, inner, inner, 2)
+
+    for _ in range(3):
+        slowed(outer, inner, 1)
+
+    assert slowed.steps == {1: 2**15}
+    assert spins[-1] == 2**15
+
+
+def test_an_error_is_no_reason_to_be_fast_from_then_on() -> None:
+    net, slowed = lenet.Net(), Slowed(0.5)
+
+    with pytest.raises(ValueError, match="32"):
+        slowed(lambda: net(torch.zeros(1, 1, 31, 31)), print, 1)
+
+    assert not Slowed.inside
