@@ -166,7 +166,7 @@ def started(
             stack.callback(workers[name].stop)
         for worker in workers.values():
             worker.ready()
-        for part in workers["base"].machine.keys() | workers["head"].machine.keys():
+        for part in sorted(workers["base"].machine.keys() | workers["head"].machine.keys()):
             here, there = (workers[name].machine.get(part, "none") for name in ("base", "head"))
             if here != there:
                 raise ComparisonError(f"the arms are on different machines: base's {part} is {here}, head's {there}")

@@ -255,7 +255,8 @@ def main(arguments: list[str] | None = None) -> int:
             budget = options.budget or BUDGET * len(options.select)
             result = judge(base, head, options.select, options.delta, budget, options.seed)
         verdict, reason = result.verdict, sentence(result)
-        print(f"stack: {headline(result.stacks['head'])}")
+        for line in dict.fromkeys(headline(stack) for stack in result.stacks.values()):
+            print(f"stack: {line}")
         print(table(rows(result)))
     except (ComparisonError, WorkerError) as error:
         verdict, reason = "broken", str(error)

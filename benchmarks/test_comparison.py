@@ -14,6 +14,7 @@ import pytest
 from benchmarks import comparison
 from benchmarks.comparison import BLOCKS, ComparisonError, Result, Side, judge
 from benchmarks.worker import Arm, WorkerError
+from lenet.fingerprint import fingerprint
 
 DELTA = 0.015
 SECONDS = 60.0
@@ -48,7 +49,7 @@ class MadeUp:
     world: ClassVar[World]
     random: ClassVar[np.random.Generator]
     calls = 1
-    stack: ClassVar[dict[str, str]] = {"torch": "2"}
+    stack: ClassVar[dict[str, str]] = fingerprint()
 
     def __init__(self, arm: Arm, python: str, environment: Any, folder: Any) -> None:
         self.arm = arm
