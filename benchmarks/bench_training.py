@@ -20,14 +20,12 @@ from torch.utils.benchmark import timer
 from benchmarks.latency import CONFIDENCE, PERCENTILES, QUERIES, percentile
 from benchmarks.memory import forward_at_least, peak, training_at_least
 from benchmarks.roofline import copied_bytes, forward_bytes, last_level_cache, training_bytes
-from benchmarks.workload import LR, Workload
+from benchmarks.workload import BATCHES, LR, Workload
 from lenet.net import FORWARD_FLOPS, TRAINING_FLOPS
 from lenet.training import SGD_FORMS
 from lenet.update import SGD
 from properties.closeness import assert_rounded
 from properties.stack import Stack, float64, name_of
-
-BATCHES = (1, 4, 16, 64, 256, 1024, 4096, 8192)
 
 pytestmark = pytest.mark.benchmark(timer=timer, max_time=0.25, min_rounds=5, warmup=False)
 batches = pytest.mark.parametrize("batch", BATCHES)

@@ -28,7 +28,7 @@ from benchmarks.worker import Arm, Worker
 OPERATIONS = {"forward": "forward", "training-step": "training step"}
 """The names of benchmarks begin with these, of what the worker calls so."""
 
-SAMPLED = 0.5
+SAMPLING = 0.5
 """
 Of the time that it takes to start a pair, and to prepare both: a pair is sampled for so much longer.
 
@@ -42,6 +42,12 @@ BLOCKS = 16
 
 class ComparisonError(RuntimeError):
     """What cannot be compared; the message is one line that says what was asked for and what was found."""
+
+
+def cell(name: str) -> tuple[str, int]:
+    """What a benchmark of this name is of: the operation, as the worker calls it, and the batch."""
+    operation, _, batch = name.rpartition("-")
+    return OPERATIONS[operation], int(batch)
 
 
 @dataclass(frozen=True)
@@ -89,12 +95,6 @@ class Benchmark:
     def _begin(self, number: int) -> None:
         self.round, self.look, self.looks = number, 0, looks()
         self.due = next(self.looks)
-
-    @property
-    def cell(self) -> tuple[str, int]:
-        """The operation as the worker calls it, and the batch."""
-        operation, _, batch = self.name.rpartition("-")
-        return OPERATIONS[operation], int(batch)
 
     @property
     def risen(self) -> dict[str, tuple[int, int]]:
@@ -188,7 +188,7 @@ def prepare(workers: Mapping[str, Worker], benchmark: Benchmark) -> float:
     Raises ComparisonError where one does not know it, WorkerError where its answer is wrong.
     """
     start = time.monotonic()
-    operation, batch = benchmark.cell
+    operation, batch = cell(benchmark.name)
     for name, worker in workers.items():
         if operation not in worker.operations:
             raise ComparisonError(f"{benchmark.name}: {name} has no {operation}, only {', '.join(worker.operations)}")
@@ -227,7 +227,7 @@ def sample(
             with started(sides, caches, random) as workers:
                 share = (time.monotonic() - begun) / len(undecided)
                 for benchmark in random.permutation(np.array(undecided, dtype=object)).tolist():
-                    seconds = SAMPLED * (share + prepare(workers, benchmark))
+                    seconds = SAMPLING * (share + prepare(workers, benchmark))
                     benchmark.pairs.append(side_by_side(workers, benchmark.round, seconds, random))
                     benchmark.take_look(result.delta)
             longest = max(longest, time.monotonic() - begun)

@@ -18,6 +18,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.memory import changes
+
 UNITS = {
     "FLOPs": "a multiply-add being two",
     "operators": "calls of PyTorch's operators, those within others included",
@@ -71,10 +73,10 @@ def _events(call: Callable[[], Any], device: torch.device) -> dict[str, int]:
         call()
         with record_function(COUNTED):
             call()
-    events = sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns())
+    events = profiler.profiler.kineto_results.events()
     (whole,) = (event for event in events if event.name() == COUNTED and event.device_type().name == "CPU")
     within = [event for event in events if whole.start_ns() <= event.start_ns() <= whole.end_ns()]
-    memory = [e.nbytes() for e in within if e.name() == "[memory]" and e.device_type().name == device.type.upper()]
+    memory = changes(within, device)
     counted = {
         "operators": sum(event.name().startswith("aten::") for event in within),
         "allocations": sum(size > 0 for size in memory),

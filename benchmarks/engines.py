@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.worker import Arm, Cold, NotTimed, Worker, WorkerError
-from benchmarks.workload import DISTINCT
+from benchmarks.workload import BATCHES, DISTINCT
 from lenet import engines
 from lenet.engines import PEERS, Engine, EngineError
 from lenet.files import set_aside, writable, write_atomically
@@ -37,7 +37,6 @@ from lenet.oracle import PRECISIONS, Array
 from lenet.table import table
 
 DEFAULT = ("eager", "channels-last", "no-onednn", "compiled", "compiled-deterministic", "aot-inductor", *PEERS)
-BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
 TRAINING_BATCHES = (16, 256)
 FLOPS = {"forward": FORWARD_FLOPS, "training step": TRAINING_FLOPS}
 """Of one image."""
@@ -359,8 +358,8 @@ def _record(options: argparse.Namespace, chosen: list[Engine], result: Result) -
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.engines", description="Time engines by turns.")
     parser.add_argument("--engines", metavar="NAMES", help=f"comma-separated; default: {','.join(DEFAULT)}, if there")
-    parser.add_argument("--batches", type=_batches, default=BATCHES, metavar="SIZES", help="comma-separated")
-    parser.add_argument("--threads", type=_positive, default=os.cpu_count() or 1, help="default: all cores")
+    parser.add_argument("--batches", type=_batches, default=BATCHES[:-1], metavar="SIZES", help="comma-separated")
+    parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="default: all cores")
     parser.add_argument("--device", default="cpu", help="default %(default)s")
     parser.add_argument("--dtype", choices=PRECISIONS, default="float32", help="default %(default)s")
     parser.add_argument(
@@ -373,7 +372,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A number from 1 on, as an option."""
     number = int(text)
     if number < 1:
         raise ValueError(text)
@@ -382,7 +382,7 @@ def _positive(text: str) -> int:
 
 def _batches(text: str) -> tuple[int, ...]:
     """Sizes that repeat the workload's digits a whole number of times."""
-    batches = tuple(_positive(part) for part in text.split(","))
+    batches = tuple(positive(part) for part in text.split(","))
     if wrong := [batch for batch in batches if batch > DISTINCT and batch % DISTINCT]:
         raise argparse.ArgumentTypeError(f"{wrong[0]} is no multiple of {DISTINCT}")
     return batches

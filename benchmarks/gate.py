@@ -11,30 +11,27 @@ Exit codes: 0 passed, 1 failed, 3 inconclusive, 2 broken: what was to be compare
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from fnmatch import fnmatchcase
 from io import BytesIO
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree as Xml
 
-from benchmarks.comparison import OPERATIONS, Benchmark, ComparisonError, Result, Side, judge
+from benchmarks.comparison import OPERATIONS, ComparisonError, Side, judge
+from benchmarks.engines import positive
+from benchmarks.gate_report import FORMATS, Outcome, terminal
 from benchmarks.worker import Arm, WorkerError
+from benchmarks.workload import BATCHES
 from lenet.files import set_aside, writable, write_atomically
-from lenet.fingerprint import headline, stamp
 from lenet.oracle import PRECISIONS
-from lenet.table import table
 
-BATCHES = (1, 4, 16, 64, 256, 1024, 4096)
 NAMES = tuple(f"{operation}-{batch}" for operation in OPERATIONS for batch in BATCHES)
 DEFAULT = ("forward-1", "forward-256", "training-step-64")
 """Latency, throughput, and training."""
@@ -46,7 +43,6 @@ BUDGET = 60.0
 """Seconds for a benchmark."""
 
 EXIT = {"passed": 0, "failed": 1, "broken": 2, "inconclusive": 3}
-OUTPUTS = ("json", "junit", "markdown")
 
 
 def branched_from() -> str:
@@ -101,7 +97,7 @@ def sides(options: argparse.Namespace) -> Iterator[tuple[Side, Side]]:
     """Base and head, as the options tell them apart; where they do not, base is the commit that head branched from."""
     arms = {
         side: Arm(
-            subject=getattr(options, f"{side}_subject"),
+            subject=_anywhere(getattr(options, f"{side}_subject")),
             engine=getattr(options, f"{side}_engine"),
             device=options.device,
             dtype=options.dtype,
@@ -123,164 +119,32 @@ def sides(options: argparse.Namespace) -> Iterator[tuple[Side, Side]]:
             yield Side("base", arms["base"], options.base_python, folder, named(revision)), head
 
 
-def words(benchmark: Benchmark, delta: float) -> str:
-    """Why its verdict is what it is, in a line."""
-    found, suspicion = benchmark.found, benchmark.suspicion
-    if benchmark.risen:
-        return "; ".join(f"{name} rose from {a:,} to {b:,}" for name, (a, b) in benchmark.risen.items())
-    if found is None:
-        return "no pair of processes was timed" if suspicion is None else "slower once, then not measured anew in time"
-    if benchmark.verdict == "passed":
-        once = "slower at first, but not in other processes; " if suspicion else ""
-        faster = "; faster by more than delta: is that explained?" if found.upper < -delta else ""
-        return f"{once}at most {found.upper:+.2%}{faster}"
-    if benchmark.verdict == "failed":
-        assert suspicion
-        return f"at least {suspicion.lower:+.2%}, and in other processes at least {found.lower:+.2%}"
-    once = "slower once, not yet twice; " if suspicion else ""
-    if found.lower == -1:
-        return f"{once}{found.pairs} pairs are too few to tell"
-    return f"{once}a slowdown of {delta + found.visible:.2%} would have been seen"
-
-
-def rows(result: Result) -> list[list[str]]:
-    """A table of the benchmarks, its head first."""
-    shown = [["benchmark", "verdict", "head / base", "bounds", "pairs", "base", "head", "why"]]
-    for benchmark in result.benchmarks:
-        found, pairs = benchmark.found, [pair for pair in benchmark.pairs if pair.round == benchmark.round]
-        times = [f"{1e3 * middle(pair.base for pair in pairs):.3f} ms" if pairs else "-"]
-        times += [f"{1e3 * middle(pair.head for pair in pairs):.3f} ms" if pairs else "-"]
-        ratio = [_factor(found.estimate), f"{_factor(found.lower)} to {_factor(found.upper)}"] if found else ["-", "-"]
-        why = words(benchmark, result.delta)
-        shown.append([benchmark.name, benchmark.verdict, *ratio, f"{len(benchmark.pairs)}", *times, why])
-    return shown
-
-
-def _factor(share: float) -> str:
-    return f"{1 + share:.4f}"
-
-
-def middle(numbers: Any) -> float:
-    """The median."""
-    ordered = sorted(numbers)
-    return float(ordered[len(ordered) // 2] + ordered[(len(ordered) - 1) // 2]) / 2
-
-
-def sentence(result: Result) -> str:
-    """The verdict in words."""
-    by_verdict = {
-        verdict: [b.name for b in result.benchmarks if b.verdict == verdict] for verdict in ("failed", "inconclusive")
-    }
-    return {
-        "passed": f"no benchmark is slower by {result.delta:.1%} or more",
-        "failed": f"slower, or with more to do: {', '.join(by_verdict['failed'])}",
-        "inconclusive": f"too few pairs of processes to tell: {', '.join(by_verdict['inconclusive'])}",
-    }[result.verdict]
-
-
-def as_json(result: Result) -> dict[str, Any]:
-    """What the report is made from."""
-    return {
-        "verdict": result.verdict,
-        "delta": result.delta,
-        "seconds": result.seconds,
-        "stacks": result.stacks,
-        "benchmarks": [
-            {
-                "name": benchmark.name,
-                "verdict": benchmark.verdict,
-                "why": words(benchmark, result.delta),
-                "found": _slowdown(benchmark.found),
-                "suspicion": _slowdown(benchmark.suspicion),
-                "counters": benchmark.counters,
-                "risen": benchmark.risen,
-                "rates": asdict(benchmark.rates),
-                "pairs": [asdict(pair) for pair in benchmark.pairs],
-            }
-            for benchmark in result.benchmarks
-        ],
-    }
-
-
-def _slowdown(found: Any) -> dict[str, float | None] | None:
-    """Bounds that are infinite, as JSON has no number for them, are null."""
-    return found and {name: None if abs(value) == float("inf") else value for name, value in asdict(found).items()}
-
-
-def junit(verdict: str, reason: str, result: Result | None) -> str:
-    """A test for each benchmark: what is slower failed, what cannot be told was skipped, what broke is an error."""
-    tests = Xml.Element("testsuite", name="gate")
-    for benchmark in result.benchmarks if result else []:
-        test = Xml.SubElement(tests, "testcase", classname="benchmarks.gate", name=benchmark.name)
-        kind = {"failed": "failure", "inconclusive": "skipped"}.get(benchmark.verdict)
-        assert result
-        if kind:
-            Xml.SubElement(test, kind, message=words(benchmark, result.delta))
-    if verdict == "broken":
-        test = Xml.SubElement(tests, "testcase", classname="benchmarks.gate", name="gate")
-        Xml.SubElement(test, "error", message=reason)
-    for kind, attribute in (("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
-        tests.set(attribute, str(len(tests.findall(f"testcase/{kind}"))))
-    tests.set("tests", str(len(tests)))
-    Xml.indent(tests)
-    return Xml.tostring(tests, encoding="unicode", xml_declaration=True) + "\n"
-
-
-def markdown(verdict: str, reason: str, result: Result | None, compared: list[str]) -> str:
-    """A summary for a pull request."""
-    lines = [f"## Gate: {verdict}", "", _cell(reason), "", *(f"- {_cell(line)}" for line in compared)]
-    if result:
-        head, *body = rows(result)
-        lines += ["", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
-        lines += [f"| {' | '.join(map(_cell, row))} |" for row in body]
-    return "\n".join(lines) + "\n"
-
-
-def _cell(text: str) -> str:
-    """Any text on one line, with no markup of its own."""
-    return "".join(f"\\{c}" if c in r"\`*_{}[]<>|#" else c for c in " ".join(text.split()))
-
-
 def main(arguments: list[str] | None = None) -> int:
     """0 where head passed, 1 where it is slower, 3 where that cannot be told, 2 where it broke, 130 after Ctrl-C."""
     options = _options(arguments)
-    for kind in OUTPUTS:
+    for kind in FORMATS:
         if path := getattr(options, kind):
             set_aside(path)
-    result, compared = None, []
+    given = sys.argv[1:] if arguments is None else arguments
+    outcome = Outcome(shlex.join(["python", "-m", "benchmarks.gate", *given]), options.delta)
     try:
         with sides(options) as (base, head):
-            compared = [f"base: {base}", f"head: {head}"]
-            print("\n".join(compared), flush=True)
+            outcome.compared = [f"base: {base}", f"head: {head}"]
+            print("\n".join(outcome.compared), flush=True)
             budget = options.budget or BUDGET * len(options.select)
-            result = judge(base, head, options.select, options.delta, budget, options.seed)
-        verdict, reason = result.verdict, sentence(result)
-        for line in dict.fromkeys(headline(stack) for stack in result.stacks.values()):
-            print(f"stack: {line}")
-        print(table(rows(result)))
+            outcome.result = judge(base, head, options.select, options.delta, budget, options.seed)
     except (ComparisonError, WorkerError) as error:
-        verdict, reason = "broken", str(error)
+        outcome.broken = str(error)
         print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    print(f"{verdict.upper()}: {reason}")
-    command = shlex.join(["python", "-m", "benchmarks.gate", *(sys.argv[1:] if arguments is None else arguments)])
-    texts: dict[str, Callable[[], str]] = {
-        "json": lambda: json.dumps(
-            stamp(command)
-            | {"compared": compared, "reason": reason, "seed": options.seed}
-            | (as_json(result) if result else {"verdict": verdict}),
-            indent=1,
-        ),
-        "junit": lambda: junit(verdict, reason, result),
-        "markdown": lambda: markdown(verdict, reason, result, compared),
-    }
-    for kind, text in texts.items():
+    print(terminal(outcome))
+    for kind, text in FORMATS.items():
         if path := getattr(options, kind):
             with write_atomically(path) as file:
-                file.write(text().encode())
-    return EXIT[verdict]
+                file.write(text(outcome).encode())
+    return EXIT[outcome.verdict]
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -294,13 +158,14 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{side}-engine", default="eager", metavar="NAME", help="default %(default)s")
         parser.add_argument(
             f"--{side}-python",
+            type=_interpreter,
             default=sys.executable,
             metavar="FILE",
             help="has this project installed; default: this",
         )
     parser.add_argument("--device", default="cpu", help="default %(default)s")
     parser.add_argument("--dtype", choices=PRECISIONS, default="float32", help="default %(default)s")
-    parser.add_argument("--threads", type=_positive, default=1, help="default %(default)s")
+    parser.add_argument("--threads", type=positive, default=1, help="default %(default)s")
     parser.add_argument(
         "--select", type=_selected, default=DEFAULT, metavar="NAMES", help=f"patterns; default {','.join(DEFAULT)}"
     )
@@ -309,14 +174,28 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--budget", type=_seconds, metavar="TIME", help="such as 120s or 5m; default 60s a benchmark")
     parser.add_argument("--seed", type=int, default=0, help="of the random order; default %(default)s")
-    for kind in OUTPUTS:
+    for kind in FORMATS:
         parser.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"write the result as {kind} there")
     options = parser.parse_args(arguments)
-    for kind in OUTPUTS:
+    for kind in FORMATS:
         path = getattr(options, kind)
         if path and not writable(path.parent):
             parser.error(f"--{kind} {path}: not a folder that can be written to")
     return options
+
+
+def _anywhere(spec: str) -> str:
+    """The subject's spec; a file is that of the working tree, wherever a worker runs."""
+    place, separator, name = spec.partition(":")
+    return f"{Path(place).absolute()}{separator}{name}" if place.endswith(".py") else spec
+
+
+def _interpreter(text: str) -> str:
+    """The program of this name, by its whole path."""
+    found = shutil.which(text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text} is no program that can be run")
+    return str(Path(found).absolute())
 
 
 def _selected(text: str) -> tuple[str, ...]:
@@ -328,13 +207,6 @@ def _selected(text: str) -> tuple[str, ...]:
             raise argparse.ArgumentTypeError(f"no benchmark is named {pattern}; there are {', '.join(NAMES)}")
         chosen += matched
     return tuple(dict.fromkeys(chosen))
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
 
 
 def _share(text: str) -> float:

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
-from benchmarks.comparison import Benchmark, ComparisonError, Pair, Side, judge
+from benchmarks.comparison import Benchmark, ComparisonError, Pair, Side, cell, judge
 from benchmarks.decision import Rates
-from benchmarks.gate import BUDGET, DEFAULT, DELTA, as_json
+from benchmarks.gate import BUDGET, DEFAULT, DELTA
+from benchmarks.gate_report import as_dict
 from benchmarks.worker import Arm, Worker, WorkerError
 from lenet.files import writable, write_atomically
 from lenet.fingerprint import fingerprint, headline, stamp
@@ -63,6 +65,9 @@ CONDITIONS = {
 REPLAYS = 3700
 """Of which none fails where the exact 95 % interval is to end below 1 in 1,000."""
 
+BESIDE = {0: "nothing", 1: "another gate"}
+"""What ran beside a trial, by the number of such gates."""
+
 SAMPLED = 1.0
 """Seconds of single calls, for the rules of other tools: pytest-benchmark's `--benchmark-max-time`."""
 
@@ -84,7 +89,7 @@ def trial(condition: Condition, seed: int) -> list[dict[str, Any]]:
         Side(name, Arm(subject=subject)) for name, subject in (("base", condition.base), ("head", condition.head))
     )
     budget = BUDGET * len(condition.benchmarks)
-    result = as_json(judge(base, head, condition.benchmarks, DELTA, budget, seed))
+    result = as_dict(judge(base, head, condition.benchmarks, DELTA, budget, seed))
     samples = [sampled(side, condition.benchmarks) for side in (base, head)]
     return [
         {
@@ -107,8 +112,7 @@ def sampled(side: Side, names: Sequence[str]) -> dict[str, list[float]]:
     with Worker(side.arm) as worker:
         taken = {}
         for name in names:
-            operation, _, batch = name.rpartition("-")
-            worker.prepare(operation.replace("-", " "), int(batch))
+            worker.prepare(*cell(name))
             worker.measure()
             taken[name] = worker.sample(SAMPLED)
         return taken
@@ -150,26 +154,29 @@ def replayed(verdicts: Sequence[dict[str, Any]], benchmark: str, seed: int = 0) 
     return share(failed, REPLAYS)
 
 
-def summary(verdicts: Sequence[dict[str, Any]]) -> str:
+def rows(verdicts: Sequence[dict[str, Any]]) -> list[list[str]]:
     """How many verdicts of each condition failed, passed and were inconclusive, and what other rules called slower."""
-    names = [name for name in CONDITIONS if any(v["condition"] == name for v in verdicts)]
-    rows = [["head is", "beside", "failed", "passed", "inconclusive", "pairs", *RULES]]
-    for name in names:
-        for beside in sorted({v["beside"] for v in verdicts if v["condition"] == name}):
-            own = [v for v in verdicts if (v["condition"], v["beside"]) == (name, beside)]
-            counts = {kind: sum(v["verdict"] == kind for v in own) for kind in ("failed", "passed", "inconclusive")}
-            rules = [sum(rule(**v["sequential"]) for v in own) for rule in RULES.values()]
+    shown = [["head is", "beside", "failed", "passed", "inconclusive", "pairs", *RULES]]
+    for name, beside in product(CONDITIONS, BESIDE):
+        if own := [v for v in verdicts if (v["condition"], v["beside"]) == (name, beside)]:
+            failed, passed, inconclusive = (
+                sum(v["verdict"] == kind for v in own) for kind in ("failed", "passed", "inconclusive")
+            )
             pairs = f"{np.median([len(v['ratios']) for v in own]):g}"
-            others = [str(counts[kind]) for kind in ("passed", "inconclusive")]
-            load = "another gate" if beside else "nothing"
-            failed = share(counts["failed"], len(own))
-            rows.append([name, load, failed, *others, pairs, *(share(alarms, len(own)) for alarms in rules)])
+            others = (share(sum(rule(**v["sequential"]) for v in own), len(own)) for rule in RULES.values())
+            counts = [share(failed, len(own)), str(passed), str(inconclusive), pairs]
+            shown.append([name, BESIDE[beside], *counts, *others])
+    return shown
+
+
+def summary(verdicts: Sequence[dict[str, Any]]) -> str:
+    """The table of what was counted, and what replays of its pairs come to."""
     equals = [v for v in verdicts if v["condition"] == "A/A"]
     lines = [
         f"replayed from the pairs of A/A, {name} fails in {replayed(equals, name)}"
         for name in dict.fromkeys(v["benchmark"] for v in equals)
     ]
-    return "\n".join([table(rows), "", *lines])
+    return "\n".join([table(rows(verdicts)), "", *lines])
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -264,7 +271,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.gate_trial", description="How often the gate is wrong, and how often it finds out."
     )
     parser.add_argument("--minutes", type=float, default=60.0, help="how long to go on; default %(default)s")
-    parser.add_argument("--beside", type=int, choices=(0, 1), default=0, help="gates that run beside; default 0")
+    parser.add_argument("--beside", type=int, choices=BESIDE, default=0, help="gates that run beside; default 0")
     parser.add_argument(
         "--record", type=Path, default=Path("reports/latest"), metavar="DIR", help="default %(default)s"
     )

@@ -37,10 +37,14 @@ def balance(call: Callable[[], Any]) -> Iterable[int]:
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = call()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     del result
-    events.sort(key=lambda event: event.start_ns())
-    return accumulate((event.nbytes() for event in events), initial=0)
+    return accumulate(changes(profiler.profiler.kineto_results.events(), torch.device("cpu")), initial=0)
+
+
+def changes(events: Iterable[Any], device: torch.device) -> list[int]:
+    """Bytes that a profiler saw allocated on a device (or released, below 0), in order of time."""
+    seen = [event for event in events if event.name() == "[memory]" and event.device_type().name == device.type.upper()]
+    return [event.nbytes() for event in sorted(seen, key=lambda event: event.start_ns())]
 
 
 def forward_at_least(batch: int, itemsize: int) -> int:

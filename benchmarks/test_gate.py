@@ -17,6 +17,7 @@ import pytest
 from benchmarks import comparison, gate
 from benchmarks.comparison import ComparisonError
 from benchmarks.gate import NAMES, branched_from, checkout, main
+from benchmarks.gate_report import FORMATS
 from benchmarks.test_comparison import MACHINE, World, world
 from benchmarks.test_worker import fakes, left
 from properties.test_options import FAULTY, ROOT
@@ -31,7 +32,7 @@ def judged(tmp_path: Path) -> Judged:
     """Runs the gate; its exit code, and what it wrote as JSON, JUnit and Markdown."""
 
     def run(*options: str) -> tuple[int, dict, str, str]:
-        files = {kind: tmp_path / f"gate.{kind}" for kind in gate.OUTPUTS}
+        files = {kind: tmp_path / f"gate.{kind}" for kind in FORMATS}
         code = main([*options, *(text for kind, file in files.items() for text in (f"--{kind}", str(file)))])
         written = {kind: file.read_text() for kind, file in files.items()}
         return code, json.loads(written["json"]), written["junit"], written["markdown"]
@@ -150,6 +151,7 @@ def test_what_an_earlier_run_wrote_is_set_aside(world: World, judged: Judged, tm
         (["--budget", "soon"], "invalid"),
         (["--threads", "0"], "invalid"),
         (["--dtype", "int8"], "invalid choice"),
+        (["--base-python", "/nowhere/python"], "/nowhere/python is no program that can be run"),
         (["--json", "/proc/none/gate.json"], "--json /proc/none/gate.json: not a folder that can be written to"),
     ],
 )

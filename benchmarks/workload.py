@@ -18,6 +18,9 @@ from properties.strategies import Case
 LR = 2.0**-20
 """Of the training steps that are timed: so small that thousands of them leave the work as it is."""
 
+BATCHES = (1, 4, 16, 64, 256, 1024, 4096, 8192)
+"""The sizes that are timed: one image, and then from what a cache holds to what memory is full of."""
+
 DISTINCT = 16
 """Images that differ in a batch; a larger one repeats them, so that the oracle need not compute thousands."""
 

@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gate_trial import rows
 from lenet.fingerprint import FORMAT
 
 ORDER = (
@@ -34,7 +35,11 @@ WRITERS = {
     "laws.json": "pytest properties --record DIR",
     "benchmarks.json": "pytest benchmarks --record DIR",
     "training.json": "python -m lenet.training --record DIR",
+    "gate.json": "python -m benchmarks.gate --json DIR/gate.json",
+    "gate_trial.json": "python -m benchmarks.gate_trial --record DIR",
 }
+OPTIONAL = ("gate.json", "gate_trial.json")
+"""What a run may lack."""
 
 
 class ReportError(ValueError):
@@ -161,6 +166,8 @@ class Run:
     finished: bool
     failures: list[str]  # benchmarks, and laws that failed without a verdict
     training: dict[str, Any]
+    gate: dict[str, Any] | None
+    trial: list[list[str]]  # a table, its head first; empty where there was none
 
     @property
     def violated(self) -> list[Law]:
@@ -232,8 +239,9 @@ class Run:
 
 
 def load(folder: Path) -> Run:
-    """Read a run's three files; raises ReportError where one is not whole, or they are of different stacks."""
-    files = {name: _read(folder / name) for name in WRITERS}
+    """Read a run's files; raises ReportError where one is not whole, or they are of different stacks."""
+    there = [name for name in WRITERS if name not in OPTIONAL or (folder / name).exists()]
+    files = {name: _read(folder / name) for name in there}
     first, *others = files
     for name in others:
         for part in files[first]["stack"].keys() | files[name]["stack"].keys():
@@ -251,6 +259,8 @@ def load(folder: Path) -> Run:
         finished=laws["finished"],
         failures=laws["broken"] + benchmarks["failed"],
         training=files["training.json"],
+        gate=files.get("gate.json"),
+        trial=rows(files["gate_trial.json"]["verdicts"]) if "gate_trial.json" in files else [],
     )
     if not run.stacks:
         raise ReportError(f"{folder / 'laws.json'}: no law was judged")

@@ -84,6 +84,16 @@ def files() -> Files:
     }
 
 
+@pytest.fixture
+def gated(files: Files) -> Files:
+    """The same, with a run of the gate and a trial of it."""
+    benchmark = {"name": "forward-1", "verdict": "failed", "why": f"slower {EVIL}", "pairs": [{}] * 14}
+    said = {"verdict": "failed", "reason": "slower: forward-1", "compared": ["base: a", EVIL], "delta": 0.015}
+    verdict = {"condition": "A/A", "beside": 0, "verdict": "passed", "ratios": [[1, 0.0]] * 7}
+    trial = {"verdicts": [verdict | {"sequential": {"ratio": 1.2, "p": 0.5}}] * 20}
+    return files | {"gate.json": HEAD | said | {"benchmarks": [benchmark]}, "gate_trial.json": HEAD | trial}
+
+
 def write(folder: Path, files: Files) -> None:
     for name, content in files.items():
         (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
@@ -310,3 +320,33 @@ def test_known_issues_are_listed_with_the_laws_that_see_them(tmp_path: Path, fil
     assert EVIL not in shown
     assert "known issue: " in summary
     assert "pytorch/pytorch#1" in summary
+
+
+def test_the_gate_and_its_trial_are_shown(tmp_path: Path, gated: Files) -> None:
+    write(tmp_path, gated)
+
+    assert main([str(tmp_path)]) == 0
+
+    shown, summary = Page(), (tmp_path / "summary.md").read_text()
+    shown.feed(page(tmp_path))
+    assert not shown.outside
+    assert "above 1.5 %" in shown.text
+    assert "0 of 20: 0.0% (0.0% to 16.8%)" in shown.text
+    assert "20 of 20: 100.0%" in shown.text
+    assert "Gate: **failed**" in summary
+
+
+def test_what_was_not_gated_says_which_command_does(tmp_path: Path, files: Files) -> None:
+    write(tmp_path, files)
+
+    assert main([str(tmp_path)]) == 0
+
+    assert "tox run -e gate</code>" in page(tmp_path)
+    assert "tox run -e gate-trial</code>" in page(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["gate.json", "gate_trial.json"])
+def test_a_torn_gate_is_no_page(tmp_path: Path, gated: Files, name: str) -> None:
+    write(tmp_path, gated | {name: "{"})
+
+    assert main([str(tmp_path)]) == 2
