@@ -1,0 +1,62 @@
+"""Trends compare runs of one stack only, in the order of their dates."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.trends import main
+from lenet.fingerprint import FORMAT, fingerprint
+
+
+def run(folder: Path, date: str, seconds: dict[str, float], **stack: str) -> str:
+    """A file as a run of the benchmarks writes it."""
+    entries = [{"name": name, "stats": {"median": median}} for name, median in seconds.items()]
+    content: dict[str, Any] = {"format": FORMAT, "date": date, "stack": fingerprint() | stack, "benchmarks": entries}
+    path = folder / f"{date}{len(stack)}.json"
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def test_later_runs_are_relative_to_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new = run(tmp_path, "2026-02", {"a": 0.003, "b": 0.5})
+    old = run(tmp_path, "2026-01", {"a": 0.002})
+
+    assert main([new, old]) == 0
+
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["median", "of", "a", "call", "2026-01", "2026-02"] in rows
+    assert ["a", "2.000", "ms", "1.500"] in rows
+    assert ["b", "-", "500.000", "ms"] in rows
+
+
+def test_stacks_are_never_set_against_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [run(tmp_path, "2026-01", {"a": 1.0}), run(tmp_path, "2026-02", {"a": 2.0}, processor="another")]
+    files.append(run(tmp_path, "2026-03", {"a": 3.0}, hypothesis="7", pytest="10"))
+
+    assert main(files) == 0
+
+    output = capsys.readouterr().out
+    assert output.count("median of a call") == 2
+    assert "3.000" in output
+    assert "2.000\n" not in output
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"benchmarks": 3}'])
+def test_another_file_is_refused_in_one_line(tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run.json").write_text(content)
+
+    assert main([str(tmp_path / "run.json")]) == 2
+    assert main([str(tmp_path / "none.json")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_another_format_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = run(tmp_path, "2026-01", {"a": 1.0})
+    Path(path).write_text(Path(path).read_text().replace(f'"format": {FORMAT}', '"format": 99'))
+
+    assert main([path]) == 2
+    assert "format 99" in capsys.readouterr().err
