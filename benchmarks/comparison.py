@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from math import sqrt
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +29,11 @@ from benchmarks.worker import Arm, Worker
 OPERATIONS = {"forward": "forward", "training-step": "training step"}
 """The names of benchmarks begin with these, of what the worker calls so."""
 
-SAMPLING = 0.5
+SCATTER = 1.1 / 0.8
 """
-Of the time that it takes to start a pair, and to prepare both: a pair is sampled for so much longer.
+How a pair's ratio scatters: by 1.1 % from block to block, after a second of them, and by 0.8 % from process to process.
 
-Measured on 2 cores: the ratios of pairs scatter by 1.2 to 1.5 % with 60 to 100 blocks and by 1.25 to 1.4 % with 30 to
-50. Longer sampling would take from the number of pairs what it gives to each.
+Measured on 2 cores of an AMD EPYC, over 30 pairs of `forward-1`, `forward-256` and `training-step-64`.
 """
 
 BLOCKS = 16
@@ -181,13 +181,12 @@ def started(
         yield workers
 
 
-def prepare(workers: Mapping[str, Worker], benchmark: Benchmark) -> float:
+def prepare(workers: Mapping[str, Worker], benchmark: Benchmark) -> None:
     """
-    Have both build, call and verify a benchmark at the same time; the seconds that it took.
+    Have both build, call and verify a benchmark at the same time.
 
     Raises ComparisonError where one does not know it, WorkerError where its answer is wrong.
     """
-    start = time.monotonic()
     operation, batch = cell(benchmark.name)
     for name, worker in workers.items():
         if operation not in worker.operations:
@@ -197,7 +196,6 @@ def prepare(workers: Mapping[str, Worker], benchmark: Benchmark) -> float:
         worker.request({"prepare": [operation, batch]})
     for worker in workers.values():
         worker.prepared()
-    return time.monotonic() - start
 
 
 def compare_counters(workers: Mapping[str, Worker], benchmarks: Sequence[Benchmark]) -> None:
@@ -225,15 +223,25 @@ def sample(
                 break
             bar.set_description_str(f"{', '.join(f'{b.name}: pair {len(b.pairs) + 1}' for b in undecided)}")
             with started(sides, caches, random) as workers:
-                share = (time.monotonic() - begun) / len(undecided)
+                duration = sampling_time(time.monotonic() - begun, len(undecided))
                 for benchmark in random.permutation(np.array(undecided, dtype=object)).tolist():
-                    seconds = SAMPLING * (share + prepare(workers, benchmark))
-                    benchmark.pairs.append(side_by_side(workers, benchmark.round, seconds, random))
+                    prepare(workers, benchmark)
+                    benchmark.pairs.append(side_by_side(workers, benchmark.round, duration, random))
                     benchmark.take_look(result.delta)
             longest = max(longest, time.monotonic() - begun)
             bar.update(round(min(budget, time.monotonic() - start)) - bar.n)
     for benchmark in undecided:
         benchmark.take_look(result.delta, last=True)
+
+
+def sampling_time(start: float, benchmarks: int) -> float:
+    """
+    Seconds for each of so many benchmarks of a pair that took `start` seconds to begin.
+
+    With these, the mean over all pairs that fit into a given time varies least: a longer time would make each pair
+    better and take from their number. (The minimum of (SCATTER^2 / t + 1) * (start + benchmarks * t).)
+    """
+    return SCATTER * sqrt(start / benchmarks)
 
 
 def side_by_side(workers: Mapping[str, Worker], number: int, duration: float, random: np.random.Generator) -> Pair:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import comparison
-from benchmarks.comparison import BLOCKS, ComparisonError, Result, Side, judge
+from benchmarks.comparison import BLOCKS, SCATTER, ComparisonError, Result, Side, judge, sampling_time
 from benchmarks.worker import Arm, WorkerError
 from lenet.fingerprint import fingerprint
 
@@ -254,3 +254,13 @@ def test_the_order_is_random_and_the_same_seeds_order_is_the_same(
     assert first == order
     turns = [tuple(first[place : place + 2]) for place in range(4, 4 + 2 * BLOCKS, 2)]  # after those that warm up
     assert set(turns) == {("base's", "head's"), ("head's", "base's")}
+
+
+@pytest.mark.parametrize(("start", "benchmarks"), [(2.0, 3), (5.0, 1)])
+def test_a_pair_is_sampled_for_as_long_as_is_worth_it(start: float, benchmarks: int) -> None:
+    def variance(time: float) -> float:
+        return (SCATTER**2 / time + 1) * (start + benchmarks * time)
+
+    best = sampling_time(start, benchmarks)
+
+    assert variance(best) < min(variance(0.9 * best), variance(1.1 * best))
