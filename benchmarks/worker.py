@@ -53,7 +53,7 @@ ANSWERING = 120.0
 """Seconds in which it has timed a block."""
 
 PROTOCOL = 1
-"""Of the requests and answers below: workers of other versions of this file may be asked by this one."""
+"""Of requests and answers, and of what a time is: the gate may ask the worker of another version of this file."""
 
 ENDING = 5.0
 """Seconds in which a worker that is no longer needed ends by itself."""
