@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from statistics import median
@@ -139,7 +140,7 @@ def junit(outcome: Outcome) -> str:
     def add(name: str, kind: str | None, message: str) -> None:
         test = Xml.SubElement(tests, "testcase", classname="benchmarks.gate", name=name)
         if kind:
-            Xml.SubElement(test, kind, message=message)
+            Xml.SubElement(test, kind, message=xml_text(message))
 
     if outcome.result:
         for benchmark in outcome.result.benchmarks:
@@ -152,6 +153,11 @@ def junit(outcome: Outcome) -> str:
     tests.set("tests", str(len(tests)))
     Xml.indent(tests)
     return Xml.tostring(tests, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def xml_text(text: str) -> str:
+    """The text with a question mark for each character that XML 1.0 has no place for."""
+    return re.sub("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "?", text)
 
 
 def markdown(outcome: Outcome) -> str:

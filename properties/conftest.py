@@ -83,7 +83,10 @@ def pytest_runtest_call(item: pytest.Item) -> None:
         arguments = {name: item.funcargs[name] for name in item.callspec.params}
         issues = expected(item.originalname, arguments["stack"], arguments)
         shown = [(issue, sighting) for issue, sighting in issues if _shows(item, arguments, issue, sighting)]
-        ledger.known = [{"title": issue.title, "reference": issue.reference} for issue, _ in shown]
+        ledger.known = [
+            {"title": issue.title, "reference": issue.reference, "fixed": ".".join(map(str, issue.fixed or ()))}
+            for issue, _ in shown
+        ]
         ledger.expected = [sighting for _, sighting in shown]
 
 

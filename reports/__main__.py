@@ -1,89 +1,96 @@
-"""`python -m reports`: the page and the summary of a run, and its verdict as the exit code."""
+"""
+`python -m reports`: the page and the summary of a run, and its verdict as the exit code.
+
+`python -m reports publish` keeps a run, `index` makes the page of all that are kept, `diff A B` says what changed from
+one to another.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError, select_autoescape
+from jinja2 import UndefinedError
 
 from lenet.files import set_aside, write_atomically
-from lenet.fingerprint import headline
-from reports import figures
-from reports.run import ReportError, Run, Timing, load
+from reports import exports, history
+from reports.page import index, render
+from reports.run import ReportError, load
 
 LATEST = Path("reports/latest")
+RUNS = Path("reports/runs")
+WRITTEN = ("index.html", "summary.md", *exports.NAMES)
 
 
-def render(run: Run) -> dict[str, str]:
-    """The texts of `index.html` and `summary.md`."""
-    environment = Environment(
-        loader=PackageLoader("reports"),
-        autoescape=select_autoescape(["html"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"cell": _cell, "clip": _clip}
-    maps = run.training["feature_maps"]
-    pictures = {
-        "throughput": [(timings[0].subject, figures.throughput(timings)) for timings in by_device(run)],
-        "training": figures.training_curve(run.training["history"]),
-        "digit": figures.digit(run.training["digit"]["pixels"]),
-        "maps": {
-            (layer, when): figures.feature_maps(maps[when][layer])
-            for layer in ("conv1", "conv2")
-            for when in ("before", "after")
-        },
-    }
-    values = {"run": run, "pictures": pictures, "headline": headline(run.stack)}
-    names = {"index.html": "page.html", "summary.md": "summary.md"}
-    return {name: environment.get_template(template).render(values) for name, template in names.items()}
-
-
-def by_device(run: Run) -> list[list[Timing]]:
-    """The timings of images, for each subject, device and dtype that has any."""
-    drawn = [timing for timing in run.timings if timing.operation in figures.LINES]
-    places = dict.fromkeys(timing.place[:3] for timing in drawn)
-    return [[timing for timing in drawn if timing.place[:3] == place] for place in places]
-
-
-def _clip(text: str, length: int = 4000) -> str:
-    """The text, or its beginning and how much there is of it."""
-    return text if len(text) <= length else f"{text[:length]} ... ({len(text):,} characters)"
-
-
-def _cell(text: str) -> str:
-    """Any text as a code cell of a Markdown table, on one line and with no markup of its own."""
-    return "`" + " ".join(_clip(text).split()).replace("`", "'").replace("|", "\\|") + "`"
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """0 where the run passed, 1 where a law is violated, 2 where no report can be made of it."""
+def make(arguments: list[str]) -> int:
+    """The page, the summary, and the files for CI of a run; 0 where it passed, 1 where it did not."""
     parser = argparse.ArgumentParser(prog="python -m reports", description="Make the page and the summary of a run.")
-    parser.add_argument(
-        "folder", nargs="?", type=Path, default=LATEST, help="where the run's JSON files are (%(default)s)"
-    )
-    folder = parser.parse_args(arguments).folder
-    for name in ("index.html", "summary.md"):
+    folder = _folder(parser, arguments)
+    for name in WRITTEN:
         set_aside(folder / name)
-    try:
-        run = load(folder)
-        for name, text in render(run).items():
-            with write_atomically(folder / name) as file:
-                file.write(text.encode())
-    except ReportError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (LookupError, TypeError, ValueError, AttributeError, UndefinedError) as error:
-        print(f"error: {folder}: a file lacks what the report needs: {type(error).__name__} {error}", file=sys.stderr)
-        return 2
+    run = load(folder)
+    for name, text in (render(run) | exports.texts(run)).items():
+        _write(folder / name, text)
     print(f"{'PASSED' if run.passed else 'FAILED'}: {run.verdict}")
     print(run.speed)
     print(f"judged: {'; '.join(run.stacks)}")
     print(f"the page: {(folder / 'index.html').resolve()}")
     return 0 if run.passed else 1
+
+
+def publish(arguments: list[str]) -> int:
+    """Keep a run, and make the page of all that are kept anew."""
+    parser = argparse.ArgumentParser(prog="python -m reports publish", description="Keep a run in reports/runs.")
+    print(f"published: {history.publish(_folder(parser, arguments), RUNS)}")
+    return make_index([])
+
+
+def make_index(arguments: list[str]) -> int:
+    """The page of all runs that are kept."""
+    argparse.ArgumentParser(prog="python -m reports index").parse_args(arguments)
+    page = RUNS.parent / "index.html"
+    _write(page, index(history.published(RUNS)))
+    print(f"the page of all runs: {page.resolve()}")
+    return 0
+
+
+def diff(arguments: list[str]) -> int:
+    """What changed between two runs."""
+    parser = argparse.ArgumentParser(prog="python -m reports diff", description="What changed from run A to run B.")
+    for name in ("A", "B"):
+        parser.add_argument(name, type=Path, help="a run's folder")
+    options = parser.parse_args(arguments)
+    print("\n".join(history.differences(load(options.A), load(options.B))))
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"publish": publish, "index": make_index, "diff": diff}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """What the command gives, or 2 where a run's files are not whole."""
+    given = sys.argv[1:] if arguments is None else arguments
+    command, rest = (COMMANDS[given[0]], given[1:]) if given and given[0] in COMMANDS else (make, given)
+    try:
+        return command(rest)
+    except ReportError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except (LookupError, TypeError, ValueError, AttributeError, UndefinedError) as error:
+        print(f"error: a run's file lacks what the report needs: {type(error).__name__} {error}", file=sys.stderr)
+    return 2
+
+
+def _folder(parser: argparse.ArgumentParser, arguments: list[str]) -> Path:
+    parser.add_argument("folder", nargs="?", type=Path, default=LATEST, help="of the run's JSON files (%(default)s)")
+    folder: Path = parser.parse_args(arguments).folder
+    return folder
+
+
+def _write(path: Path, text: str) -> None:
+    with write_atomically(path) as file:
+        file.write(text.encode())
 
 
 if __name__ == "__main__":

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+import math
 import re
+from functools import cache
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
 
-from reports.run import Timing
+from reports.run import ORDER, Run, Timing
 
 # Okabe & Ito's colours, which differ without colour vision too; each has a line style of its own besides.
 LINES = {
@@ -20,6 +24,32 @@ LINES = {
     "backward": ("#E69F00", "-."),
     "training step": ("#D55E00", "-"),
 }
+ENGINES = {
+    "eager": ("#000000", "-"),
+    "channels-last": ("#0072B2", "-"),
+    "no-onednn": ("#0072B2", ":"),
+    "compiled": ("#D55E00", "-"),
+    "compiled-deterministic": ("#D55E00", "--"),
+    "max-autotune": ("#D55E00", ":"),
+    "aot-inductor": ("#CC79A7", "-"),
+    "exported": ("#CC79A7", "--"),
+    "onnxruntime": ("#009E73", "-"),
+    "openvino": ("#E69F00", "-"),
+    "openvino-f32": ("#E69F00", "--"),
+    "jax": ("#56B4E9", "-"),
+}
+"""An engine has the same colour and line wherever it is drawn; those of one family share the colour."""
+
+PARTS = {"forward and loss": "#0072B2", "backward": "#E69F00", "the rest, update included": "#999999"}
+"""Of a training step, as `Run.split` has them."""
+
+ENDS = ("lower", "upper")
+
+LINES_OF_TEXT = 30
+"""That fit beside a picture of the height of those with labelled lines."""
+
+OTHER = ("#666666", "-.")
+
 STYLE = {
     "font.family": "sans-serif",
     "font.size": 10,
@@ -47,9 +77,172 @@ def throughput(timings: list[Timing]) -> str:
                     batches = [t.batch or 0 for t in line]
                     rates = [t.throughput for t in line]
                     axes.plot(batches, rates, style, color=colour, marker=".", label=operation)
-            axes.set(xscale="log", yscale="log", xlabel="images a batch")
+            _by_batch(axes, {t.batch for t in own if t.batch})
         panels[0].set_ylabel("images a second")
         panels[0].legend(frameon=False, loc="lower right")
+        return _svg(figure)
+
+
+def engines(timings: list[dict[str, Any]]) -> str:
+    """Images a second of a forward pass against the batch size, log-log: a line an engine, its name at its end."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9.0, 4.6), layout="constrained")
+        axes = figure.subplots()
+        ends = []
+        for name in dict.fromkeys(timing["engine"] for timing in timings):
+            own = sorted((t["batch"], t["images_per_second"]) for t in timings if t["engine"] == name)
+            colour, style = ENGINES.get(name, OTHER)
+            axes.plot(*zip(*own, strict=True), style, color=colour, marker=".")
+            ends.append((math.log(own[-1][1]), own[-1], name, colour))
+        ends.sort()
+        _by_batch(axes, {timing["batch"] for timing in timings})
+        axes.set_ylabel("images a second")
+        line = math.log(np.divide(*axes.get_ylim()[::-1])) / LINES_OF_TEXT
+        heights = np.exp(_apart([end[0] for end in ends], line))
+        for height, (_, (batch, rate), name, colour) in zip(heights, ends, strict=True):
+            axes.annotate(name, (batch, rate), (batch * 1.25, height), color=colour, fontsize=9, va="center")
+        axes.set_xlim(right=max(timing["batch"] for timing in timings) * 9)
+        return _svg(figure)
+
+
+def _by_batch(axes: Axes, batches: set[int]) -> None:
+    """Log-log, against the batch sizes that there are."""
+    axes.set(xscale="log", yscale="log", xlabel="images a batch")
+    axes.set_xticks(sorted(batches), [f"{batch:,}" for batch in sorted(batches)], fontsize=8)
+    axes.minorticks_off()
+
+
+def _apart(places: list[float], least: float) -> list[float]:
+    """Places for labels, in order: each where it belongs, or `least` beyond the last, so that none covers another."""
+    moved: list[float] = []
+    for place in places:
+        moved.append(max(place, moved[-1] + least) if moved else place)
+    return moved
+
+
+def history(runs: list[tuple[str, Run]]) -> str:
+    """The best throughput of a forward pass and of a training step in each run of one machine, in order."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9.0, 2.6), layout="constrained")
+        axes = figure.subplots()
+        for operation in ("forward", "training step"):
+            colour, style = LINES[operation]
+            best = [run.best(operation) for _, run in runs]
+            axes.plot(range(len(runs)), [b or np.nan for b in best], style, marker="o", color=colour, label=operation)
+        axes.set_xticks(range(len(runs)), [f"{run.date[:10]}\ntorch {run.stack['torch']}" for _, run in runs])
+        axes.set(ylabel="images a second", ylim=(0, None))
+        axes.legend(frameon=False, loc="lower right")
+        return _svg(figure)
+
+
+def mutants(table: dict[str, Any]) -> str:
+    """Laws (a row each) and mutants (a column each): which law rejects which mutant, and which is to."""
+    laws = sorted(table["laws"], key=lambda law: (ORDER.index(table["laws"][law]), law))
+    kinds = list(table["kinds"])
+    columns = sorted(table["mutants"], key=lambda name: (kinds.index(table["mutants"][name]["kind"]), name))
+    cells = np.zeros((len(laws), len(columns)))
+    for column, name in enumerate(columns):
+        mutant = table["mutants"][name]
+        for law in mutant["broken"]:
+            if law in table["laws"]:
+                cells[laws.index(law), column] = 1
+        cells[laws.index(mutant["law"]), column] = 2
+    with mpl.rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(9.0, 5.6), layout="constrained")
+        axes = figure.subplots()
+        colours = ListedColormap(["#ffffff", "#9ecae1", "#08306b"])
+        axes.imshow(cells, cmap=colours, vmin=0, vmax=2, aspect="auto", interpolation="nearest")
+        _groups(axes.yaxis, axes.axhline, [table["laws"][law].replace("_", " ") for law in laws])
+        _groups(axes.xaxis, axes.axvline, [table["mutants"][name]["kind"] for name in columns])
+        axes.tick_params(length=0, labelsize=8)
+        axes.tick_params(axis="x", rotation=60)
+        axes.set(xlabel=f"{len(columns)} mutants, by what is wrong with them", ylabel=f"{len(laws)} laws")
+        return _svg(figure)
+
+
+def _groups(axis: Any, line: Any, names: list[str]) -> None:
+    """A name in the middle of each run of equal ones, and a line between two runs."""
+    starts = [place for place, name in enumerate(names) if place == 0 or names[place - 1] != name]
+    ends = [*starts[1:], len(names)]
+    for start in starts[1:]:
+        line(start - 0.5, color="#999999", linewidth=0.5)
+    middles = [(start + end - 1) / 2 for start, end in zip(starts, ends, strict=True)]
+    middles = _apart(middles, len(names) / LINES_OF_TEXT)
+    axis.set_ticks(middles, [names[start] for start in starts])
+
+
+def slowdowns(benchmarks: list[dict[str, Any]], delta: float) -> str:
+    """The gate's estimates with their bounds, and the ratios of all pairs in the order in which they were measured."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9.0, 1.2 + 0.7 * len(benchmarks)), layout="constrained")
+        bounds, order = figure.subplots(1, 2, sharey=False)
+        for row, benchmark in enumerate(benchmarks):
+            found = benchmark["found"]
+            if found:
+                low, high = (100 * (found[end] if found[end] is not None else found["estimate"]) for end in ENDS)
+                bounds.plot([low, high], [row, row], color="#0072B2")
+                bounds.plot(100 * found["estimate"], row, "o", color="#0072B2")
+            ratios = [100 * np.expm1(pair["ratio"]) for pair in benchmark["pairs"]]
+            colour, style = list(LINES.values())[row % len(LINES)]
+            order.plot(range(1, len(ratios) + 1), ratios, style, marker=".", color=colour, label=benchmark["name"])
+        bounds.axvline(100 * delta, color="#D55E00", linestyle="--")
+        bounds.axvline(0, color="#666666", linewidth=0.8)
+        bounds.set_yticks(range(len(benchmarks)), [benchmark["name"] for benchmark in benchmarks])
+        bounds.set_ylim(len(benchmarks) - 0.5, -0.5)
+        bounds.set(xlabel="head slower than base, %; the dashed line is delta")
+        order.axhline(0, color="#666666", linewidth=0.8)
+        order.set(xlabel="pair of processes, in order", ylabel="head slower, %")
+        order.legend(frameon=False, fontsize=8)
+        return _svg(figure)
+
+
+def split(parts: dict[int, dict[str, float]]) -> str:
+    """What a training step's time is made of, an image, by batch size."""
+    with mpl.rc_context(STYLE | {"axes.grid.axis": "y"}):
+        figure = Figure(figsize=(9.0, 3.0), layout="constrained")
+        axes = figure.subplots()
+        batches = sorted(parts)
+        bottom = np.zeros(len(batches))
+        for (name, colour), hatch in zip(PARTS.items(), ("", "//", ".."), strict=True):
+            heights = np.array([1e6 * parts[batch][name] / batch for batch in batches])
+            axes.bar(
+                range(len(batches)), heights, bottom=bottom, color=colour, label=name, hatch=hatch, edgecolor="white"
+            )
+            bottom += heights
+        axes.set_xticks(range(len(batches)), [f"{batch:,}" for batch in batches])
+        axes.set(xlabel="images a batch", ylabel="microseconds an image", ylim=(0, None))
+        axes.legend(frameon=False)
+        return _svg(figure)
+
+
+@cache
+def network() -> str:
+    """The network from left to right: what each layer makes, with its shape."""
+    boxes = (
+        ("image", "1 x 32 x 32"),
+        ("conv1\n6 filters 5 x 5", "6 x 28 x 28"),
+        ("ReLU, pool", "6 x 14 x 14"),
+        ("conv2\n16 filters 5 x 5", "16 x 10 x 10"),
+        ("ReLU, pool", "16 x 5 x 5"),
+        ("flatten", "400"),
+        ("fc1, ReLU", "120"),
+        ("fc2, ReLU", "84"),
+        ("fc3", "10 scores"),
+    )
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9.0, 1.9), layout="constrained")
+        axes = figure.subplots()
+        axes.axis("off")
+        for place, (layer, shape) in enumerate(boxes):
+            colour = "#E8F1FA" if "ReLU, pool" in layer or layer in ("image", "flatten") else "#BCD7EE"
+            axes.add_patch(
+                FancyBboxPatch((place, 0), 0.78, 1, boxstyle="round,pad=0.02", facecolor=colour, edgecolor="#333333")
+            )
+            axes.text(place + 0.39, 0.5, layer, ha="center", va="center", fontsize=7.5)
+            axes.text(place + 0.39, -0.12, shape, ha="center", va="top", fontsize=7.5)
+            if place:
+                axes.annotate("", (place - 0.02, 0.5), (place - 0.2, 0.5), arrowprops={"arrowstyle": "->"})
+        axes.set(xlim=(-0.1, len(boxes)), ylim=(-0.5, 1.1))
         return _svg(figure)
 
 

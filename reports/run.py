@@ -35,15 +35,22 @@ WRITERS = {
     "laws.json": "pytest properties --record DIR",
     "benchmarks.json": "pytest benchmarks --record DIR",
     "training.json": "python -m lenet.training --record DIR",
+    "engines.json": "pytest properties -m 'law and engine' --engine NAMES --record DIR",
+    "engine_times.json": "python -m benchmarks.engines --record DIR",
     "gate.json": "python -m benchmarks.gate --json DIR/gate.json",
     "gate_trial.json": "python -m benchmarks.gate_trial --record DIR",
 }
-OPTIONAL = ("gate.json", "gate_trial.json")
+OPTIONAL = ("engines.json", "engine_times.json", "gate.json", "gate_trial.json")
 """What a run may lack."""
 
 
 class ReportError(ValueError):
     """A run that no report can be made of; the message is one line that names the file and what was found."""
+
+
+def title_of(law: str) -> str:
+    """A law's name as a sentence."""
+    return law.removeprefix("test_").replace("_", " ")
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class Law:
     @property
     def title(self) -> str:
         """The law's name as a sentence."""
-        return self.name.removeprefix("test_").replace("_", " ")
+        return title_of(self.name)
 
     @property
     def summary(self) -> str:
@@ -168,6 +175,15 @@ class Run:
     training: dict[str, Any]
     gate: dict[str, Any] | None
     trial: list[list[str]]  # a table, its head first; empty where there was none
+    engines: dict[str, dict[str, str]]  # by stack: the outcome of each law
+    engine_times: dict[str, Any] | None
+    latencies: list[dict[str, Any]]
+    files: list[str]
+
+    @property
+    def engine_laws(self) -> list[str]:
+        """The laws that any engine was judged by."""
+        return list(dict.fromkeys(law for outcomes in self.engines.values() for law in outcomes))
 
     @property
     def violated(self) -> list[Law]:
@@ -195,6 +211,16 @@ class Run:
         """The known issues that were shown, each with the titles of the laws that saw it."""
         titles = sorted({issue for law in self.laws for issue in law.known})
         return {title: [law.title for law in self.laws if title in law.known] for title in titles}
+
+    @property
+    def issues(self) -> list[dict[str, str]]:
+        """The same, each once, with its reference and the version that mends it, where there is one."""
+        entries = (issue for law in self.laws for entry in law.entries for issue in entry["known"])
+        return [dict(issue) for issue in sorted({tuple(sorted(issue.items())) for issue in entries}, key=str)]
+
+    def seen_by(self, issue: dict[str, str]) -> list[str]:
+        """The titles of the laws that saw a known issue."""
+        return [law.title for law in self.laws if any(issue in entry["known"] for entry in law.entries)]
 
     @property
     def notes(self) -> list[str]:
@@ -228,9 +254,35 @@ class Run:
         where = f"{best.where}, {best.batch} images a batch"
         return f"A training step handles up to {best.throughput:,.0f} images a second ({where})."
 
+    def best(self, operation: str) -> float | None:
+        """The most images a second that an operation handled, at any batch, on any number of threads."""
+        return max((t.throughput for t in self.timings if t.operation == operation and t.images), default=None)
+
     def groups(self) -> list[tuple[str, list[Law]]]:
         """The laws by what they are about."""
         return [(name, list(laws)) for name, laws in groupby(self.laws, key=lambda law: law.group)]
+
+    def split(self) -> list[tuple[str, dict[int, dict[str, float]]]]:
+        """For each place of the reference's: by batch, the seconds of forward, backward and the rest of a step."""
+        found = []
+        for place in dict.fromkeys(timing.place for timing in self.timings):
+            own = {(t.operation, t.batch): t.median for t in self.timings if t.place == place and t.batch}
+            where = next(timing.where for timing in self.timings if timing.place == place)
+            batches = [batch for operation, batch in own if operation == "training step"]
+            parts = {
+                batch: {
+                    "forward and loss": own["loss", batch],
+                    "backward": own["backward", batch],
+                    "the rest, update included": max(
+                        0.0, own["training step", batch] - own["loss", batch] - own["backward", batch]
+                    ),
+                }
+                for batch in batches
+                if {("loss", batch), ("backward", batch)} <= own.keys()
+            }
+            if parts:
+                found.append((where, parts))
+        return found
 
     def matrix_rate(self, timing: Timing) -> float | None:
         """The rate of the matrix product measured in the same place, where it was."""
@@ -244,7 +296,8 @@ def load(folder: Path) -> Run:
     files = {name: _read(folder / name) for name in there}
     first, *others = files
     for name in others:
-        for part in files[first]["stack"].keys() | files[name]["stack"].keys():
+        more = () if name in OPTIONAL else files[name]["stack"]  # engines may have needed further packages
+        for part in dict.fromkeys([*files[first]["stack"], *more]):
             if files[first]["stack"].get(part) != files[name]["stack"].get(part):
                 raise ReportError(f"{folder / name}: another {part} than that of {first}; run them on one stack")
     laws, benchmarks = files["laws.json"], files["benchmarks.json"]
@@ -261,6 +314,10 @@ def load(folder: Path) -> Run:
         training=files["training.json"],
         gate=files.get("gate.json"),
         trial=rows(files["gate_trial.json"]["verdicts"]) if "gate_trial.json" in files else [],
+        engines=files["engines.json"]["matrix"] if "engines.json" in files else {},
+        engine_times=files.get("engine_times.json"),
+        latencies=[_latency(entry) for entry in benchmarks["benchmarks"] if "latency" in entry["extra_info"]],
+        files=there,
     )
     if not run.stacks:
         raise ReportError(f"{folder / 'laws.json'}: no law was judged")
@@ -315,3 +372,8 @@ def _timing(entry: dict[str, Any]) -> Timing:
         flops=info["flops"],
         images=info.get("images", 0),
     )
+
+
+def _latency(entry: dict[str, Any]) -> dict[str, Any]:
+    info = entry["extra_info"]
+    return {"where": _timing(entry).where, "queries": info["queries"], "percentiles": info["latency"]}

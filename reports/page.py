@@ -1,0 +1,100 @@
+"""A run as texts: the page, the summary, and the pages of all published runs, from Jinja's templates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from lenet.fingerprint import headline
+from properties.diagnosis import known
+from reports import figures
+from reports.history import by_machine
+from reports.run import Run, Timing, title_of
+
+
+def environment() -> Environment:
+    """Where the templates are rendered: whatever a user named stays text, and what is missing is an error."""
+    own = Environment(
+        loader=PackageLoader("reports"),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    own.filters |= {
+        "cell": _cell,
+        "clip": _clip,
+        "address": _address,
+        "engine": _engine,
+        "title_of": title_of,
+        "headline": headline,
+    }
+    return own
+
+
+def render(run: Run) -> dict[str, str]:
+    """The texts of `index.html` and `summary.md`."""
+    maps, table = run.training["feature_maps"], known()
+    forward = [timing for timing in (run.engine_times or {}).get("timings", []) if timing["operation"] == "forward"]
+    timed = run.gate and any(benchmark["pairs"] for benchmark in run.gate["benchmarks"])
+    pictures = {
+        "throughput": [(timings[0].subject, figures.throughput(timings)) for timings in by_device(run)],
+        "split": [(where, figures.split(parts)) for where, parts in run.split()],
+        "engines": figures.engines(forward) if forward else "",
+        "gate": figures.slowdowns(run.gate["benchmarks"], run.gate["delta"]) if timed and run.gate else "",
+        "mutants": _mutants(),
+        "network": figures.network(),
+        "training": figures.training_curve(run.training["history"]),
+        "digit": figures.digit(run.training["digit"]["pixels"]),
+        "maps": {
+            (layer, when): figures.feature_maps(maps[when][layer])
+            for layer in ("conv1", "conv2")
+            for when in ("before", "after")
+        },
+    }
+    values = {"run": run, "pictures": pictures, "headline": headline(run.stack), "table": table}
+    names = {"index.html": "page.html", "summary.md": "summary.md"}
+    return {name: environment().get_template(template).render(values) for name, template in names.items()}
+
+
+def index(found: Sequence[tuple[str, Run]]) -> str:
+    """The page of all published runs: a table a machine, and what has become of its throughput."""
+    machines = [(own, figures.history(own)) for own in by_machine(list(found))]
+    return environment().get_template("runs.html").render(machines=machines)
+
+
+def by_device(run: Run) -> list[list[Timing]]:
+    """The timings of images, for each subject, device and dtype that has any."""
+    drawn = [timing for timing in run.timings if timing.operation in figures.LINES]
+    places = dict.fromkeys(timing.place[:3] for timing in drawn)
+    return [[timing for timing in drawn if timing.place[:3] == place] for place in places]
+
+
+@cache
+def _mutants() -> str:
+    """The same in every report of one version of this project."""
+    return figures.mutants(known())
+
+
+def _address(reference: str) -> str:
+    """Where an issue is to be read: `owner/name#number` on GitHub; empty for what has no report."""
+    repository, _, number = reference.partition("#")
+    return f"https://github.com/{repository}/issues/{number}" if number.isdigit() else ""
+
+
+def _engine(stack: str) -> str:
+    """What a stack of the matrix is run by: `lenet by compiled on cpu in float32` is `compiled, float32`."""
+    who, _, dtype = stack.rpartition(" in ")
+    return f"{who.partition(' by ')[2].partition(' on ')[0] or who}, {dtype}"
+
+
+def _clip(text: str, length: int = 4000) -> str:
+    """The text, or its beginning and how much there is of it."""
+    return text if len(text) <= length else f"{text[:length]} ... ({len(text):,} characters)"
+
+
+def _cell(text: str) -> str:
+    """Any text as a code cell of a Markdown table, on one line and with no markup of its own."""
+    return "`" + " ".join(_clip(text).split()).replace("`", "'").replace("|", "\\|") + "`"
