@@ -36,6 +36,9 @@ How a pair's ratio scatters: by 1.1 % from block to block, after a second of the
 Measured on 2 cores of an AMD EPYC, over 30 pairs of `forward-1`, `forward-256` and `training-step-64`.
 """
 
+PAIRS = 20
+"""Of which two rounds of two looks each can be made: with fewer no slowdown could be shown, however large it is."""
+
 BLOCKS = 16
 """Of each arm at least: the middle half is of eight."""
 
@@ -223,7 +226,7 @@ def sample(
                 break
             bar.set_description_str(f"{', '.join(f'{b.name}: pair {len(b.pairs) + 1}' for b in undecided)}")
             with started(sides, caches, random) as workers:
-                duration = sampling_time(time.monotonic() - begun, len(undecided))
+                duration = sampling_time(time.monotonic() - begun, len(undecided), budget)
                 for benchmark in random.permutation(np.array(undecided, dtype=object)).tolist():
                     prepare(workers, benchmark)
                     benchmark.pairs.append(side_by_side(workers, benchmark.round, duration, random))
@@ -234,14 +237,15 @@ def sample(
         benchmark.take_look(result.delta, last=True)
 
 
-def sampling_time(start: float, benchmarks: int) -> float:
+def sampling_time(start: float, benchmarks: int, budget: float) -> float:
     """
     Seconds for each of so many benchmarks of a pair that took `start` seconds to begin.
 
     With these, the mean over all pairs that fit into a given time varies least: a longer time would make each pair
-    better and take from their number. (The minimum of (SCATTER^2 / t + 1) * (start + benchmarks * t).)
+    better and take from their number. (The minimum of (SCATTER^2 / t + 1) * (start + benchmarks * t).) Less where PAIRS
+    would not fit into the budget.
     """
-    return SCATTER * sqrt(start / benchmarks)
+    return min(SCATTER * sqrt(start / benchmarks), max(0.0, (budget / PAIRS - start) / benchmarks))
 
 
 def side_by_side(workers: Mapping[str, Worker], number: int, duration: float, random: np.random.Generator) -> Pair:

@@ -2,33 +2,29 @@
 Slower variants of the reference, for the gate to find: subjects such as `benchmarks.slowdowns:By5`.
 
 `By2`, `By3`, `By5` and `By10` add a computation of so many per cent of the arm's own time, whichever benchmark it is;
-each process measures for itself how much that is. `By0` adds nothing, but does so in the same way (which takes some
-8 microseconds): it is what they are to be compared with. `Copied` copies its images once more than it needs to.
+each process measures for itself, at every call, how much that is. `By0` measures too, and adds nothing: it is what they
+are to be compared with. `Copied` copies its images once more than it needs to.
 `Foreach` and `ForLoop` update by `optim.SGD` in these forms: to be compared with each other.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
-from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import timer
 
 import lenet
 
-ROUNDS = 25
-"""Of a call and an added computation by turns, at least. Their ratio varies by a tenth: its median by a fortieth."""
+RECENT = 15
+"""Calls whose median says how long one takes now: the first calls of a process take up to twice as long as later ones."""
 
-WARM = 0.2
-"""Seconds of rounds before those that count: the first calls of a process take up to half as long again."""
-
-SPINS = 2000
-"""Steps of the added computation in a round: some 30 microseconds, a tenth of the shortest call."""
+SPIN = 1000
+"""Steps of the first added computation, by which the next is measured: some 10 microseconds."""
 
 
 def spin(steps: int) -> None:
@@ -38,49 +34,38 @@ def spin(steps: int) -> None:
 
 
 class Slowed:
-    """
-    A call, and after it a computation that takes `share` of its time; nothing is added within another slowed call.
-
-    How many steps that takes is measured at the second call of a size. `again` is the call as it can be repeated
-    without any effect.
-    """
+    """A call, and after it a computation that takes `share` of its time; nothing is added within another such call."""
 
     inside = False
 
     def __init__(self, share: float) -> None:
         self.share = share
-        self.steps: dict[int, int | None] = {}
+        self.calls: dict[int, deque[float]] = {}  # seconds of each of the last, by size
+        self.step: deque[float] = deque(maxlen=RECENT)  # seconds of a step of the last computations
 
-    def __call__(self, call: Callable[[], Any], again: Callable[[], Any], size: int) -> Any:
+    def __call__(self, call: Callable[[], Any], size: int) -> Any:
         """What the call gives."""
         if Slowed.inside:
             return call()
         Slowed.inside = True
         try:
+            start = timer()
             result = call()
-            if size not in self.steps:
-                self.steps[size] = None
-            elif (steps := self.steps[size]) is None:
-                self.steps[size] = self._measure(again)
-            else:
+            middle = timer()
+            recent = self.calls.setdefault(size, deque(maxlen=RECENT))
+            recent.append(middle - start)
+            if self.share:
+                steps = round(self.share * _median(recent) / _median(self.step)) if self.step else SPIN
+                start = timer()
                 spin(steps)
+                self.step.append((timer() - start) / steps)
             return result
         finally:
             Slowed.inside = False
 
-    def _measure(self, again: Callable[[], Any]) -> int:
-        ratios: list[float] = []
-        begun, warm = timer(), 0
-        while len(ratios) < warm + ROUNDS:
-            times = [timer()]
-            for call in (again, partial(spin, SPINS), partial(spin, SPINS)):
-                call()
-                times.append(timer())
-            called, _, spun = np.diff(times)  # the first spin is still slow, from what the call left in the caches
-            ratios.append(called / spun)
-            if timer() - begun < WARM:
-                warm = len(ratios)
-        return round(self.share * median(ratios[warm:]) * SPINS)
+
+def _median(numbers: deque[float]) -> float:
+    return sorted(numbers)[len(numbers) // 2]
 
 
 def slowed_by(share: float) -> Any:
@@ -92,14 +77,12 @@ def slowed_by(share: float) -> Any:
 
         def forward(self, images: Tensor) -> Tensor:
             """(N,1,32,32) -> (N,10)."""
-            call = partial(super().forward, images)
-            logits: Tensor = by(call, call, len(images))
+            logits: Tensor = by(partial(super().forward, images), len(images))
             return logits
 
     def train_step(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
         """The reference's, slowed."""
-        step = partial(lenet.train_step, net, images, targets)
-        loss: Tensor = by(partial(step, lr), partial(step, 0.0), -len(images))
+        loss: Tensor = by(partial(lenet.train_step, net, images, targets, lr), -len(images))
         return loss
 
     return type(f"By{round(100 * share)}", (), {"Net": Net, "train_step": staticmethod(train_step)})

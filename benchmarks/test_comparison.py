@@ -261,6 +261,11 @@ def test_a_pair_is_sampled_for_as_long_as_is_worth_it(start: float, benchmarks: 
     def variance(time: float) -> float:
         return (SCATTER**2 / time + 1) * (start + benchmarks * time)
 
-    best = sampling_time(start, benchmarks)
+    best = sampling_time(start, benchmarks, 1000.0)
 
     assert variance(best) < min(variance(0.9 * best), variance(1.1 * best))
+
+
+def test_a_pair_is_sampled_for_less_where_too_few_would_fit() -> None:
+    assert sampling_time(4.0, 3, 20 * 7.0) == 1.0
+    assert sampling_time(8.0, 3, 20 * 7.0) == 0.0

@@ -10,7 +10,7 @@ import torch
 
 import lenet
 from benchmarks import slowdowns
-from benchmarks.slowdowns import SPINS, Slowed
+from benchmarks.slowdowns import SPIN, Slowed
 from lenet import subject
 
 NAMES = ("By0", "By2", "By3", "By5", "By10", "Copied", "Foreach", "ForLoop")
@@ -18,7 +18,7 @@ NAMES = ("By0", "By2", "By3", "By5", "By10", "Copied", "Foreach", "ForLoop")
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_slower_variant_computes_the_same_bits(name: str) -> None:
-    """Also in the second call, in which it measures what it has to add."""
+    """Call after call."""
     slower, reference = subject.load(f"benchmarks.slowdowns:{name}"), subject.load("lenet")
     nets = [one.Net() for one in (slower, reference)]
     nets[0].load_state_dict(nets[1].state_dict())
@@ -53,32 +53,41 @@ def clock(monkeypatch: pytest.MonkeyPatch, step: float) -> tuple[Callable[[float
 @pytest.mark.parametrize("share", [0.02, 0.1])
 def test_the_added_computation_takes_its_share_of_a_call(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
     wait, spins = clock(monkeypatch, step=2**-26)
-    slowed, call = Slowed(share), partial(wait, 2**-10)
+    slowed = Slowed(share)
 
-    for _ in range(3):
-        slowed(call, call, 1)
+    for seconds in (2**-9, 2**-10, 2**-10):  # the first is slow
+        slowed(partial(wait, seconds), 1)
 
-    assert set(spins[:-1]) == {SPINS}
-    assert spins[-1] == round(share * 2**16)
+    assert spins == [SPIN, round(share * 2**17), round(share * 2**16)]
+
+
+def test_what_adds_nothing_measures_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    wait, spins = clock(monkeypatch, step=2**-26)
+    slowed = Slowed(0.0)
+
+    slowed(partial(wait, 1.0), 1)
+
+    assert spins == []
+    assert list(slowed.calls[1]) == [1.0]
 
 
 def test_each_size_has_its_own_share_and_nothing_is_added_within_another(monkeypatch: pytest.MonkeyPatch) -> None:
     wait, spins = clock(monkeypatch, step=2**-26)
     slowed = Slowed(0.5)
     inner = partial(wait, 2**-10)
-    outer = partial(slowed, inner, inner, 2)
 
     for _ in range(3):
-        slowed(outer, inner, 1)
+        slowed(partial(slowed, inner, 2), 1)
+    slowed(partial(wait, 2**-8), 2)
 
-    assert slowed.steps == {1: 2**15}
-    assert spins[-1] == 2**15
+    assert spins == [SPIN, 2**15, 2**15, 2**17]
+    assert slowed.calls.keys() == {1, 2}
 
 
 def test_an_error_is_no_reason_to_be_fast_from_then_on() -> None:
     net, slowed = lenet.Net(), Slowed(0.5)
 
     with pytest.raises(ValueError, match="32"):
-        slowed(lambda: net(torch.zeros(1, 1, 31, 31)), print, 1)
+        slowed(lambda: net(torch.zeros(1, 1, 31, 31)), 1)
 
     assert not Slowed.inside
