@@ -21,7 +21,7 @@ from torch.utils.benchmark import timer
 import lenet
 
 RECENT = 15
-"""Calls whose median says how long one takes now: the first calls of a process take up to twice as long as later ones."""
+"""Calls whose median says how long one takes now: the first of a process take up to twice as long as later ones."""
 
 SPIN = 1000
 """Steps of the first added computation, by which the next is measured: some 10 microseconds."""
@@ -54,11 +54,10 @@ class Slowed:
             middle = timer()
             recent = self.calls.setdefault(size, deque(maxlen=RECENT))
             recent.append(middle - start)
-            if self.share:
-                steps = round(self.share * _median(recent) / _median(self.step)) if self.step else SPIN
-                start = timer()
-                spin(steps)
-                self.step.append((timer() - start) / steps)
+            steps = round(self.share * _median(recent) / _median(self.step)) if self.step else SPIN
+            start = timer()
+            spin(steps)
+            self.step.append((timer() - start) / max(1, steps))
             return result
         finally:
             Slowed.inside = False
