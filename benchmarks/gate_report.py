@@ -148,8 +148,13 @@ def junit(outcome: Outcome) -> str:
             add(benchmark.name, kind, words(benchmark, outcome.result.delta))
     else:
         add("gate", "error", outcome.reason)
+    return xml(tests)
+
+
+def xml(tests: Xml.Element) -> str:
+    """A test suite as JUnit XML, with its counts."""
     for kind, attribute in (("failure", "failures"), ("error", "errors"), ("skipped", "skipped")):
-        tests.set(attribute, str(len(tests.findall(f"testcase/{kind}"))))
+        tests.set(attribute, str(len(tests.findall(f"testcase[{kind}]"))))
     tests.set("tests", str(len(tests)))
     Xml.indent(tests)
     return Xml.tostring(tests, encoding="unicode", xml_declaration=True) + "\n"

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +10,8 @@ import pytest
 
 from benchmarks import engines
 from benchmarks.engines import AGAIN, PRODUCT, Block, Cold, Result, choose, main, order_effects, tables, timings
-from benchmarks.test_worker import fakes, left
+from benchmarks.test_worker import command, fakes, interrupted, left
 from lenet.engines import EngineError
-from properties.test_options import ROOT
 
 __all__ = ["fakes"]
 
@@ -111,7 +105,7 @@ def test_a_wrong_engine_is_reported_and_the_others_are_timed(
 
 
 def test_a_worker_that_dies_ends_the_run_with_one_line(fakes: Path) -> None:
-    result = command("--engines", "eager,fakes:dying", "--batches", "1").communicate()
+    result = command("benchmarks.engines", "--engines", "eager,fakes:dying", "--batches", "1").communicate()
 
     lines = [line for line in result[1].splitlines() if line]
     assert len(lines) == 1
@@ -120,17 +114,9 @@ def test_a_worker_that_dies_ends_the_run_with_one_line(fakes: Path) -> None:
 
 
 def test_ctrl_c_leaves_no_process(fakes: Path) -> None:
-    with command("--engines", "eager,fakes:hanging", "--batches", "1") as run:
-        noted = fakes / "pids"
-        while not noted.exists() or len(noted.read_text().split()) < 3:  # the parent, the worker and what it started
-            assert run.poll() is None
-            time.sleep(0.1)
+    with command("benchmarks.engines", "--engines", "eager,fakes:hanging", "--batches", "1") as run:
+        assert interrupted(run, fakes, processes=3) == "stopped"  # the parent, the worker and what it started
 
-        run.send_signal(signal.SIGINT)
-        _, errors = run.communicate(timeout=60)
-
-    assert run.returncode == 130
-    assert errors.splitlines()[-1] == "stopped"
     assert not left(fakes)
 
 
@@ -140,11 +126,3 @@ def test_a_batch_that_cannot_be_made_is_refused(batches: str, capsys: pytest.Cap
         main(["--batches", batches])
 
     assert "--batches" in capsys.readouterr().err
-
-
-def command(*options: str) -> subprocess.Popen[str]:
-    """The program as its user starts it."""
-    arguments = [sys.executable, "-m", "benchmarks.engines", "--threads", "1", *options]
-    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where this runs in a shell's background
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(arguments, cwd=ROOT, preexec_fn=heard, text=True, **pipes)

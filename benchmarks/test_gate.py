@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
@@ -19,8 +16,8 @@ from benchmarks.comparison import ComparisonError
 from benchmarks.gate import NAMES, branched_from, checkout, main
 from benchmarks.gate_report import FORMATS
 from benchmarks.test_comparison import MACHINE, World, world
-from benchmarks.test_worker import fakes, left
-from properties.test_options import FAULTY, ROOT
+from benchmarks.test_worker import command, fakes, interrupted, left
+from properties.test_options import FAULTY
 
 __all__ = ["fakes", "world"]
 
@@ -287,20 +284,9 @@ def test_a_worker_of_another_protocol_breaks(judged: Judged, tmp_path: Path) -> 
 
 
 def test_ctrl_c_leaves_no_process(fakes: Path) -> None:
-    arguments = [sys.executable, "-m", "benchmarks.gate", "--head-engine", "fakes:hanging", "--select", "forward-1"]
-    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where this runs in a shell's background
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen(arguments, cwd=ROOT, preexec_fn=heard, text=True, **pipes) as run:
-        noted = fakes / "pids"
-        while not noted.exists() or len(noted.read_text().split()) < 2:  # the worker and what it started
-            assert run.poll() is None
-            time.sleep(0.1)
+    with command("benchmarks.gate", "--head-engine", "fakes:hanging", "--select", "forward-1") as run:
+        assert interrupted(run, fakes, processes=2) == "stopped"  # the worker and what it started
 
-        run.send_signal(signal.SIGINT)
-        _, errors = run.communicate(timeout=60)
-
-    assert run.returncode == 130
-    assert errors.splitlines()[-1] == "stopped"
     assert not left(fakes)
 
 

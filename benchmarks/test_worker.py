@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from benchmarks import worker
 from benchmarks.worker import Arm, NotTimed, Worker, WorkerError
+from properties.test_options import ROOT
 
 FAKES = r"""
 import os, subprocess, sys, time
@@ -69,6 +73,26 @@ def left(folder: Path) -> list[int]:
             break
         time.sleep(0.1)
     return running
+
+
+def command(module: str, *options: str) -> subprocess.Popen[str]:
+    """A program as its user starts it."""
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # also where this runs in a shell's background
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    arguments = [sys.executable, "-m", module, "--threads", "1", *options]
+    return subprocess.Popen(arguments, cwd=ROOT, preexec_fn=heard, text=True, **pipes)
+
+
+def interrupted(run: subprocess.Popen[str], folder: Path, processes: int) -> str:
+    """The last line of a program that Ctrl-C reaches once so many processes have been noted in a folder."""
+    noted = folder / "pids"
+    while not noted.exists() or len(noted.read_text().split()) < processes:
+        assert run.poll() is None
+        time.sleep(0.1)
+    run.send_signal(signal.SIGINT)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 130
+    return errors.splitlines()[-1]
 
 
 def runs(pid: int) -> bool:
