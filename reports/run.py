@@ -254,6 +254,15 @@ class Run:
         where = f"{best.where}, {best.batch} images a batch"
         return f"A training step handles up to {best.throughput:,.0f} images a second ({where})."
 
+    @property
+    def compared(self) -> str:
+        """How much longer each benchmark of the gate takes than base's, in one sentence; empty where there is none."""
+        found = [(b["name"], b["found"]) for b in (self.gate or {}).get("benchmarks", []) if b["found"]]
+        shown = [
+            f"{name} takes {_factor(own['estimate'])} times as long as base's ({_range(own)})" for name, own in found
+        ]
+        return f"{'; '.join(shown)}." if shown else ""
+
     def best(self, operation: str) -> float | None:
         """The most images a second that an operation handled, at any batch, on any number of threads."""
         return max((t.throughput for t in self.timings if t.operation == operation and t.images), default=None)
@@ -330,6 +339,15 @@ def load(folder: Path) -> Run:
     if not run.training.get("history"):
         raise ReportError(f"{folder / 'training.json'}: no epoch was trained")
     return run
+
+
+def _factor(share: float | None) -> str:
+    """Of a bound that is infinite, JSON has null."""
+    return "any" if share is None else f"{1 + share:.3f}"
+
+
+def _range(found: dict[str, Any]) -> str:
+    return f"{_factor(found['lower'])} to {_factor(found['upper'])}"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -335,6 +335,7 @@ def test_the_gate_and_its_trial_are_shown(tmp_path: Path, gated: Files) -> None:
     shown.feed(page(tmp_path))
     assert not shown.outside
     assert "above 1.5 %" in shown.text
+    assert "Forward-1 takes 1.050 times as long as base's (1.020 to any)." in shown.text
     assert "0 of 20: 0.0% (0.0% to 16.8%)" in shown.text
     assert "20 of 20: 100.0%" in shown.text
     assert "Gate: **failed**" in summary
