@@ -136,7 +136,7 @@ class Worker:
         self.requests, self.answers = self.process.stdin, self.process.stdout
 
     def ready(self) -> None:
-        """Wait until it is up and has found its arm; then `benchmarks` and `machine` are what it says of itself."""
+        """Wait until it is up and has found its arm, and says of itself: its operations, its machine, its stack."""
         answer = self._answer(PREPARING)
         if answer.get("protocol") != PROTOCOL:
             raise self._error(f"speaks protocol {answer.get('protocol')}, this version {PROTOCOL}")

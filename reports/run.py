@@ -257,11 +257,8 @@ class Run:
     @property
     def compared(self) -> str:
         """How much longer each benchmark of the gate takes than base's, in one sentence; empty where there is none."""
-        found = [(b["name"], b["found"]) for b in (self.gate or {}).get("benchmarks", []) if b["found"]]
-        shown = [
-            f"{name} takes {_factor(own['estimate'])} times as long as base's ({_range(own)})" for name, own in found
-        ]
-        return f"{'; '.join(shown)}." if shown else ""
+        timed = [benchmark for benchmark in (self.gate or {}).get("benchmarks", []) if benchmark["found"]]
+        return f"{'; '.join(map(_slowdown, timed))}." if timed else ""
 
     def best(self, operation: str) -> float | None:
         """The most images a second that an operation handled, at any batch, on any number of threads."""
@@ -346,8 +343,9 @@ def _factor(share: float | None) -> str:
     return "any" if share is None else f"{1 + share:.3f}"
 
 
-def _range(found: dict[str, Any]) -> str:
-    return f"{_factor(found['lower'])} to {_factor(found['upper'])}"
+def _slowdown(benchmark: dict[str, Any]) -> str:
+    estimate, low, high = (_factor(benchmark["found"][name]) for name in ("estimate", "lower", "upper"))
+    return f"{benchmark['name']} takes {estimate} times as long as base's ({low} to {high})"
 
 
 def _read(path: Path) -> dict[str, Any]:
