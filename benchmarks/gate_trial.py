@@ -174,7 +174,7 @@ def summary(verdicts: Sequence[dict[str, Any]]) -> str:
     equals = [v for v in verdicts if v["condition"] == "A/A"]
     lines = [
         f"replayed from the pairs of A/A, {name} fails in {replayed(equals, name)}"
-        for name in dict.fromkeys(v["benchmark"] for v in equals)
+        for name in tqdm(dict.fromkeys(v["benchmark"] for v in equals), "replays", leave=False, disable=None)
     ]
     return "\n".join([table(rows(verdicts)), "", *lines])
 
