@@ -175,8 +175,13 @@ def started(
             workers[name] = Worker(side.arm, side.python, caches[name], side.folder)
             workers[name].start()
             stack.callback(workers[name].stop)
-        for worker in workers.values():
+        for name, worker in workers.items():
             worker.ready()
+            own = sides[name].folder
+            if sides[name].revision and own and worker.root != own.resolve():  # what is installed came in its place
+                raise ComparisonError(
+                    f"{name}: {sides[name].revision}: this commit has no benchmarks/worker.py to time"
+                )
         for part in sorted(workers["base"].machine.keys() | workers["head"].machine.keys()):
             here, there = (workers[name].machine.get(part, "none") for name in ("base", "head"))
             if here != there:

@@ -41,7 +41,7 @@ def count(call: Callable[[], Any], device: torch.device, graphs: int) -> dict[st
 
     Graph breaks and recompiles are those of the process so far.
     """
-    first, second = ({"FLOPs": _flops(call)} | _events(call, device) for _ in range(2))
+    first, second = (_counted(call, device) for _ in range(2))
     both = {name: number for name, number in first.items() if number is not None and number == second[name]}
     return both | {"graph breaks": sum(_dynamo("graph_break").values()), "recompiles": compiled_graphs() - graphs}
 
@@ -57,17 +57,25 @@ def _dynamo(name: str) -> dict[str, int]:
     return dict(utilities.counters[name]) if utilities else {}
 
 
+def _counted(call: Callable[[], Any], device: torch.device) -> dict[str, int | None]:
+    """Of a call: its events, and its FLOPs, where it runs no compiled graph: those refuse to be watched."""
+    events, compiled = _events(call, device)
+    return {"FLOPs": None if compiled else _flops(call)} | events
+
+
 def _flops(call: Callable[[], Any]) -> int | None:
-    """None where no operator is seen: of other libraries, and of compiled graphs, which refuse to be watched."""
-    if compiled_graphs():
-        return None
+    """None where no operator is seen, as of other libraries."""
     with FlopCounterMode(display=False) as counter:
         call()
     return int(counter.get_total_flops()) or None
 
 
-def _events(call: Callable[[], Any], device: torch.device) -> dict[str, int]:
-    """Of the second of two calls, since what the first frees may have been allocated before anybody looked."""
+def _events(call: Callable[[], Any], device: torch.device) -> tuple[dict[str, int], bool]:
+    """
+    Of the second of two calls, since what the first frees may have been allocated before anybody looked.
+
+    And whether it runs a graph that was compiled.
+    """
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     with profile(activities=activities, profile_memory=True) as profiler:
         call()
@@ -84,4 +92,4 @@ def _events(call: Callable[[], Any], device: torch.device) -> dict[str, int]:
     }
     if device.type == "cuda":
         counted["launches"] = sum(event.name().startswith(LAUNCHES) for event in within)
-    return counted
+    return counted, any(event.name().startswith("Torch-Compiled Region") for event in within)

@@ -136,13 +136,14 @@ class Worker:
         self.requests, self.answers = self.process.stdin, self.process.stdout
 
     def ready(self) -> None:
-        """Wait until it is up and has found its arm, and says of itself: its operations, its machine, its stack."""
+        """Wait until it is up and has found its arm, and says its operations, machine, stack, and where its code is."""
         answer = self._answer(PREPARING)
         if answer.get("protocol") != PROTOCOL:
             raise self._error(f"speaks protocol {answer.get('protocol')}, this version {PROTOCOL}")
         self.operations: list[str] = answer["operations"]
         self.machine: dict[str, str] = answer["machine"]
         self.stack: dict[str, str] = answer["stack"]
+        self.root = Path(answer["root"])
 
     def stop(self) -> None:
         """End it, with all that it has started."""
@@ -527,7 +528,9 @@ def main() -> None:
         reply({"failed": _failure(error)})
         return
     with bench.stack.installed():
-        reply({"protocol": PROTOCOL, "operations": list(TASKS), "machine": _machine(), "stack": fingerprint()})
+        root = str(Path(__file__).resolve().parents[1])
+        about = {"operations": list(TASKS), "machine": _machine(), "stack": fingerprint(), "root": root}
+        reply({"protocol": PROTOCOL} | about)
         for line in requests:
             reply(bench.answer(json.loads(line)))
     atexit._run_exitfuncs()  # temporary folders; the interpreter's own end would take as long as its start
