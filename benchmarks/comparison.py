@@ -179,9 +179,7 @@ def started(
             worker.ready()
             own = sides[name].folder
             if sides[name].revision and own and worker.root != own.resolve():  # what is installed came in its place
-                raise ComparisonError(
-                    f"{name}: {sides[name].revision}: this commit has no benchmarks/worker.py to time"
-                )
+                raise ComparisonError(f"{name}: {sides[name].revision}: no benchmarks/worker.py in this commit")
         for part in sorted(workers["base"].machine.keys() | workers["head"].machine.keys()):
             here, there = (workers[name].machine.get(part, "none") for name in ("base", "head"))
             if here != there:
