@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import sqrt
 from pathlib import Path
 
@@ -62,6 +62,7 @@ class Side:
     python: str = sys.executable
     folder: Path | None = None
     revision: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         where = f" at {self.revision}" if self.revision else ""
@@ -151,35 +152,36 @@ def judge(base: Side, head: Side, names: Sequence[str], delta: float, budget: fl
     rates = Rates.of(len(names))
     result = Result(delta, [Benchmark(name, rates) for name in names])
     with tempfile.TemporaryDirectory(prefix="comparison-", ignore_cleanup_errors=True) as folder:
-        caches = {side: {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/{side}"} for side in ("base", "head")}
-        sides = {side.name: side for side in (base, head)}
-        with started(sides, caches, random) as workers:
+        sides = [_caching_in(folder, side) for side in (base, head)]
+        with started(sides, random) as workers:
             result.stacks = {name: worker.stack for name, worker in workers.items()}
             compare_counters(workers, result.benchmarks)
-        sample(sides, caches, result, budget, random)
+        sample(sides, result, budget, random)
     for benchmark in result.benchmarks:
         benchmark.verdict = benchmark.verdict or "inconclusive"
     result.seconds = time.monotonic() - start
     return result
 
 
+def _caching_in(folder: str, side: Side) -> Side:
+    """The side, of which what one process compiles is found by the next."""
+    return replace(side, environment={"TORCHINDUCTOR_CACHE_DIR": f"{folder}/{side.name}"})
+
+
 @contextmanager
-def started(
-    sides: Mapping[str, Side], caches: Mapping[str, dict[str, str]], random: np.random.Generator
-) -> Iterator[dict[str, Worker]]:
+def started(sides: Sequence[Side], random: np.random.Generator) -> Iterator[dict[str, Worker]]:
     """A fresh process for each side, started in random order; raises ComparisonError where machines differ."""
     with ExitStack() as stack:
         workers = {}
-        for name in random.permutation(list(sides)).tolist():
-            side = sides[name]
-            workers[name] = Worker(side.arm, side.python, caches[name], side.folder)
-            workers[name].start()
-            stack.callback(workers[name].stop)
-        for name, worker in workers.items():
+        for side in (sides[place] for place in random.permutation(len(sides))):
+            workers[side.name] = Worker(side.arm, side.python, side.environment, side.folder)
+            workers[side.name].start()
+            stack.callback(workers[side.name].stop)
+        for side in sides:
+            worker = workers[side.name]
             worker.ready()
-            own = sides[name].folder
-            if sides[name].revision and own and worker.root != own.resolve():  # what is installed came in its place
-                raise ComparisonError(f"{name}: {sides[name].revision}: no benchmarks/worker.py in this commit")
+            if side.revision and side.folder and worker.root != side.folder.resolve():  # what is installed came instead
+                raise ComparisonError(f"{side.name}: {side.revision}: no benchmarks/worker.py in this commit")
         for part in sorted(workers["base"].machine.keys() | workers["head"].machine.keys()):
             here, there = (workers[name].machine.get(part, "none") for name in ("base", "head"))
             if here != there:
@@ -213,13 +215,7 @@ def compare_counters(workers: Mapping[str, Worker], benchmarks: Sequence[Benchma
             benchmark.verdict = "failed"
 
 
-def sample(
-    sides: Mapping[str, Side],
-    caches: Mapping[str, dict[str, str]],
-    result: Result,
-    budget: float,
-    random: np.random.Generator,
-) -> None:
+def sample(sides: Sequence[Side], result: Result, budget: float, random: np.random.Generator) -> None:
     """Time pair after pair of fresh processes, until all is decided or another pair would take too long."""
     start, longest = time.monotonic(), 0.0
     with tqdm(total=round(budget), unit="s", leave=False, disable=None) as bar:
@@ -227,8 +223,8 @@ def sample(
             begun = time.monotonic()
             if begun - start + longest > budget:
                 break
-            bar.set_description_str(f"{', '.join(f'{b.name}: pair {len(b.pairs) + 1}' for b in undecided)}")
-            with started(sides, caches, random) as workers:
+            bar.set_description_str(", ".join(f"{b.name}: pair {len(b.pairs) + 1}" for b in undecided))
+            with started(sides, random) as workers:
                 duration = sampling_time(time.monotonic() - begun, len(undecided), budget)
                 for benchmark in random.permutation(np.array(undecided, dtype=object)).tolist():
                     prepare(workers, benchmark)

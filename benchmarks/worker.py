@@ -412,9 +412,11 @@ class Bench:
 
     def sample(self, seconds: float) -> list[float]:
         """The seconds of each of the calls that can be made in so many seconds, one at least."""
-        taken = [self.block(1)]
-        while sum(taken) < seconds:
+        taken: list[float] = []
+        total = 0.0
+        while not taken or total < seconds:
             taken.append(self.block(1))
+            total += taken[-1]
         return taken
 
     def block(self, calls: int) -> float:
@@ -499,11 +501,11 @@ def _resident(field: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
-def _machine() -> dict[str, str]:
+def _machine(stack: Mapping[str, str]) -> dict[str, str]:
     """What two processes on one machine have in common, and two on different ones do not."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     name = {"host": platform.node()} | ({"boot": boot.read_text().strip()} if boot.exists() else {})
-    return name | {part: value for part, value in fingerprint().items() if part in ("processor", "cores", "GPU")}
+    return name | {part: value for part, value in stack.items() if part in ("processor", "cores", "GPU")}
 
 
 def _private_pipes() -> tuple[IO[str], IO[str]]:
@@ -528,8 +530,8 @@ def main() -> None:
         reply({"failed": _failure(error)})
         return
     with bench.stack.installed():
-        root = str(Path(__file__).resolve().parents[1])
-        about = {"operations": list(TASKS), "machine": _machine(), "stack": fingerprint(), "root": root}
+        stack, root = fingerprint(), str(Path(__file__).resolve().parents[1])
+        about = {"operations": list(TASKS), "machine": _machine(stack), "stack": stack, "root": root}
         reply({"protocol": PROTOCOL} | about)
         for line in requests:
             reply(bench.answer(json.loads(line)))

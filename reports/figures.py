@@ -128,7 +128,8 @@ def history(runs: list[tuple[str, Run]]) -> str:
         for operation in ("forward", "training step"):
             colour, style = LINES[operation]
             best = [run.best(operation) for _, run in runs]
-            axes.plot(range(len(runs)), [b or np.nan for b in best], style, marker="o", color=colour, label=operation)
+            rates = [timing.throughput if timing else np.nan for timing in best]
+            axes.plot(range(len(runs)), rates, style, marker="o", color=colour, label=operation)
         axes.set_xticks(range(len(runs)), [f"{run.date[:10]}\ntorch {run.stack['torch']}" for _, run in runs])
         axes.set(ylabel="images a second", ylim=(0, None))
         axes.legend(frameon=False, loc="lower right")

@@ -14,6 +14,7 @@ from reports.history import by_machine
 from reports.run import Run, Timing, title_of
 
 
+@cache
 def environment() -> Environment:
     """Where the templates are rendered: whatever a user named stays text, and what is missing is an error."""
     own = Environment(

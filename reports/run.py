@@ -207,10 +207,9 @@ class Run:
         return sorted(names - {""})
 
     @property
-    def known(self) -> dict[str, list[str]]:
-        """The known issues that were shown, each with the titles of the laws that saw it."""
-        titles = sorted({issue for law in self.laws for issue in law.known})
-        return {title: [law.title for law in self.laws if title in law.known] for title in titles}
+    def known(self) -> list[str]:
+        """The known issues that were shown, in words."""
+        return sorted({issue for law in self.laws for issue in law.known})
 
     @property
     def issues(self) -> list[dict[str, str]]:
@@ -247,10 +246,9 @@ class Run:
     @property
     def speed(self) -> str:
         """The training step's highest throughput, in one sentence."""
-        steps = [timing for timing in self.timings if timing.operation == "training step"]
-        if not steps:
+        best = self.best("training step")
+        if not best:
             return "No training step was timed."
-        best = max(steps, key=lambda timing: timing.throughput)
         where = f"{best.where}, {best.batch} images a batch"
         return f"A training step handles up to {best.throughput:,.0f} images a second ({where})."
 
@@ -260,9 +258,10 @@ class Run:
         timed = [benchmark for benchmark in (self.gate or {}).get("benchmarks", []) if benchmark["found"]]
         return f"{'; '.join(map(_slowdown, timed))}." if timed else ""
 
-    def best(self, operation: str) -> float | None:
-        """The most images a second that an operation handled, at any batch, on any number of threads."""
-        return max((t.throughput for t in self.timings if t.operation == operation and t.images), default=None)
+    def best(self, operation: str) -> Timing | None:
+        """Where an operation handled the most images a second, at any batch, on any number of threads."""
+        timed = [timing for timing in self.timings if timing.operation == operation]
+        return max(timed, key=lambda timing: timing.throughput, default=None)
 
     def groups(self) -> list[tuple[str, list[Law]]]:
         """The laws by what they are about."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -65,8 +65,7 @@ def freezing() -> Iterator[None]:
 def whole(function: Function, **options: Any) -> Function:
     """The function as one compiled graph, without breaks, for batches of every size; apart from its earlier ones."""
     function.__code__ = function.__code__.replace()  # the code is where Dynamo keeps what it has compiled
-    compiled: Any = torch.compile(function, fullgraph=True, dynamic=True, **options)
-    return compiled  # type: ignore[no-any-return]
+    return cast(Function, torch.compile(function, fullgraph=True, dynamic=True, **options))
 
 
 def program(name: str) -> Callable[[nn.Module, Tensor], Tensor]:
