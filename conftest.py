@@ -20,7 +20,7 @@ from lenet.engines.eager import compute_as_claimed
 from lenet.files import writable
 from lenet.fingerprint import fingerprint, headline
 from lenet.oracle import CLAIMS, PRECISIONS
-from properties import strategies
+from properties import case, strategies
 from properties.executed import NOT_ABOUT_RUNNING
 from properties.stack import Stack, name_of
 
@@ -70,7 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
         subjects = [subject.load(spec) for spec in specs]
         runners = [engines.load(name) for name in (config.getoption("engine") or "").split(",") if name]
         if text := config.getoption("case"):
-            strategies.only = strategies.parse(text)
+            strategies.only = case.parse(text)
     except (subject.SubjectError, EngineError) as error:
         raise pytest.UsageError(str(error)) from error
     except ValueError as error:

@@ -15,13 +15,13 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import nn, optim
-from torch.utils.benchmark import timer
 
 from benchmarks.latency import CONFIDENCE, PERCENTILES, QUERIES, percentile
 from benchmarks.memory import forward_at_least, peak, training_at_least
 from benchmarks.roofline import copied_bytes, forward_bytes, last_level_cache, training_bytes
 from benchmarks.workload import BATCHES, LR, Workload
 from lenet.net import FORWARD_FLOPS, TRAINING_FLOPS
+from lenet.timer import timer
 from lenet.training import SGD_FORMS
 from lenet.update import SGD
 from properties.closeness import assert_rounded

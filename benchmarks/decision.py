@@ -6,8 +6,10 @@ where head is slower by a factor, the numbers lie symmetrically around its logar
 signed-rank test assumes, at every number of pairs: exactly, without normal distributions, and no pair that was
 disturbed weighs more than its rank.
 
-Sampling goes on until the rule has decided, so the test is made at several looks. Look k spends 1/2^k of an error
-rate: whenever one stops, the rate is kept (Bonferroni's inequality).
+Sampling goes on until the rule has decided or the time is spent, so the test is made at several looks. A look spends
+as much of an error rate as the time since the last look is of all (Lan & DeMets 1983, "Discrete sequential boundaries
+for clinical trials"): whenever one stops, the rate is kept, by Bonferroni's inequality. That holds although the time of
+a look is not known beforehand, since it does not depend on which of a pair's processes was head's.
 """
 
 from __future__ import annotations
@@ -28,12 +30,12 @@ FALSE_ALARMS = 0.001
 MISSES = 0.05
 """How often a benchmark that is delta slower may pass."""
 
-FIRST_LOOK = 7
-"""Pairs. The least p-value of seven is 1/128: small enough for half of the rate of up to four benchmarks."""
+FIRST_LOOK = 9
+"""Pairs. The least p-value of nine is 1/512: small enough for a ninth of the rate that three benchmarks have."""
 
 
 def looks() -> Iterator[int]:
-    """After how many pairs a look is taken: each time half as many again, since each has half as much to spend."""
+    """After how many pairs a look is taken: each time half as many again, since a look at nearly the same is wasted."""
     pairs = FIRST_LOOK
     while True:
         yield pairs
@@ -62,7 +64,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Slowdown:
-    """How much longer head takes, 0.01 being one per cent, with bounds that hold at a look's error rates."""
+    """How much longer head takes, 0.01 being one per cent, with bounds that hold at a look's share of the rates."""
 
     estimate: float
     lower: float
@@ -75,13 +77,12 @@ class Slowdown:
         return self.estimate - self.lower
 
 
-def slowdown(ratios: Sequence[float], look: int, rates: Rates) -> Slowdown:
+def slowdown(ratios: Sequence[float], share: float, rates: Rates) -> Slowdown:
     """
-    Hodges and Lehmann's estimate, and bounds by inverting the test at look 1, 2, ..., from log(head / base) by pairs.
+    Hodges and Lehmann's estimate, and bounds by inverting the test at this share of the rates, from log(head / base).
 
     With too few pairs for the rate, the bounds are infinite.
     """
-    share = 0.5**look
     lower = _lower(np.array(ratios), share * rates.slower)
     upper = -_lower(-np.array(ratios), share * rates.within)
     middle = np.median(_walsh(np.array(ratios)))

@@ -3,22 +3,22 @@ The gate, gated: how often it raises a false alarm, and how often it finds a slo
 
 `python -m benchmarks.gate_trial --minutes 60 --record DIR` has the gate compare the reference with itself and with the
 variants of `benchmarks/slowdowns.py`, in turn, and adds each verdict to `gate_trial.json`, where it goes on the next
-time. `--beside 1` runs two gates at once, each the other's background load. Beside each verdict it takes samples as
-other tools do, one arm after the other in a process of its own, and notes what their rules say of them.
+time. `--beside 1` has another process train all the while. With each verdict it takes samples as other tools do, one
+arm after the other in a process of its own, and notes what their rules say of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -65,8 +65,8 @@ CONDITIONS = {
 REPLAYS = 3700
 """Of which none fails where the exact 95 % interval is to end below 1 in 1,000."""
 
-BESIDE = {0: "nothing", 1: "another gate"}
-"""What ran beside a trial, by the number of such gates."""
+BESIDE = {0: "nothing", 1: "a training run"}
+"""What ran beside a trial, by the number of such processes."""
 
 SAMPLED = 1.0
 """Seconds of single calls, for the rules of other tools: pytest-benchmark's `--benchmark-max-time`."""
@@ -147,7 +147,7 @@ def replayed(verdicts: Sequence[dict[str, Any]], benchmark: str, seed: int = 0) 
         drawn = random.choice(pool, pairs) * random.choice((-1, 1), pairs)
         for ratio in drawn.tolist():
             gate.pairs.append(Pair(gate.round, (), 0.0, 0.0, ratio, 0))
-            gate.take_look(DELTA)
+            gate.take_look(DELTA, len(gate.pairs) / pairs)
             if gate.verdict:
                 break
         failed += gate.verdict == "failed"
@@ -180,62 +180,76 @@ def summary(verdicts: Sequence[dict[str, Any]]) -> str:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The verdicts of earlier runs on this stack; raises ValueError where the file is of another, or torn."""
+    """The verdicts of earlier runs on this stack; raises ValueError where the file is of another gate, or torn."""
     if not path.exists():
         return []
     try:
         content = json.loads(path.read_text())
-        stack, verdicts = content["stack"], content["verdicts"]
+        stack, verdicts, before = content["stack"], content["verdicts"], (content["delta"], content["budget"])
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path}: not a file of this command ({error}); move it away") from error
     for part, value in fingerprint().items():
         if stack.get(part) != value:
             raise ValueError(f"{path}: of another {part}, {stack.get(part)}; here it is {value}: move it away")
+    if before != (DELTA, BUDGET):
+        raise ValueError(f"{path}: of another gate, delta and budget were {before}, now {DELTA, BUDGET}: move it away")
     return list(verdicts)
 
 
-def rarest(verdicts: Sequence[dict[str, Any]], running: Sequence[str], beside: int) -> str:
+def rarest(verdicts: Sequence[dict[str, Any]], beside: int) -> str:
     """The condition that has been tried the least often for its weight."""
     done = dict.fromkeys(CONDITIONS, 0.0)
     for verdict in verdicts:
         if verdict["beside"] == beside:
             done[verdict["condition"]] += 1 / len(CONDITIONS[verdict["condition"]].benchmarks)
-    for name in running:
-        done[name] += 1
     return min(done, key=lambda name: (done[name] + 1) / CONDITIONS[name].weight)
+
+
+@contextmanager
+def beside(processes: int) -> Iterator[Callable[[], None]]:
+    """While so many (0 or 1) processes train; what is given raises WorkerError once they no longer do."""
+    if not processes:
+        yield lambda: None
+        return
+    done = Event()
+    with Worker(Arm()) as worker:
+        worker.prepare(*cell("training-step-64"))
+
+        def train() -> None:
+            while not done.is_set():
+                worker.sample(SAMPLED)
+
+        thread = Thread(target=train)
+        thread.start()
+
+        def check() -> None:
+            if not thread.is_alive():
+                raise WorkerError("the process that was to train beside the trial has ended")
+
+        try:
+            yield check
+        finally:
+            done.set()
+            thread.join()
 
 
 def run(verdicts: list[dict[str, Any]], options: argparse.Namespace) -> None:
     """
-    Trials, one or two at a time, for so many minutes; what each finds is added to the verdicts and written.
+    Trials, one after the other, for so many minutes; what each finds is added to the verdicts and written.
 
-    Raises WorkerError where one broke. None is left running.
+    Raises as `judge` does; no process is left.
     """
-    running: dict[subprocess.Popen[str], str] = {}
-    end = time.monotonic() + 60 * options.minutes
+    start, seconds = time.monotonic(), 60 * options.minutes
     seed = max((verdict["seed"] for verdict in verdicts), default=0)
-    try:
-        with tqdm(total=round(60 * options.minutes), unit="s", leave=False, disable=None) as bar:
-            while running or time.monotonic() < end:
-                while len(running) <= options.beside and time.monotonic() < end:
-                    name = rarest(verdicts, list(running.values()), options.beside)
-                    seed += 1
-                    command = [sys.executable, "-m", "benchmarks.gate_trial", "--one", name, "--seed", str(seed)]
-                    running[subprocess.Popen(command, stdout=subprocess.PIPE, text=True)] = name
-                    bar.set_description_str(f"{len(verdicts)} verdicts, now on {', '.join(running.values())}")
-                time.sleep(0.5)
-                bar.update(round(min(bar.total, bar.total + time.monotonic() - end)) - bar.n)
-                for process in [process for process in running if process.poll() is not None]:
-                    name, (found, _) = running.pop(process), process.communicate()
-                    if process.returncode:
-                        raise WorkerError(f"the trial of {name} ended with exit code {process.returncode}")
-                    verdicts += [verdict | {"beside": options.beside} for verdict in json.loads(found)]
-                    write(options.record / FILE, verdicts)
-    finally:
-        for process in running:
-            process.send_signal(signal.SIGINT)  # it ends its workers
-        for process in running:
-            process.communicate()
+    with beside(options.beside) as check, tqdm(total=round(seconds), unit="s", leave=False, disable=None) as bar:
+        while time.monotonic() < start + seconds:
+            name, seed = rarest(verdicts, options.beside), seed + 1
+            bar.set_description_str(f"{len(verdicts)} verdicts, now on {name}")
+            found = trial(CONDITIONS[name], seed)
+            check()
+            verdicts += [verdict | {"beside": options.beside} for verdict in found]
+            write(options.record / FILE, verdicts)
+            bar.update(round(min(seconds, time.monotonic() - start)) - bar.n)
 
 
 def write(path: Path, verdicts: Sequence[dict[str, Any]]) -> None:
@@ -250,9 +264,6 @@ def main(arguments: list[str] | None = None) -> int:
     """0 where all trials came to verdicts, 2 where one broke, 130 after Ctrl-C; what was found until then is kept."""
     options = _options(arguments)
     try:
-        if options.one:
-            print(json.dumps(trial(CONDITIONS[options.one], options.seed)))
-            return 0
         verdicts = read(options.record / FILE)
         print(f"{headline(fingerprint())}: {len(verdicts)} verdicts so far", flush=True)
         run(verdicts, options)
@@ -271,12 +282,10 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.gate_trial", description="How often the gate is wrong, and how often it finds out."
     )
     parser.add_argument("--minutes", type=float, default=60.0, help="how long to go on; default %(default)s")
-    parser.add_argument("--beside", type=int, choices=BESIDE, default=0, help="gates that run beside; default 0")
+    parser.add_argument("--beside", type=int, choices=BESIDE, default=0, help="processes that train beside; default 0")
     parser.add_argument(
         "--record", type=Path, default=Path("reports/latest"), metavar="DIR", help="default %(default)s"
     )
-    parser.add_argument("--one", choices=CONDITIONS, help="print the verdicts of one trial as JSON, and end")
-    parser.add_argument("--seed", type=int, default=0, help="of that one")
     options = parser.parse_args(arguments)
     if not writable(options.record):
         parser.error(f"--record {options.record}: not a folder that can be written to")

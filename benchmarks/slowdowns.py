@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
+from time import thread_time
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import timer
 
 import lenet
 
@@ -34,7 +34,12 @@ def spin(steps: int) -> None:
 
 
 class Slowed:
-    """A call, and after it a computation that takes `share` of its time; nothing is added within another such call."""
+    """
+    A call, and after it a computation that takes `share` of its time; nothing is added within another such call.
+
+    Its time is all that the thread has computed since the last such computation ended, so that what leads to the call
+    and what follows it are slowed as well. It is processor time: a wait for other processes is no time of the arm's.
+    """
 
     inside = False
 
@@ -42,6 +47,7 @@ class Slowed:
         self.share = share
         self.calls: dict[int, deque[float]] = {}  # seconds of each of the last, by size
         self.step: deque[float] = deque(maxlen=RECENT)  # seconds of a step of the last computations
+        self.ended = thread_time()
 
     def __call__(self, call: Callable[[], Any], size: int) -> Any:
         """What the call gives."""
@@ -49,15 +55,14 @@ class Slowed:
             return call()
         Slowed.inside = True
         try:
-            start = timer()
             result = call()
-            middle = timer()
             recent = self.calls.setdefault(size, deque(maxlen=RECENT))
-            recent.append(middle - start)
-            steps = round(self.share * _median(recent) / _median(self.step)) if self.step else SPIN
-            start = timer()
+            steps = round(self.share * _median(recent) / _median(self.step)) if recent else SPIN
+            start = thread_time()
+            recent.append(start - self.ended)
             spin(steps)
-            self.step.append((timer() - start) / max(1, steps))
+            self.ended = thread_time()
+            self.step.append((self.ended - start) / max(1, steps))
             return result
         finally:
             Slowed.inside = False

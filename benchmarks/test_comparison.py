@@ -12,7 +12,18 @@ import numpy as np
 import pytest
 
 from benchmarks import comparison
-from benchmarks.comparison import BLOCKS, SCATTER, ComparisonError, Result, Side, judge, sampling_time
+from benchmarks.comparison import (
+    BLOCKS,
+    SCATTER,
+    Benchmark,
+    ComparisonError,
+    Pair,
+    Result,
+    Side,
+    judge,
+    sampling_time,
+)
+from benchmarks.decision import Rates, Slowdown
 from benchmarks.worker import Arm, WorkerError
 from lenet.fingerprint import fingerprint
 
@@ -26,7 +37,7 @@ class World:
     """What there is to know of made-up workers, by the names of their engines (and the operation that is slower)."""
 
     slower: dict[str, float] = field(default_factory=dict)
-    slower_at_first: dict[str, float] = field(default_factory=dict)  # in the first seven pairs
+    slower_at_first: dict[str, float] = field(default_factory=dict)  # in the first nine pairs
     scatter: float = 0.003  # of processes, relative
     counters: dict[str, dict[str, int]] = field(default_factory=dict)
     machines: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -87,7 +98,7 @@ class MadeUp:
         self.world.blocks += 1
         if self.world.blocks == self.world.dies_at:
             raise WorkerError(f"{self.arm}: its worker was ended by SIGKILL; its last words: none")
-        slower = self.world.slower_at_first if self.world.pairs <= 7 else self.world.slower
+        slower = self.world.slower_at_first if self.world.pairs <= 9 else self.world.slower
         slower = slower or self.world.slower
         by = slower.get(self.arm.engine, slower.get(f"{self.arm.engine} {self.operation}", 0.0))
         return (1 + by) * float(np.exp(self.own))
@@ -115,7 +126,7 @@ def test_equals_pass_at_the_first_look(world: World) -> None:
 
     assert [benchmark.verdict for benchmark in result.benchmarks] == ["passed"] * 3
     assert result.verdict == "passed"
-    assert world.pairs == 7
+    assert world.pairs == 9
     assert all(len(pair.cores) == 1 and pair.blocks == BLOCKS for b in result.benchmarks for pair in b.pairs)
 
 
@@ -126,8 +137,8 @@ def test_the_slower_fails_after_it_has_been_measured_anew(world: World) -> None:
 
     (benchmark,) = result.benchmarks
     assert result.verdict == benchmark.verdict == "failed"
-    assert world.pairs == 14
-    assert [pair.round for pair in benchmark.pairs] == [1] * 7 + [2] * 7
+    assert world.pairs == 18
+    assert [pair.round for pair in benchmark.pairs] == [1] * 9 + [2] * 9
     assert benchmark.suspicion
     assert benchmark.found
     assert DELTA < benchmark.suspicion.lower < 0.05 < benchmark.found.upper
@@ -140,7 +151,26 @@ def test_what_is_slower_only_once_passes(world: World) -> None:
 
     assert benchmark.verdict == "passed"
     assert benchmark.suspicion
-    assert world.pairs == 14
+    assert world.pairs == 18
+
+
+def test_looks_spend_as_much_of_the_rates_as_they_have_had_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[float] = []
+
+    def noted(ratios: Any, share: float, rates: Rates) -> Slowdown:
+        shares.append(share)
+        return Slowdown(0.0, -0.5, 0.5, len(ratios)) if len(shares) != 2 else Slowdown(0.1, 0.05, 0.15, len(ratios))
+
+    monkeypatch.setattr(comparison, "slowdown", noted)
+    benchmark = Benchmark("forward-1", Rates.of(1))
+    for number in range(1, 41):
+        benchmark.pairs.append(Pair(benchmark.round, (0,), 1.0, 1.0, 0.0, 16))
+        benchmark.take_look(DELTA, number / 52)
+    benchmark.take_look(DELTA, 1.3)
+    benchmark.take_look(DELTA, 1.4)  # with nothing left to spend
+
+    assert benchmark.round == 2
+    assert shares == pytest.approx([9 / 52, 4 / 52, 9 / 39, 4 / 39, 6 / 39, 20 / 39])
 
 
 def test_a_faster_head_passes_and_so_does_a_slower_base(world: World) -> None:
@@ -171,9 +201,9 @@ def test_only_what_is_undecided_is_measured_further(world: World) -> None:
 
     result = compared("forward-1", "training-step-1")
 
-    assert [(b.verdict, len(b.pairs)) for b in result.benchmarks] == [("passed", 7), ("failed", 14)]
-    assert world.prepared.count("forward 1") == 2 * (1 + 7)
-    assert world.prepared.count("training step 1") == 2 * (1 + 14)
+    assert [(b.verdict, len(b.pairs)) for b in result.benchmarks] == [("passed", 9), ("failed", 18)]
+    assert world.prepared.count("forward 1") == 2 * (1 + 9)
+    assert world.prepared.count("training step 1") == 2 * (1 + 18)
 
 
 def test_without_time_for_a_pair_nothing_is_known(world: World) -> None:

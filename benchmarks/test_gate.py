@@ -43,7 +43,7 @@ def test_what_passes_exits_with_zero(world: World, judged: Judged, capsys: pytes
     code, record, junit, markdown = judged(*APART)
 
     assert (code, record["verdict"]) == (0, "passed")
-    assert "PASSED: no benchmark is slower by 1.5% or more" in capsys.readouterr().out
+    assert "PASSED: no benchmark is slower by 1.2% or more" in capsys.readouterr().out
     assert [test.get("name") for test in Xml.fromstring(junit)] == list(gate.DEFAULT)
     assert not Xml.fromstring(junit).findall("testcase/*")
     assert markdown.startswith("## Gate: passed")

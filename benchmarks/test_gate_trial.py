@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import gate_trial
-from benchmarks.gate import DEFAULT
-from benchmarks.gate_trial import CONDITIONS, RULES, main, rarest, read, replayed, sequential, share, summary, write
+from benchmarks.gate import BUDGET, DEFAULT, DELTA
+from benchmarks.gate_trial import (
+    CONDITIONS,
+    RULES,
+    beside,
+    main,
+    rarest,
+    read,
+    replayed,
+    sequential,
+    share,
+    summary,
+    write,
+)
+from benchmarks.worker import Worker, WorkerError
 from lenet import subject
+from lenet.fingerprint import fingerprint
+
+KEPT = {"stack": fingerprint(), "delta": DELTA, "budget": BUDGET, "verdicts": []}
 
 
 def verdict(condition: str = "A/A", verdict: str = "passed", beside: int = 0, **others: Any) -> dict[str, Any]:
@@ -35,17 +52,16 @@ def test_a_share_has_its_exact_interval() -> None:
     assert 1 - 0.025 ** (1 / gate_trial.REPLAYS) < 0.001 < 1 - 0.025 ** (1 / (gate_trial.REPLAYS - 100))
 
 
-def test_conditions_are_tried_by_their_weight_and_what_is_running_counts() -> None:
+def test_conditions_are_tried_by_their_weight() -> None:
     verdicts: list[dict[str, Any]] = []
     tried: Counter[str] = Counter()
     for _ in range(sum(condition.weight for condition in CONDITIONS.values())):
-        name = rarest(verdicts, [], beside=0)
+        name = rarest(verdicts, beside=0)
         tried[name] += 1
         verdicts += [verdict(name, benchmark=benchmark) for benchmark in CONDITIONS[name].benchmarks]
 
     assert tried == {name: condition.weight for name, condition in CONDITIONS.items()}
-    assert rarest([], ["A/A"] * 10, beside=0) != "A/A"
-    assert rarest(verdicts, [], beside=1) == rarest([], [], beside=1)
+    assert rarest(verdicts, beside=1) == rarest([], beside=1)
 
 
 def test_rules_of_other_tools_see_a_slower_second_arm_only() -> None:
@@ -92,7 +108,8 @@ def test_verdicts_are_kept_and_read_again(tmp_path: Path) -> None:
         ('{"format"', "not a file of this command"),
         ("[]", "not a file of this command"),
         ("{}", "not a file of this command"),
-        (json.dumps({"stack": {"torch": "1.0"}, "verdicts": []}), "of another torch, 1.0; here it is"),
+        (json.dumps(KEPT | {"stack": {"torch": "1.0"}}), "of another torch, 1.0; here it is"),
+        (json.dumps(KEPT | {"delta": 0.05}), "of another gate, delta and budget were (0.05, 60.0), now"),
     ],
 )
 def test_another_file_is_refused_and_kept(
@@ -110,9 +127,45 @@ def test_a_trial_that_breaks_keeps_what_was_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path / "gate_trial.json", [verdict()])
-    monkeypatch.setattr(gate_trial.sys, "executable", "/bin/false")
+
+    def broken(*_: Any) -> None:
+        raise WorkerError("lenet by eager: its worker was ended by SIGKILL")
+
+    monkeypatch.setattr(gate_trial, "judge", broken)
 
     assert main(["--record", str(tmp_path), "--minutes", "1"]) == 2
 
-    assert "the trial of A/A ended with exit code 1" in capsys.readouterr().err
+    assert "its worker was ended by SIGKILL" in capsys.readouterr().err
     assert read(tmp_path / "gate_trial.json") == [verdict()]
+
+
+def test_another_process_trains_beside_until_it_is_no_longer_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_trial, "SAMPLED", 0.01)
+    started = []
+
+    class Noted(Worker):
+        def start(self) -> None:
+            super().start()
+            started.append(self.process)
+
+    monkeypatch.setattr(gate_trial, "Worker", Noted)
+
+    with beside(1) as check:
+        check()
+        assert started[0].poll() is None
+    assert started[0].poll() is not None
+
+
+def test_a_trial_whose_load_has_ended_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(*_: Any) -> None:
+        raise WorkerError("ended")
+
+    monkeypatch.setattr(Worker, "sample", ended)
+    monkeypatch.setattr("threading.excepthook", lambda _: None)
+
+    def wait(check: Callable[[], None]) -> None:
+        while True:
+            check()
+
+    with beside(1) as check, pytest.raises(WorkerError, match="train beside"):
+        wait(check)

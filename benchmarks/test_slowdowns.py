@@ -45,7 +45,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, step: float) -> tuple[Callable[[float
     def wait(seconds: float) -> None:
         now[0] += seconds
 
-    monkeypatch.setattr(slowdowns, "timer", lambda: now[0])
+    monkeypatch.setattr(slowdowns, "thread_time", lambda: now[0])
     monkeypatch.setattr(slowdowns, "spin", spin)
     return wait, spins
 
@@ -55,10 +55,21 @@ def test_the_added_computation_takes_its_share_of_a_call(monkeypatch: pytest.Mon
     wait, spins = clock(monkeypatch, step=2**-26)
     slowed = Slowed(share)
 
-    for seconds in (2**-9, 2**-10, 2**-10):  # the first is slow
+    for seconds in (2**-9, 2**-10, 2**-10, 2**-10):  # the first is slow
         slowed(partial(wait, seconds), 1)
 
-    assert spins == [SPIN, round(share * 2**17), round(share * 2**16)]
+    assert spins == [SPIN, round(share * 2**17), round(share * 2**17), round(share * 2**16)]
+
+
+def test_what_leads_to_a_call_is_time_of_the_arm_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    wait, spins = clock(monkeypatch, step=2**-26)
+    slowed = Slowed(0.5)
+
+    for _ in range(2):
+        wait(2**-11)
+        slowed(partial(wait, 2**-11), 1)
+
+    assert spins == [SPIN, 2**15]
 
 
 def test_what_adds_nothing_measures_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,9 +90,10 @@ def test_each_size_has_its_own_share_and_nothing_is_added_within_another(monkeyp
 
     for _ in range(3):
         slowed(partial(slowed, inner, 2), 1)
-    slowed(partial(wait, 2**-8), 2)
+    for _ in range(2):
+        slowed(partial(wait, 2**-8), 2)
 
-    assert spins == [SPIN, 2**15, 2**15, 2**17]
+    assert spins == [SPIN, 2**15, 2**15, SPIN, 2**17]
     assert slowed.calls.keys() == {1, 2}
 
 

@@ -29,7 +29,6 @@ from typing import IO, Any, Protocol, Self, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import timer
 
 from benchmarks.counters import compiled_graphs, count
 from benchmarks.workload import LR, Workload
@@ -37,6 +36,7 @@ from lenet import engines, subject
 from lenet.engines import EngineError, Run
 from lenet.engines.eager import compute_as_claimed
 from lenet.fingerprint import fingerprint
+from lenet.timer import timer
 from properties.executed import Borrowing, Executed
 from properties.stack import Stack
 

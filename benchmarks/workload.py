@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from lenet import oracle
 from lenet.oracle import Answer, Array, Bounded
+from properties.case import Case
 from properties.closeness import assert_gradients, assert_within_budget
 from properties.stack import Stack, float64
-from properties.strategies import Case
 
 LR = 2.0**-20
 """Of the training steps that are timed: so small that thousands of them leave the work as it is."""

@@ -26,8 +26,9 @@ from lenet import oracle, subject
 from lenet.files import write_atomically
 from lenet.fingerprint import stamp
 from lenet.oracle import PRECISIONS
+from properties.case import IMAGE_LAYOUTS, IMAGES, TARGETS, WEIGHTS, Case
 from properties.stack import Stack, float64, gradients
-from properties.strategies import BATCHES, IMAGE_LAYOUTS, IMAGES, TARGETS, WEIGHTS, Case
+from properties.strategies import BATCHES
 
 RESULT = Path(__file__).with_suffix(".json")
 LR = 0.1

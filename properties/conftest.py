@@ -21,12 +21,12 @@ from hypothesis.errors import Flaky, StopTest, UnsatisfiedAssumption
 from lenet.files import set_aside, write_atomically
 from lenet.fingerprint import stamp
 from lenet.oracle import THRESHOLD
+from properties.case import Case
 from properties.closeness import ledger
 from properties.diagnosis import Diagnosis, diagnose
 from properties.executed import NOT_ABOUT_RUNNING
 from properties.known_issues import KnownIssue, Sighting, expected
 from properties.stack import Stack, name_of
-from properties.strategies import Case
 
 PROPERTY = "law"
 

@@ -6,9 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Self
 
-import pytest
 import torch
-from hypothesis import reject
 from torch import Tensor, nn
 
 from lenet.engines import Engine, Run
@@ -54,11 +52,11 @@ class Executed(Borrowing):
         """(N,1,32,32) -> (N,10)."""
         empty = isinstance(images, Tensor) and images.shape[:1] == (0,)
         if empty and "forward" not in self.engine.empty:
-            reject()
+            _no_example()
         run = self._run(None if self.engine.any_batch else len(images))
         if self.engine.differentiable:
             logits = run(images)
-            return _stopped(logits, reject) if empty and "backward" not in self.engine.empty else logits
+            return _stopped(logits, _no_example) if empty and "backward" not in self.engine.empty else logits
         with torch.no_grad():
             logits = run(images)
         return _stopped(logits, partial(_no_backward, self.engine.name), images, *self.parameters())
@@ -111,5 +109,14 @@ class _Stop(torch.autograd.Function):
         return ctx.stop()
 
 
+# What a law is ended by is imported then: the processes that only time a network start a fifth sooner without it.
+def _no_example() -> None:
+    from hypothesis import reject
+
+    reject()
+
+
 def _no_backward(engine: str) -> None:
+    import pytest
+
     pytest.skip(f"not applicable: {engine} has no backward pass")

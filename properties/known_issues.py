@@ -18,8 +18,9 @@ import torch
 
 from lenet.training import SGD_FORMS
 from lenet.update import SGD
+from properties.case import Case
 from properties.stack import Stack
-from properties.strategies import Case, Placed, Vectors
+from properties.strategies import Placed, Vectors
 
 UNREPORTED = "no report found"
 MANY = Case(images="normal", batch=17)

@@ -16,8 +16,8 @@ from lenet import oracle
 from lenet.engines import Engine
 from lenet.oracle import Answer, Array, Loss, Precision
 from lenet.subject import Subject
+from properties.case import Case
 from properties.executed import Executed
-from properties.strategies import Case
 
 
 def float64(tensor: Tensor) -> Array:

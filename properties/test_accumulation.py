@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from lenet import oracle
 from lenet.oracle import SHAPES
+from properties.case import Case
 from properties.closeness import assert_exact, assert_gradients
 from properties.stack import Stack, gradients
-from properties.strategies import Case, cases
+from properties.strategies import cases
 
 
 def backward(stack: Stack, net: nn.Module, case: Case) -> dict[str, Tensor]:

@@ -16,9 +16,9 @@ from lenet import subject
 from lenet.oracle import PRECISIONS, THRESHOLD, Bounded
 from lenet.update import SGD
 from properties import calibration
+from properties.case import Case
 from properties.closeness import assert_exact, assert_rounded, assert_within_budget, ledger
 from properties.stack import Stack, gradients
-from properties.strategies import Case
 
 FLOAT32 = PRECISIONS["float32"]
 P, G = np.random.default_rng(0).standard_normal((2, 50)).astype(np.float32)

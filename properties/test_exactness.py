@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from lenet import oracle
 from lenet.oracle import SHAPES
+from properties.case import Case
 from properties.closeness import assert_exact
 from properties.stack import Stack, float64, gradients
-from properties.strategies import Case, cases
+from properties.strategies import cases
 
 INTEGERS = ("integers", "pairs", "one-hot")
 """Recipes for weights of -1, 0 and 1, the densest first."""

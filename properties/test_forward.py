@@ -11,9 +11,10 @@ from hypothesis import given
 from torch import Tensor
 
 from lenet import oracle
+from properties.case import Case
 from properties.closeness import assert_within_budget
 from properties.stack import Stack, float64
-from properties.strategies import Case, cases
+from properties.strategies import cases
 
 
 @pytest.mark.engine

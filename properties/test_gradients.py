@@ -16,9 +16,10 @@ from torch import Tensor
 import lenet
 from lenet import oracle
 from lenet.oracle import SHAPES, Bounded
+from properties.case import LAYOUTS, Case
 from properties.closeness import assert_exact, assert_gradients, assert_within_budget
 from properties.stack import Stack, gradients
-from properties.strategies import LAYOUTS, Case, cases
+from properties.strategies import cases
 from properties.test_exactness import chains, ordinary_cases, scalable
 from properties.test_forward import entropy_targets
 

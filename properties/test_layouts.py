@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from lenet import oracle
 from lenet.oracle import SHAPES
 from lenet.update import SGD
+from properties.case import LAYOUTS, Case
 from properties.closeness import assert_gradients, assert_rounded, assert_within_budget
 from properties.stack import Stack, float64, lay_out
-from properties.strategies import LAYOUTS, Case, cases, learning_rates
+from properties.strategies import cases, learning_rates
 
 FEW = (1, 2, 3)
 

@@ -13,9 +13,9 @@ from lenet import digits, oracle
 from lenet.digits import Digits, one_hot
 from lenet.oracle import THRESHOLD, Bounded
 from lenet.training import Settings, batches, train
+from properties.case import Case
 from properties.closeness import ledger
 from properties.stack import Stack, float64, precision_of, rounded
-from properties.strategies import Case
 
 SETTINGS = Settings(epochs=2)
 CASE = Case(seed=0)  # the initial parameters

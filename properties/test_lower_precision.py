@@ -18,9 +18,10 @@ from lenet.engines.eager import deterministic
 from lenet.oracle import Answer
 from lenet.training import SGD_FORMS
 from lenet.update import SGD
+from properties.case import Case
 from properties.closeness import assert_exact, assert_gradients, assert_within_budget
 from properties.stack import Stack, float64, gradients, precision_of
-from properties.strategies import Case, Vectors, cases, settings, vectors
+from properties.strategies import Vectors, cases, settings, vectors
 from properties.test_nan import constant
 from properties.test_optimizer import buffer_of, give_gradients, optimizer_of, parameters_of
 

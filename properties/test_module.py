@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lenet.oracle import SHAPES
+from properties.case import Case
 from properties.closeness import assert_exact
 from properties.stack import Stack
-from properties.strategies import Case, cases, learning_rates
+from properties.strategies import cases, learning_rates
 
 
 def test_an_assigned_parameter_is_registered(stack: Stack) -> None:

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 import lenet
 from lenet.oracle import Array
+from properties.case import LAYOUTS, Case
 from properties.closeness import assert_exact
 from properties.stack import Stack, lay_out
-from properties.strategies import LAYOUTS, Case, cases
+from properties.strategies import cases
 
 KERNELS = pytest.mark.parametrize("kernels", ["default", "no oneDNN", "no oneDNN, no NNPACK", "no cuDNN"])
 """Whose kernels compute: those that PyTorch chooses, or what it falls back on; NNPACK's begin at 16 images."""

@@ -16,9 +16,10 @@ from torch.nn.functional import max_pool2d
 
 import lenet
 from lenet.oracle import SHAPES, Array
+from properties.case import Case
 from properties.closeness import assert_exact
 from properties.stack import Stack, float64
-from properties.strategies import Case, cases
+from properties.strategies import cases
 
 REPR = """\
 Net(

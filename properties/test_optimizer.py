@@ -17,18 +17,10 @@ from torch import Tensor, nn, optim
 from lenet.engines.eager import deterministic
 from lenet.training import SGD_FORMS
 from lenet.update import SGD
+from properties.case import Case
 from properties.closeness import assert_exact, assert_rounded
 from properties.stack import Stack, float64, lay_out
-from properties.strategies import (
-    Case,
-    Placed,
-    Vectors,
-    cases,
-    learning_rates,
-    placed,
-    settings,
-    vectors,
-)
+from properties.strategies import Placed, Vectors, cases, learning_rates, placed, settings, vectors
 
 FORM = pytest.mark.parametrize("form", SGD_FORMS)
 STEPS = 3

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lenet.engines.eager import deterministic
+from properties.case import Case
 from properties.closeness import assert_exact
 from properties.stack import Stack, gradients
-from properties.strategies import Case, cases, learning_rates
+from properties.strategies import cases, learning_rates
 
 FEW = (2, 1, 3)  # images, where the number of them does not matter
 

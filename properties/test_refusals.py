@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lenet.oracle import SHAPES
+from properties.case import Case
 from properties.closeness import assert_exact
 from properties.stack import Stack, gradients
-from properties.strategies import Case, cases, learning_rates
+from properties.strategies import cases, learning_rates
 
 BATCHES = (1, 2, 4, 9, 25, 0)
 SHAPES_OF_NO_IMAGES = ((), (0,), (1024,), (32, 32), (1, 32, 32), (1, 1, 1, 32, 32), (2, 1, 32, 32, 1))

@@ -16,9 +16,10 @@ from hypothesis.strategies import SearchStrategy
 from torch import Tensor, nn
 
 from lenet.oracle import Bounded
+from properties.case import Case
 from properties.closeness import assert_exact, assert_gradients, assert_within_budget
 from properties.stack import Stack
-from properties.strategies import Case, cases
+from properties.strategies import cases
 from properties.test_exactness import summable
 from properties.test_nan import feature_maps
 

@@ -28,9 +28,10 @@ from lenet import oracle
 from lenet.oracle import SHAPES, Answer
 from lenet.training import SGD_FORMS
 from lenet.update import SGD
+from properties.case import Case
 from properties.closeness import assert_exact, assert_rounded, assert_within_budget, ledger
 from properties.stack import Stack, float64, gradients
-from properties.strategies import Case, cases
+from properties.strategies import cases
 from properties.test_gradients import STALE
 
 Tensors: TypeAlias = Mapping[str, Tensor]

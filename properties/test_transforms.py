@@ -18,9 +18,10 @@ from torch.func import functional_call, grad, jvp, vmap
 
 from lenet import oracle
 from lenet.oracle import SHAPES, Array, Bounded
+from properties.case import Case
 from properties.closeness import assert_exact, assert_gradients, assert_within_budget, ledger
 from properties.stack import Stack, float64, gradients
-from properties.strategies import Case, cases
+from properties.strategies import cases
 
 STEPS = (2.0**-10, 2.0**-16, 2.0**-22)
 """Steps of the differences, the largest first: rounding is divided by the step, but a small one turns few decisions."""

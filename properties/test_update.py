@@ -14,9 +14,10 @@ from torch import nn, optim
 from lenet import oracle
 from lenet.training import SGD_FORMS
 from lenet.update import SGD
+from properties.case import Case
 from properties.closeness import assert_exact, assert_rounded, assert_within_budget
 from properties.stack import Stack, float64, gradients
-from properties.strategies import Case, Vectors, cases, learning_rates, powers_of_two, vectors
+from properties.strategies import Vectors, cases, learning_rates, powers_of_two, vectors
 
 FORM = pytest.mark.parametrize("form", SGD_FORMS)
 STEPS = 5

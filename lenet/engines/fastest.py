@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import timer
 from tqdm import tqdm
 
 from lenet import digits, engines, oracle
@@ -38,6 +37,7 @@ from lenet.fingerprint import fingerprint
 from lenet.net import Net
 from lenet.oracle import CLAIMS, SHAPES, THRESHOLD, Array, Bounded
 from lenet.table import table
+from lenet.timer import timer
 
 DISTINCT = 16
 """Images that differ in a batch; a larger one repeats them, so that the oracle need not compute thousands."""

@@ -9,9 +9,9 @@ from hypothesis import given
 
 from lenet import subject
 from lenet.oracle import PRECISIONS, SHAPES
-from properties import strategies
+from properties.case import IMAGE_LAYOUTS, IMAGES, TARGETS, WEIGHTS, Case, parse
 from properties.stack import Stack, float64
-from properties.strategies import IMAGE_LAYOUTS, IMAGES, TARGETS, WEIGHTS, Case, cases
+from properties.strategies import cases
 
 FLOAT32 = PRECISIONS["float32"]
 
@@ -19,7 +19,7 @@ FLOAT32 = PRECISIONS["float32"]
 @given(case=cases())
 def test_a_case_prints_as_one_line_that_rebuilds_it(case: Case) -> None:
     assert "\n" not in repr(case)
-    assert strategies.parse(repr(case)) == case
+    assert parse(repr(case)) == case
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
@@ -86,6 +86,6 @@ def test_equal_cases_build_equal_arrays_and_seeds_differ() -> None:
 )
 def test_a_text_that_is_no_case_is_one_clear_line(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=r"^.+$") as caught:
-        strategies.parse(text)
+        parse(text)
 
     assert message in str(caught.value)

@@ -1,0 +1,175 @@
+"""
+What a law is judged on: `Case`, a network, images and targets as a recipe of a few words and numbers.
+
+A case prints as one line that rebuilds it, on every machine.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from lenet import digits
+from lenet.oracle import PRECISIONS, SHAPES, Array, Precision
+
+# Each shrinks toward its first entry.
+WEIGHTS = ("default", "integers", "pairs", "one-hot", "constant", "zero", "sparse", "tiny", "huge")
+IMAGES = (
+    "digits",
+    "normal",
+    "uniform",
+    "integers",
+    "constant",
+    "zero",
+    "one-hot",
+    "checkerboard",
+    "ties",
+    "tiny",
+    "huge",
+)
+TARGETS = ("one-hot", "normal", "integers", "zero")
+LAYOUTS = ("contiguous", "channels_last", "strided", "offset", "transposed")
+IMAGE_LAYOUTS = (*LAYOUTS, "expanded")
+
+
+def large(precision: Precision, root: int) -> float:
+    """
+    A factor that most of what follows from it survives: a root of the precision's largest number, at most float32's.
+
+    The fourth for huge images, since the loss is a square and a gradient is a product with the images; the sixteenth
+    for huge weights, of which a gradient multiplies nine. Its inverse makes the tiny ones.
+    """
+    return float(min(precision.largest, PRECISIONS["float32"].largest) ** (1 / root))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, a batch of images and targets, as a recipe; equal cases build equal arrays on every machine."""
+
+    weights: str = "default"
+    images: str = "digits"
+    targets: str = "one-hot"
+    batch: int = 1
+    layout: str = "contiguous"
+    seed: int = 0
+
+    def parameters(self, precision: Precision) -> dict[str, Array]:
+        """The ten parameters, in float64, not yet rounded to the precision."""
+        random, factor = self._random(0), large(precision, 16)
+        return {name: _weight(self.weights, name, shape, factor, random) for name, shape in SHAPES.items()}
+
+    def pixels(self, precision: Precision) -> Array:
+        """The images (N,1,32,32), in float64; the expanded layout repeats one image N times."""
+        images = _images(self.images, self.batch, large(precision, 4), self._random(1))
+        if self.layout == "expanded":
+            images = np.broadcast_to(images[:1], images.shape)
+        return images
+
+    def goals(self) -> Array:
+        """The targets (N,10), in float64."""
+        random = self._random(2)
+        if self.targets == "normal":
+            return random.standard_normal((self.batch, 10))
+        if self.targets == "integers":
+            return random.randint(-1, 2, (self.batch, 10)).astype(np.float64)
+        if self.targets == "zero":
+            return np.zeros((self.batch, 10))
+        return np.eye(10)[random.randint(0, 10, self.batch)]
+
+    def _random(self, stream: int) -> np.random.RandomState:
+        # RandomState's streams are frozen by NumPy's policy: a printed case means the same tensors in every version.
+        return np.random.RandomState([self.seed, stream])
+
+
+def parse(text: str) -> Case:
+    """The case that `text`, a case's repr, rebuilds; raises ValueError with a line that says what is wrong with it."""
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+        assert isinstance(call, ast.Call)
+        assert isinstance(call.func, ast.Name)
+        assert call.func.id == "Case"
+        assert not call.args
+        values = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError, AssertionError):
+        raise ValueError(f"{text!r} is not of the form Case(weights='default', batch=1, ...)") from None
+    choices = {
+        "weights": WEIGHTS,
+        "images": IMAGES,
+        "targets": TARGETS,
+        "layout": IMAGE_LAYOUTS,
+    }
+    for name, value in values.items():
+        if name not in (known := [field.name for field in fields(Case)]):
+            raise ValueError(f"a Case has no {name}; it has {', '.join(known)}")
+        if name in choices and value not in choices[name]:
+            raise ValueError(f"{name}={value!r} of a Case is none of {', '.join(choices[name])}")
+        if name not in choices and not (type(value) is int and 0 <= value < 2**32):
+            raise ValueError(f"{name}={value!r} of a Case is no integer from 0 to 2**32 - 1")
+    return Case(**values)
+
+
+def _weight(recipe: str, name: str, shape: tuple[int, ...], factor: float, random: np.random.RandomState) -> Array:
+    layer = name.split(".")[0]
+    inputs = int(np.prod(SHAPES[f"{layer}.weight"][1:]))
+    default = random.uniform(-1, 1, shape) / np.sqrt(inputs)  # the distribution of nn.Conv2d and nn.Linear
+    match recipe:
+        case "default":
+            return default
+        case "integers":
+            return _signs(shape, 8, random)
+        case "pairs":
+            return _signs(shape, 2, random)
+        case "one-hot":
+            return np.abs(_signs(shape, 1, random)) if len(shape) > 1 else np.zeros(shape)
+        case "constant":
+            return np.full(shape, 1 / inputs)
+        case "zero":
+            return np.zeros(shape)
+        case "sparse":
+            return default * (random.random_sample(shape) < 0.1)
+        case "tiny":
+            return default / factor
+        case "huge":
+            return default * factor
+    raise ValueError(f"no recipe {recipe!r} for weights")
+
+
+def _signs(shape: tuple[int, ...], count: int, random: np.random.RandomState) -> Array:
+    """Each unit takes at most `count` of its inputs, with a factor of 1 or -1, and nothing else."""
+    if len(shape) == 1:
+        return random.randint(-1, 2, shape).astype(np.float64)
+    rows = np.zeros((shape[0], int(np.prod(shape[1:]))))
+    for row in rows:
+        row[random.randint(0, len(row), count)] = random.choice([-1.0, 1.0], count)
+    return rows.reshape(shape)
+
+
+def _images(recipe: str, batch: int, factor: float, random: np.random.RandomState) -> Array:
+    shape = (batch, 1, 32, 32)
+    match recipe:
+        case "digits":
+            known = digits.load().train_images
+            return np.asarray(known[random.randint(0, len(known), batch)], np.float64)
+        case "normal":
+            return random.standard_normal(shape)
+        case "uniform":
+            return random.uniform(0, 1, shape)
+        case "integers":
+            return random.randint(-2, 3, shape).astype(np.float64)
+        case "constant":
+            return np.broadcast_to(random.standard_normal((batch, 1, 1, 1)), shape).copy()
+        case "zero":
+            return np.zeros(shape)
+        case "one-hot":
+            return np.abs(_signs(shape, 1, random))
+        case "checkerboard":
+            return np.broadcast_to(np.indices((32, 32)).sum(axis=0) % 2 * 2.0 - 1.0, shape).copy()
+        case "ties":
+            return np.kron(random.randint(0, 3, (batch, 1, 8, 8)), np.ones((1, 1, 4, 4))) / 2
+        case "tiny":
+            return random.standard_normal(shape) / factor
+        case "huge":
+            return random.standard_normal(shape) * factor
+    raise ValueError(f"no recipe {recipe!r} for images")
