@@ -85,6 +85,7 @@ def bench_latency(benchmark: BenchmarkFixture, stack: Stack, threads: int) -> No
         latencies = benchmark.stats.stats.data
         found = {f"p{percent}": asdict(percentile(latencies, percent)) for percent in PERCENTILES}
         benchmark.extra_info.update(queries=len(latencies), confidence=CONFIDENCE, latency=found)
+        benchmark.extra_info["quantiles"] = np.quantile(latencies, np.linspace(0, 1, 101)).tolist()
 
 
 @batches_of_parts

@@ -56,8 +56,8 @@ CONDITIONS = {
         Condition("+2%", f"{SLOWDOWNS}:By0", f"{SLOWDOWNS}:By2", 1),
         Condition("+3%", f"{SLOWDOWNS}:By0", f"{SLOWDOWNS}:By3", 4),
         Condition("+5%", f"{SLOWDOWNS}:By0", f"{SLOWDOWNS}:By5", 4),
-        Condition("+10%", f"{SLOWDOWNS}:By0", f"{SLOWDOWNS}:By10", 1),
-        Condition("needless copy", "lenet", f"{SLOWDOWNS}:Copied", 1),
+        Condition("+10%", f"{SLOWDOWNS}:By0", f"{SLOWDOWNS}:By10", 2),
+        Condition("needless copy", "lenet", f"{SLOWDOWNS}:Copied", 2),
         Condition("for-loop SGD", f"{SLOWDOWNS}:Foreach", f"{SLOWDOWNS}:ForLoop", 1, ("training-step-64",)),
     )
 }

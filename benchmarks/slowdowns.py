@@ -9,7 +9,6 @@ are to be compared with. `Copied` copies its images once more than it needs to.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from time import thread_time
@@ -19,18 +18,6 @@ import torch
 from torch import Tensor, nn
 
 import lenet
-
-RECENT = 15
-"""Calls whose median says how long one takes now: the first of a process take up to twice as long as later ones."""
-
-SPIN = 1000
-"""Steps of the first added computation, by which the next is measured: some 10 microseconds."""
-
-
-def spin(steps: int) -> None:
-    """The added computation: it takes a time that is proportional to the steps, and touches no memory."""
-    for _ in range(steps):
-        pass
 
 
 class Slowed:
@@ -45,31 +32,23 @@ class Slowed:
 
     def __init__(self, share: float) -> None:
         self.share = share
-        self.calls: dict[int, deque[float]] = {}  # seconds of each of the last, by size
-        self.step: deque[float] = deque(maxlen=RECENT)  # seconds of a step of the last computations
         self.ended = thread_time()
 
-    def __call__(self, call: Callable[[], Any], size: int) -> Any:
+    def __call__(self, call: Callable[[], Any]) -> Any:
         """What the call gives."""
         if Slowed.inside:
             return call()
         Slowed.inside = True
         try:
             result = call()
-            recent = self.calls.setdefault(size, deque(maxlen=RECENT))
-            steps = round(self.share * _median(recent) / _median(self.step)) if recent else SPIN
-            start = thread_time()
-            recent.append(start - self.ended)
-            spin(steps)
-            self.ended = thread_time()
-            self.step.append((self.ended - start) / max(1, steps))
+            now = thread_time()
+            end = now + self.share * (now - self.ended)
+            while now < end:
+                now = thread_time()
+            self.ended = now
             return result
         finally:
             Slowed.inside = False
-
-
-def _median(numbers: deque[float]) -> float:
-    return sorted(numbers)[len(numbers) // 2]
 
 
 def slowed_by(share: float) -> Any:
@@ -81,12 +60,12 @@ def slowed_by(share: float) -> Any:
 
         def forward(self, images: Tensor) -> Tensor:
             """(N,1,32,32) -> (N,10)."""
-            logits: Tensor = by(partial(super().forward, images), len(images))
+            logits: Tensor = by(partial(super().forward, images))
             return logits
 
     def train_step(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
         """The reference's, slowed."""
-        loss: Tensor = by(partial(lenet.train_step, net, images, targets, lr), -len(images))
+        loss: Tensor = by(partial(lenet.train_step, net, images, targets, lr))
         return loss
 
     return type(f"By{round(100 * share)}", (), {"Net": Net, "train_step": staticmethod(train_step)})

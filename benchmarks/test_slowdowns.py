@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 
 import lenet
 from benchmarks import slowdowns
-from benchmarks.slowdowns import SPIN, Slowed
+from benchmarks.slowdowns import Slowed
 from lenet import subject
 
 NAMES = ("By0", "By2", "By3", "By5", "By10", "Copied", "Foreach", "ForLoop")
@@ -34,73 +35,62 @@ def test_a_slower_variant_computes_the_same_bits(name: str) -> None:
         assert torch.equal(mine.grad, right.grad)
 
 
-def clock(monkeypatch: pytest.MonkeyPatch, step: float) -> tuple[Callable[[float], None], list[int]]:
-    """A clock that only `wait` and spins move on, and the spins that were made."""
-    now, spins = [0.0], []
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, which calls move on, and every look at it by a little."""
+    time = [0.0]
 
-    def spin(steps: int) -> None:
-        spins.append(steps)
-        now[0] += steps * step
+    def looked() -> float:
+        time[0] += 2**-30
+        return time[0]
+
+    monkeypatch.setattr(slowdowns, "thread_time", looked)
+    return time
+
+
+def taken(now: list[float], call: Callable[[], Any]) -> float:
+    """Seconds."""
+    before = now[0]
+    call()
+    return now[0] - before
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.1])
+def test_the_added_computation_takes_its_share_of_every_call(now: list[float], share: float) -> None:
+    slowed = Slowed(share)
 
     def wait(seconds: float) -> None:
         now[0] += seconds
 
-    monkeypatch.setattr(slowdowns, "thread_time", lambda: now[0])
-    monkeypatch.setattr(slowdowns, "spin", spin)
-    return wait, spins
+    for seconds in (2**-9, 2**-10, 2**-10):
+        added = taken(now, partial(slowed, partial(wait, seconds))) - seconds
+        assert share * seconds <= added <= share * seconds + 4 * 2**-30  # looks before and after, and the last
 
 
-@pytest.mark.parametrize("share", [0.02, 0.1])
-def test_the_added_computation_takes_its_share_of_a_call(monkeypatch: pytest.MonkeyPatch, share: float) -> None:
-    wait, spins = clock(monkeypatch, step=2**-26)
-    slowed = Slowed(share)
+def test_what_leads_to_a_call_is_time_of_the_arm_too(now: list[float]) -> None:
+    slowed = Slowed(0.5)
+    now[0] += 2**-10
 
-    for seconds in (2**-9, 2**-10, 2**-10, 2**-10):  # the first is slow
-        slowed(partial(wait, seconds), 1)
+    added = taken(now, partial(slowed, lambda: None))
 
-    assert spins == [SPIN, round(share * 2**17), round(share * 2**17), round(share * 2**16)]
+    assert 2**-11 <= added <= 2**-11 + 4 * 2**-30
 
 
-def test_what_leads_to_a_call_is_time_of_the_arm_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    wait, spins = clock(monkeypatch, step=2**-26)
+def test_nothing_is_added_within_another(now: list[float]) -> None:
     slowed = Slowed(0.5)
 
-    for _ in range(2):
-        wait(2**-11)
-        slowed(partial(wait, 2**-11), 1)
+    def inner() -> None:
+        now[0] += 2**-10
 
-    assert spins == [SPIN, 2**15]
+    took = taken(now, partial(slowed, partial(slowed, inner)))
 
-
-def test_what_adds_nothing_measures_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    wait, spins = clock(monkeypatch, step=2**-26)
-    slowed = Slowed(0.0)
-
-    for _ in range(2):
-        slowed(partial(wait, 1.0), 1)
-
-    assert spins == [SPIN, 0]
-    assert list(slowed.calls[1]) == [1.0, 1.0]
-
-
-def test_each_size_has_its_own_share_and_nothing_is_added_within_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    wait, spins = clock(monkeypatch, step=2**-26)
-    slowed = Slowed(0.5)
-    inner = partial(wait, 2**-10)
-
-    for _ in range(3):
-        slowed(partial(slowed, inner, 2), 1)
-    for _ in range(2):
-        slowed(partial(wait, 2**-8), 2)
-
-    assert spins == [SPIN, 2**15, 2**15, SPIN, 2**17]
-    assert slowed.calls.keys() == {1, 2}
+    assert 1.5 * 2**-10 <= took <= 1.5 * 2**-10 + 4 * 2**-30
 
 
 def test_an_error_is_no_reason_to_be_fast_from_then_on() -> None:
     net, slowed = lenet.Net(), Slowed(0.5)
 
     with pytest.raises(ValueError, match="32"):
-        slowed(lambda: net(torch.zeros(1, 1, 31, 31)), 1)
+        slowed(lambda: net(torch.zeros(1, 1, 31, 31)))
 
     assert not Slowed.inside

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from lenet import Net, digits, feature_maps, training
+from lenet import Net, digits, feature_maps, oracle, training
 from lenet.digits import Digits
 from lenet.training import MAX_SEED, SGD_FORMS, CheckpointError, Epoch, Progress, Settings, train
 
@@ -118,10 +119,30 @@ def test_a_run_goes_on_bit_for_bit(tmp_path: Path, few: Digits, stop: int) -> No
     assert progress == history
 
 
+def test_the_other_optimizer_and_the_oracle_start_alike_and_see_the_same_batches(few: Digits) -> None:
+    torch.manual_seed(SETTINGS.seed)
+    parameters = {name: value.detach().double().numpy() for name, value in Net().named_parameters()}
+    images, targets = few.train_images.double().numpy(), digits.one_hot(few.train_labels).double().numpy()
+    order = [batch for epoch in range(2) for batch in training.batches(len(images), SETTINGS, epoch)]
+    steps = ((images[batch], targets[batch]) for batch in order)
+    copies, losses = oracle.train(parameters, steps, SETTINGS.lr, oracle.PRECISIONS["float32"])
+    right = oracle.predict(copies, few.test_images.double().numpy()).value.argmax(axis=1) == few.test_labels.numpy()
+
+    others = training.other_ways(few, SETTINGS)
+
+    assert others.keys() == {"optim.SGD", "the oracle"}
+    assert others["optim.SGD"] == trained(replace(SETTINGS, optimizer="sgd"), few)[1].history
+    assert [len(batch) for batch in order] == [64, 64, 64, 8] * 2
+    epochs = [float(np.average(part, weights=[64, 64, 64, 8])) for part in (losses[:4], losses[4:])]
+    assert [epoch.loss for epoch in others["the oracle"]] == epochs
+    assert others["the oracle"][-1].accuracy == right.mean()
+    assert training.other_ways(few, replace(SETTINGS, optimizer="sgd")).keys() == {"by hand", "the oracle"}
+
+
 def test_the_command_trains_records_and_will_not_lose_an_earlier_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["--epochs", "1", "--checkpoint", str(tmp_path / "run.pt"), "--record", str(tmp_path)]
+    command = ["--epochs", "1", "--checkpoint", str(tmp_path / "run.pt"), "--record", str(tmp_path), "--compare"]
     monkeypatch.setattr(sys, "argv", ["training.py", *command])
 
     assert training.main() == 0
@@ -135,6 +156,7 @@ def test_the_command_trains_records_and_will_not_lose_an_earlier_run(
     assert record["command"] == shlex.join(["python", "-m", "lenet.training", *command])
     assert record["settings"] == asdict(settings) == asdict(Settings(epochs=1))
     assert record["history"] == [asdict(epoch) for epoch in progress.history]
+    assert [(way, len(history)) for way, history in record["others"].items()] == [("optim.SGD", 1), ("the oracle", 1)]
     assert record["history"][0]["accuracy"] == training.accuracy(net, data.test_images, data.test_labels)
     assert record["digit"] == {"label": int(data.test_labels[0]), "pixels": data.test_images[0, 0].tolist()}
 

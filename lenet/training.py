@@ -26,11 +26,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn, optim
 from tqdm import tqdm
 
-from lenet import digits
+from lenet import digits, oracle
 from lenet.digits import Digits, DigitsError, one_hot
 from lenet.files import set_aside, writable, write_atomically
 from lenet.fingerprint import stamp
 from lenet.net import Net, feature_maps
+from lenet.oracle import PRECISIONS
 
 Step: TypeAlias = Callable[[nn.Module, Tensor, Tensor, float], Tensor]
 """(net, images, targets, lr) -> the loss before the update, detached."""
@@ -147,6 +148,40 @@ def train(
         bar.close()
 
 
+WAYS = {"manual": "by hand", "sgd": "optim.SGD"}
+"""The optimizers in words."""
+
+JUDGED = 256
+"""Digits that the oracle tells at a time: of each it keeps some 1.5 MB."""
+
+
+def other_ways(data: Digits, settings: Settings) -> dict[str, list[Epoch]]:
+    """What the other optimizer and the oracle reach, from the same parameters on the same batches."""
+    others = {}
+    for optimizer in STEPS.keys() - {settings.optimizer}:
+        torch.manual_seed(settings.seed)
+        *_, last = train(Net(), data, replace(settings, optimizer=optimizer))
+        others[WAYS[optimizer]] = last.history
+    torch.manual_seed(settings.seed)
+    return others | {"the oracle": list(oracle_epochs(Net(), data, settings))}
+
+
+def oracle_epochs(net: nn.Module, data: Digits, settings: Settings) -> Iterator[Epoch]:
+    """What the oracle, which is NumPy in float64, reaches with these parameters, epoch by epoch."""
+    parameters = {name: parameter.detach().double().numpy() for name, parameter in net.named_parameters()}
+    images, targets = data.train_images.double().numpy(), one_hot(data.train_labels).double().numpy()
+    for epoch in range(settings.epochs):
+        indices = batches(len(images), settings, epoch)
+        shown = tqdm(indices, f"the oracle's epoch {epoch + 1}/{settings.epochs}", leave=False, disable=None)
+        steps = ((images[batch], targets[batch]) for batch in shown)
+        copies, losses = oracle.train(parameters, steps, settings.lr, PRECISIONS["float32"])
+        parameters = {name: copy[0] for name, copy in copies.items()}
+        parts = (part.double().numpy() for part in data.test_images.split(JUDGED))
+        told = np.concatenate([oracle.predict(copies, part).value.argmax(axis=1) for part in parts])
+        loss = float(np.average(losses, weights=[len(batch) for batch in indices]))
+        yield Epoch(loss, float((told == data.test_labels.numpy()).mean()))
+
+
 class CheckpointError(ValueError):
     """A checkpoint that cannot be gone on from; the message is one line that names the file and what was found."""
 
@@ -208,7 +243,11 @@ def main(arguments: list[str] | None = None) -> int:
     loss, reached = progress.history[-1].loss, progress.history[-1].accuracy
     print(f"reached {reached:.1%} of the test digits, loss {loss:.4f}, after {settings.epochs} epochs")
     if options.record:
-        _record(options.record, data, settings, progress, digit, before, feature_maps(net, digit))
+        maps = {"before": before, "after": feature_maps(net, digit)}
+        others = other_ways(data, settings) if options.compare else {}
+        for way, history in others.items():
+            print(f"{way}: {history[-1].accuracy:.1%} of the test digits, loss {history[-1].loss:.4f}")
+        _record(options.record, data, settings, progress, others, maps)
     return 0
 
 
@@ -226,6 +265,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint, with its settings")
     parser.add_argument("--record", type=Path, metavar="DIR", help="write the run to training.json in this folder")
+    parser.add_argument(
+        "--compare", action="store_true", help="record what the other optimizer and the oracle reach as well"
+    )
     options = parser.parse_args(arguments)
     for name, least, most in (
         ("epochs", 1, math.inf),
@@ -295,22 +337,21 @@ def _record(
     data: Digits,
     settings: Settings,
     progress: Progress,
-    digit: Tensor,
-    before: dict[str, Tensor],
-    after: dict[str, Tensor],
+    others: dict[str, list[Epoch]],
+    maps: dict[str, dict[str, Tensor]],
 ) -> None:
-    """What the report shows of a run: its curve, and what each filter finds in one digit before and after training."""
-
-    def plain(maps: dict[str, Tensor]) -> dict[str, Any]:
-        return {name: map_[0].tolist() for name, map_ in maps.items()}
+    """What the report shows of a run: curves, and what each filter finds in the first digit before and after it."""
 
     content = {
         **stamp(shlex.join(["python", "-m", "lenet.training", *sys.argv[1:]])),
         "data": data.name,
         "settings": asdict(settings),
         "history": [asdict(epoch) for epoch in progress.history],
-        "digit": {"label": int(data.test_labels[0]), "pixels": digit[0, 0].tolist()},
-        "feature_maps": {"before": plain(before), "after": plain(after)},
+        "others": {way: [asdict(epoch) for epoch in history] for way, history in others.items()},
+        "digit": {"label": int(data.test_labels[0]), "pixels": data.test_images[0, 0].tolist()},
+        "feature_maps": {
+            when: {name: map_[0].tolist() for name, map_ in found.items()} for when, found in maps.items()
+        },
     }
     with write_atomically(folder / "training.json") as file:
         file.write(json.dumps(content).encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import math
 import os
 import re
 import shlex
@@ -245,12 +246,12 @@ class Record:
                 "broken": self.broken,
                 "profile": _profile(self.config),
                 "threshold": THRESHOLD,
-                "laws": self.entries,
+                "laws": [entry | {"worst": _finite(entry["worst"])} for entry in self.entries],
             }
             if self.config.getoption("engine"):
                 content["matrix"] = matrix(self.entries)
             with write_atomically(self.path) as file:
-                file.write(json.dumps(content, indent=1).encode())
+                file.write(json.dumps(content, indent=1, allow_nan=False).encode())
         if self.entries and not self.judged and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -302,6 +303,11 @@ class Record:
             terminalreporter.write_sep("-", "diagnosis")
             for spec, diagnosis in diagnoses.items():
                 terminalreporter.write_line("\n".join(diagnosis.lines(spec)))
+
+
+def _finite(worst: float) -> float | None:
+    """JSON has no infinity."""
+    return worst if math.isfinite(worst) else None
 
 
 def matrix(entries: list[dict[str, Any]]) -> dict[str, dict[str, str]]:

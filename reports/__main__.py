@@ -21,7 +21,7 @@ from reports.run import ReportError, load
 
 LATEST = Path("reports/latest")
 RUNS = Path("reports/runs")
-WRITTEN = ("index.html", "summary.md", *exports.NAMES)
+WRITTEN = (*history.PAGES, *exports.NAMES)
 
 
 def make(arguments: list[str]) -> int:
@@ -34,7 +34,7 @@ def make(arguments: list[str]) -> int:
     for name, text in (render(run) | exports.texts(run)).items():
         _write(folder / name, text)
     print(f"{'PASSED' if run.passed else 'FAILED'}: {run.verdict}")
-    print(run.speed)
+    print(f"{run.evidence} {run.speed}")
     print(f"judged: {'; '.join(run.stacks)}")
     print(f"the page: {(folder / 'index.html').resolve()}")
     return 0 if run.passed else 1

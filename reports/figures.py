@@ -15,7 +15,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from reports.run import ORDER, Run, Timing
+from reports.run import ORDER, Law, Run, Timing
 
 # Okabe & Ito's colours, which differ without colour vision too; each has a line style of its own besides.
 LINES = {
@@ -48,6 +48,9 @@ ENDS = ("lower", "upper")
 LINES_OF_TEXT = 30
 """That fit beside a picture of the height of those with labelled lines."""
 
+WAYS = (("#56B4E9", "-", 5.0), ("#D55E00", "-", 2.0), ("#000000", ":", 1.5))
+"""Of the lines of ways to train, which lie on top of each other."""
+
 OTHER = ("#666666", "-.")
 
 STYLE = {
@@ -60,6 +63,74 @@ STYLE = {
     "axes.grid": True,
     "grid.color": "#dddddd",
 }
+
+
+def answer(laws: list[Law], threshold: float, timings: list[Timing]) -> str:
+    """How far each law's worst error is from what is allowed, and how fast the network runs and trains."""
+    worst = sorted((law for law in laws if law.worst), key=lambda law: -law.worst)
+    top = 1.25 * threshold
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9.0, 3.4), layout="constrained")
+        errors, speed = figure.subplots(1, 2, width_ratios=(3, 2))
+        for violated, colour in ((False, "#0072B2"), (True, "#D55E00")):
+            chosen = [place for place, law in enumerate(worst) if bool(law.violations) == violated]
+            errors.bar(chosen, [min(worst[place].worst, top) for place in chosen], width=0.8, color=colour)
+        errors.axhline(threshold, color="#D55E00", linestyle="--")
+        errors.text(len(worst), threshold, "allowed", color="#D55E00", ha="right", va="bottom")
+        errors.set(ylim=(0, top), xticks=[], ylabel="rounding budgets", xlabel=f"{len(worst)} laws with a budget")
+        errors.set_title("The worst error that each law met", loc="left", fontsize=10)
+        rates = {
+            operation: sorted((t.batch, t.throughput) for t in timings if t.operation == operation and t.batch)
+            for operation in ("forward", "training step")
+        }
+        for operation, own in rates.items():
+            colour, style = LINES[operation]
+            if own:
+                speed.plot(*zip(*own, strict=True), style, color=colour, marker=".", label=operation)
+        if any(rates.values()):
+            _by_batch(speed, {batch for own in rates.values() for batch, _ in own})
+            speed.set_title(f"Images a second ({timings[0].where})", loc="left", fontsize=10)
+            speed.legend(frameon=False, loc="lower right")
+        else:
+            speed.axis("off")
+        return _svg(figure)
+
+
+def roofline(timings: list[Timing], compute: float, memory: float) -> str:
+    """GFLOP/s of forward passes and training steps against operations a byte, under the roof that was measured."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9.0, 3.4), layout="constrained")
+        axes = figure.subplots()
+        places = {t: (t.flops / t.moved, t.rate / 1e9) for t in timings}
+        shown = [compute / memory, *(x for x, _ in places.values())]  # the roof's edge as well
+        ends = min(shown) / 4, max(shown) * 4
+        intensity = np.geomspace(*ends, 200)
+        axes.plot(intensity, np.minimum(compute, intensity * memory) / 1e9, color="#333333")
+        axes.text(ends[1], compute / 1e9, f"matrix product, {compute / 1e9:,.0f} GFLOP/s", ha="right", va="bottom")
+        edge = ends[0], ends[0] * memory / 1e9
+        axes.annotate(f"copy, {memory / 1e9:,.1f} GB/s", edge, (0, 10), textcoords="offset points")
+        for operation in ("forward", "training step"):
+            colour, style = LINES[operation]
+            own = sorted((t for t in timings if t.operation == operation), key=lambda t: t.batch or 0)
+            axes.plot(*zip(*(places[t] for t in own), strict=True), style, color=colour, marker="o", label=operation)
+            for t in (own[0], own[-1]):
+                axes.annotate(f"{t.batch:,}", places[t], (4, -12), textcoords="offset points", fontsize=8, color=colour)
+        axes.set(xscale="log", yscale="log", xlabel="floating-point operations a byte", ylabel="GFLOP/s")
+        axes.legend(frameon=False, loc="lower right")
+        return _svg(figure)
+
+
+def latency(latencies: list[dict[str, Any]]) -> str:
+    """Which share of queries is answered within a time, a line a place; up to the slowest 99th percentile."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9.0, 2.8), layout="constrained")
+        axes = figure.subplots()
+        for place, (colour, style) in zip(latencies, LINES.values(), strict=False):
+            axes.plot(1e3 * np.array(place["quantiles"]), range(101), style, color=colour, label=place["where"])
+        right = 1.1e3 * max(place["quantiles"][99] for place in latencies)
+        axes.set(xlabel="milliseconds", ylabel="% of queries answered", xlim=(0, right), ylim=(0, 101))
+        axes.legend(frameon=False, loc="lower right")
+        return _svg(figure)
 
 
 def throughput(timings: list[Timing]) -> str:
@@ -247,17 +318,20 @@ def network() -> str:
         return _svg(figure)
 
 
-def training_curve(history: list[dict[str, float]]) -> str:
-    """Loss and test accuracy against the epoch."""
-    epochs = range(1, len(history) + 1)
+def training_curves(ways: dict[str, list[dict[str, float]]]) -> str:
+    """Loss and test accuracy against the epoch, a line a way to train: each narrower than that which it may cover."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 3.0), layout="constrained")
         loss, accuracy = figure.subplots(1, 2)
-        loss.plot(epochs, [epoch["loss"] for epoch in history], color="#0072B2", marker=".")
+        for (way, history), (colour, style, width) in zip(ways.items(), WAYS, strict=False):
+            epochs = range(1, len(history) + 1)
+            look = {"color": colour, "linestyle": style, "linewidth": width, "marker": ".", "label": way}
+            loss.plot(epochs, [epoch["loss"] for epoch in history], **look)
+            accuracy.plot(epochs, [100 * epoch["accuracy"] for epoch in history], **look)
         loss.set(xlabel="epoch", ylabel="mean squared error", title="Loss on the training digits")
-        accuracy.plot(epochs, [100 * epoch["accuracy"] for epoch in history], color="#D55E00", marker=".")
         accuracy.set(xlabel="epoch", ylabel="%", title="Test digits told right", ylim=(0, 102))
         loss.set_ylim(bottom=0)
+        accuracy.legend(frameon=False, loc="lower right")
         for axes in (loss, accuracy):
             axes.xaxis.get_major_locator().set_params(integer=True)
         return _svg(figure)

@@ -16,7 +16,9 @@ from pathlib import Path
 from reports.run import ReportError, Run, Timing, load, title_of
 
 RUNS = Path("reports/runs")
-PAGES = ("index.html", "summary.md")
+PAGES = ("index.html", "summary.md", "picture.svg")
+"""What is made of a run for people."""
+
 MACHINE = ("processor", "cores", "GPU", "system", "CPU capability")
 """What two runs must have in common for their times to be compared."""
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from lenet.fingerprint import headline
+from lenet.fingerprint import FORMAT, headline
+from lenet.training import WAYS
 from properties.diagnosis import known
 from reports import figures
 from reports.history import by_machine
@@ -36,18 +38,22 @@ def environment() -> Environment:
 
 
 def render(run: Run) -> dict[str, str]:
-    """The texts of `index.html` and `summary.md`."""
+    """The texts of `index.html`, `summary.md` and `picture.svg`."""
     maps, table = run.training["feature_maps"], known()
     forward = [timing for timing in (run.engine_times or {}).get("timings", []) if timing["operation"] == "forward"]
     timed = run.gate and any(benchmark["pairs"] for benchmark in run.gate["benchmarks"])
+    shown = [latency for latency in run.latencies if latency["quantiles"]]
     pictures = {
+        "answer": answer(run),
+        "rooflines": rooflines(run),
+        "latency": figures.latency(shown) if shown else "",
         "throughput": [(timings[0].subject, figures.throughput(timings)) for timings in by_device(run)],
         "split": [(where, figures.split(parts)) for where, parts in run.split()],
         "engines": figures.engines(forward) if forward else "",
         "gate": figures.slowdowns(run.gate["benchmarks"], run.gate["delta"]) if timed and run.gate else "",
         "mutants": _mutants(),
         "network": figures.network(),
-        "training": figures.training_curve(run.training["history"]),
+        "training": figures.training_curves(ways(run.training)),
         "digit": figures.digit(run.training["digit"]["pixels"]),
         "maps": {
             (layer, when): figures.feature_maps(maps[when][layer])
@@ -55,9 +61,35 @@ def render(run: Run) -> dict[str, str]:
             for when in ("before", "after")
         },
     }
-    values = {"run": run, "pictures": pictures, "headline": headline(run.stack), "table": table}
+    values = {"run": run, "pictures": pictures, "headline": headline(run.stack), "table": table, "format": FORMAT}
     names = {"index.html": "page.html", "summary.md": "summary.md"}
-    return {name: environment().get_template(template).render(values) for name, template in names.items()}
+    texts = {name: environment().get_template(template).render(values) for name, template in names.items()}
+    return texts | {"picture.svg": pictures["answer"]}
+
+
+def answer(run: Run) -> str:
+    """The main picture, with the times of where a training step, or else any operation, is fastest."""
+    best = run.best("training step") or run.best("forward")
+    own = [timing for timing in run.timings if best and timing.place == best.place]
+    return figures.answer(run.laws, run.threshold, own)
+
+
+def rooflines(run: Run) -> list[tuple[str, str]]:
+    """For each device and dtype the picture on the most threads, where both rates were measured beside the times."""
+    located = [timing for timing in run.timings if timing.attained is not None]
+    places = {timing.place[:3]: timing.place for timing in sorted(located, key=lambda timing: timing.threads)}
+    found = []
+    for place in places.values():
+        own = [timing for timing in located if timing.place == place]
+        compute, memory = run.matrix_rate(own[0]), run.copy_rate(own[0])
+        if compute and memory:
+            found.append((own[0].where, figures.roofline(own, compute, memory)))
+    return found
+
+
+def ways(training: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
+    """The curves of a training, that of the network shown first."""
+    return {WAYS[training["settings"].get("optimizer", "manual")]: training["history"]} | training["others"]
 
 
 def index(found: Sequence[tuple[str, Run]]) -> str:

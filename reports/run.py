@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
 
 from benchmarks.gate_trial import rows
 from lenet.fingerprint import FORMAT
@@ -117,7 +123,7 @@ class Law:
     @property
     def worst(self) -> float:
         """The largest error / budget met."""
-        return float(max(entry["worst"] for entry in self.entries))
+        return max(math.inf if entry["worst"] is None else float(entry["worst"]) for entry in self.entries)
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,9 @@ class Timing:
     high: float  # third quartile
     rounds: int
     flops: int
+    moved: int  # bytes, of a network that runs layer by layer; 0 where they were not counted
     images: int
+    attained: float | None  # share of what the roofline allows
 
     @property
     def rate(self) -> float:
@@ -228,20 +236,25 @@ class Run:
 
     @property
     def verdict(self) -> str:
-        """The verdict in one sentence, without names that a user gave."""
-        examples = sum(law.examples for law in self.laws)
-        if self.violated:
-            counted = f"{len(self.violated)} of {len(self.violated) + len(self.held)} laws violated"
-        else:
-            counted = f"all {len(self.held)} laws that were judged hold"
-        if self.known:
-            counted += f", but for {len(self.known)} known issue{'s' * (len(self.known) > 1)} of PyTorch's"
-        if self.failures:
-            counted += f", {len(self.failures)} other failures"
-        if not self.finished:
-            counted += ", but the run was stopped before its end"
-        worst = max(law.worst for law in self.laws)
-        return f"{counted}, in {examples:,} examples; the worst error is {worst:.2g} of {self.threshold:g} budgets."
+        """What was judged and what came of it, in one sentence without names that a user gave."""
+        counts = [_plural(len(self.held), "law") + (" holds" if len(self.held) == 1 else " hold")]
+        counts += [_plural(len(self.known), "known issue"), _plural(len(self.violated), "violation")]
+        counts += [_plural(len(self.failures), "other failure")] if self.failures else []
+        counts += [] if self.finished else ["stopped before its end"]
+        step = next((b for b in self.gated if b["name"].startswith("training-step")), None)
+        speed = f"; training step {_slowdown(step)}" if step else ""
+        devices = " and ".join(name for name in ("CPU", "CUDA") if any(f" on {name.lower()}" in s for s in self.stacks))
+        machine = f"{self.stack['processor']}, {self.stack['cores']} cores" + (
+            f", {self.stack['GPU']}" if "CUDA" in devices and "GPU" in self.stack else ""
+        )
+        version = self.stack["torch"].partition("+")[0]
+        return f"PyTorch {version} ({devices}) on {machine}: {', '.join(counts)}{speed}."
+
+    @property
+    def evidence(self) -> str:
+        """How much the verdict rests on, in one sentence."""
+        examples, worst = sum(law.examples for law in self.laws), max(law.worst for law in self.laws)
+        return f"{examples:,} examples were judged; the worst error is {worst:.2g} of {self.threshold:g} budgets."
 
     @property
     def speed(self) -> str:
@@ -255,8 +268,13 @@ class Run:
     @property
     def compared(self) -> str:
         """How much longer each benchmark of the gate takes than base's, in one sentence; empty where there is none."""
-        timed = [benchmark for benchmark in (self.gate or {}).get("benchmarks", []) if benchmark["found"]]
-        return f"{'; '.join(map(_slowdown, timed))}." if timed else ""
+        found = [f"{benchmark['name']} {_slowdown(benchmark)}" for benchmark in self.gated]
+        return f"{'; '.join(found)}." if found else ""
+
+    @property
+    def gated(self) -> list[dict[str, Any]]:
+        """The gate's benchmarks that were timed."""
+        return [benchmark for benchmark in (self.gate or {}).get("benchmarks", []) if benchmark["found"]]
 
     def best(self, operation: str) -> Timing | None:
         """Where an operation handled the most images a second, at any batch, on any number of threads."""
@@ -290,15 +308,19 @@ class Run:
         return found
 
     def matrix_rate(self, timing: Timing) -> float | None:
-        """The rate of the matrix product measured in the same place, where it was."""
-        rates = [t.rate for t in self.timings if t.operation == "matrix product" and t.place == timing.place]
-        return rates[0] if rates else None
+        """Floating-point operations a second of the matrix product measured in the same place, where it was."""
+        return next((t.rate for t in self.timings if t.operation == "matrix product" and t.place == timing.place), None)
+
+    def copy_rate(self, timing: Timing) -> float | None:
+        """Bytes a second of the copy measured in the same place, where it was."""
+        copies = (t for t in self.timings if t.operation == "copy" and t.place == timing.place)
+        return next((copy.moved / copy.median for copy in copies), None)
 
 
 def load(folder: Path) -> Run:
     """Read a run's files; raises ReportError where one is not whole, or they are of different stacks."""
     there = [name for name in WRITERS if name not in OPTIONAL or (folder / name).exists()]
-    files = {name: _read(folder / name) for name in there}
+    files = {name: read(folder / name) for name in there}
     first, *others = files
     for name in others:
         more = () if name in OPTIONAL else files[name]["stack"]  # engines may have needed further packages
@@ -316,7 +338,7 @@ def load(folder: Path) -> Run:
         timings=[_timing(entry) for entry in benchmarks["benchmarks"]],
         finished=laws["finished"],
         failures=laws["broken"] + benchmarks["failed"],
-        training=files["training.json"],
+        training={"others": {}} | files["training.json"],
         gate=files.get("gate.json"),
         trial=rows(files["gate_trial.json"]["verdicts"]) if "gate_trial.json" in files else [],
         engines=files["engines.json"]["matrix"] if "engines.json" in files else {},
@@ -344,10 +366,15 @@ def _factor(share: float | None) -> str:
 
 def _slowdown(benchmark: dict[str, Any]) -> str:
     estimate, low, high = (_factor(benchmark["found"][name]) for name in ("estimate", "lower", "upper"))
-    return f"{benchmark['name']} takes {estimate} times as long as base's ({low} to {high})"
+    return f"{estimate}x of base ({low} to {high})"
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _plural(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A run's file, as `reports/schema.json` defines it; raises ReportError where it is missing, torn or another's."""
     if not path.is_file():
         raise ReportError(f"{path} is missing: it is written by `{WRITERS[path.name]}`")
     try:
@@ -359,7 +386,18 @@ def _read(path: Path) -> dict[str, Any]:
         raise ReportError(f"{path}: not a file of this project; it is written by `{WRITERS[path.name]}`")
     if content["format"] != FORMAT:
         raise ReportError(f"{path}: format {content['format']!r}, this version reads format {FORMAT}")
+    if error := best_match(_validator(path.name).iter_errors(content)):
+        said = " ".join(error.message.split())
+        said = said if len(said) <= 200 else f"... {said[-200:]}"
+        raise ReportError(f"{path}: {error.json_path}: {said}; write it anew with `{WRITERS[path.name]}`")
     return content
+
+
+@cache
+def _validator(name: str) -> Draft202012Validator:
+    """Of a run's file, by its definition in `reports/schema.json`."""
+    schema = json.loads(resources.files("reports").joinpath("schema.json").read_text())
+    return Draft202012Validator(schema | {"$ref": f"#/$defs/{name}"})
 
 
 def _laws(entries: Iterable[dict[str, Any]]) -> list[Law]:
@@ -385,10 +423,13 @@ def _timing(entry: dict[str, Any]) -> Timing:
         high=stats["q3"],
         rounds=stats["rounds"] * stats["iterations"],
         flops=info["flops"],
+        moved=info.get("bytes", 0),
         images=info.get("images", 0),
+        attained=info.get("roofline", {}).get("share"),
     )
 
 
 def _latency(entry: dict[str, Any]) -> dict[str, Any]:
     info = entry["extra_info"]
-    return {"where": _timing(entry).where, "queries": info["queries"], "percentiles": info["latency"]}
+    about = {"where": _timing(entry).where, "queries": info["queries"], "percentiles": info["latency"]}
+    return about | {"quantiles": info.get("quantiles", [])}

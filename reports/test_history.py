@@ -13,7 +13,7 @@ import pytest
 from reports import __main__ as command
 from reports.__main__ import main
 from reports.run import load
-from reports.test_page import EVIL, HEAD, STACK, Files, Page, entry, files, timing, write
+from reports.test_page import EVIL, STACK, Files, Page, entry, files, timing, write
 
 __all__ = ["files"]
 
@@ -51,13 +51,13 @@ def test_a_run_is_kept_by_date_machine_and_version(keep: Kept, files: Files) -> 
     place = keep(on(files, "2026-11-22T12:00:00+00:00", torch="2.13.0+cpu", processor="AMD EPYC (TM)"))
 
     assert place.name == "2026-11-22_amd-epyc-tm_torch-2.13.0"
-    assert {file.name for file in place.iterdir()} == {*files, "index.html", "summary.md"}
+    assert {file.name for file in place.iterdir()} == {*files, "index.html", "summary.md", "picture.svg"}
     assert load(place).passed
 
 
 def test_what_was_kept_of_the_run_before_stays(keep: Kept, files: Files, runs: Path) -> None:
     place = keep(files)
-    engines = json.dumps(HEAD | {"matrix": {}})
+    engines = json.dumps(files["laws.json"] | {"matrix": {}})
     (place / "engines.json").write_text(engines)
 
     assert keep(files) == place
