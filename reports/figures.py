@@ -61,6 +61,7 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": "#dddddd",
 }
 
@@ -77,7 +78,12 @@ def answer(laws: list[Law], threshold: float, timings: list[Timing]) -> str:
             errors.bar(chosen, [min(worst[place].worst, top) for place in chosen], width=0.8, color=colour)
         errors.axhline(threshold, color="#D55E00", linestyle="--")
         errors.text(len(worst), threshold, "allowed", color="#D55E00", ha="right", va="bottom")
-        errors.set(ylim=(0, top), xticks=[], ylabel="rounding budgets", xlabel=f"{len(worst)} laws with a budget")
+        errors.set(
+            ylim=(0, top),
+            xticks=[],
+            ylabel="rounding budgets",
+            xlabel=f"{len(worst)} of {len(laws)} laws: those that met any error",
+        )
         errors.set_title("The worst error that each law met", loc="left", fontsize=10)
         rates = {
             operation: sorted((t.batch, t.throughput) for t in timings if t.operation == operation and t.batch)
@@ -177,9 +183,14 @@ def engines(timings: list[dict[str, Any]]) -> str:
 
 
 def _by_batch(axes: Axes, batches: set[int]) -> None:
-    """Log-log, against the batch sizes that there are."""
+    """Log-log, against the batch sizes that there are; of two that lie close to each other the first has its label."""
     axes.set(xscale="log", yscale="log", xlabel="images a batch")
-    axes.set_xticks(sorted(batches), [f"{batch:,}" for batch in sorted(batches)], fontsize=8)
+    labels: dict[int, str] = {}
+    for batch in sorted(batches):
+        close = any(text and batch < 3 * before for before, text in labels.items())
+        labels[batch] = "" if close else f"{batch:,}"
+    axes.set_xticks(list(labels), list(labels.values()), fontsize=8)
+    axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.minorticks_off()
 
 

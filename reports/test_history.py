@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,3 +171,12 @@ def test_a_run_is_written_for_other_tools_too(tmp_path: Path, files: Files) -> N
     entries = json.loads((tmp_path / "benchmark-action.json").read_text())
     assert {"name", "unit", "value", "range", "extra"} == entries[0].keys()
     assert (entries[1]["value"], entries[1]["unit"]) == (25_600.0, "images/s")
+
+
+def test_the_readme_shows_and_links_what_is_there() -> None:
+    project = Path(__file__).parents[1]
+    places = re.findall(r"\]\(([^)#]+)\)", (project / "README.md").read_text())
+    own = [place for place in places if "://" not in place]
+
+    assert [place for place in own if not (project / place).exists()] == []
+    assert any(place.endswith("picture.svg") for place in own)
