@@ -85,8 +85,9 @@ def slowdown(ratios: Sequence[float], share: float, rates: Rates) -> Slowdown:
     """
     lower = _lower(np.array(ratios), share * rates.slower)
     upper = -_lower(-np.array(ratios), share * rates.within)
-    middle = np.median(_walsh(np.array(ratios)))
-    return Slowdown(*np.expm1([middle, lower, upper]).tolist(), pairs=len(ratios))
+    middle = float(np.median(_walsh(np.array(ratios))))
+    middle, lower, upper = np.expm1([middle, lower, upper]).tolist()
+    return Slowdown(middle, lower, upper, pairs=len(ratios))
 
 
 def _walsh(numbers: Array) -> Array:

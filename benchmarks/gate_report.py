@@ -123,7 +123,9 @@ def as_dict(result: Result) -> dict[str, Any]:
 
 def _slowdown(found: Slowdown | None) -> dict[str, float | None] | None:
     """Bounds that are infinite, as JSON has no number for them, are null."""
-    return found and {name: None if abs(value) == float("inf") else value for name, value in asdict(found).items()}
+    if found is None:
+        return None
+    return {name: None if abs(value) == float("inf") else value for name, value in asdict(found).items()}
 
 
 def as_json(outcome: Outcome) -> str:

@@ -71,7 +71,7 @@ BESIDE = {0: "nothing", 1: "a training run"}
 SAMPLED = 1.0
 """Seconds of single calls, for the rules of other tools: pytest-benchmark's `--benchmark-max-time`."""
 
-RULES = {
+RULES: dict[str, Callable[[float, float], bool]] = {
     "pytest-benchmark, median:5%": lambda ratio, p: ratio > 1.05,
     "Mann-Whitney, p < 0.002": lambda ratio, p: ratio > 1 and p < 0.002,
     "the same and 5 % slower": lambda ratio, p: ratio > 1.05 and p < 0.002,
@@ -163,7 +163,10 @@ def rows(verdicts: Sequence[dict[str, Any]]) -> list[list[str]]:
                 sum(v["verdict"] == kind for v in own) for kind in ("failed", "passed", "inconclusive")
             )
             pairs = f"{np.median([len(v['ratios']) for v in own]):g}"
-            others = (share(sum(rule(**v["sequential"]) for v in own), len(own)) for rule in RULES.values())
+            others = (
+                share(sum(rule(v["sequential"]["ratio"], v["sequential"]["p"]) for v in own), len(own))
+                for rule in RULES.values()
+            )
             counts = [share(failed, len(own)), str(passed), str(inconclusive), pairs]
             shown.append([name, BESIDE[beside], *counts, *others])
     return shown
@@ -206,7 +209,7 @@ def rarest(verdicts: Sequence[dict[str, Any]], beside: int) -> str:
 
 
 @contextmanager
-def beside(processes: int) -> Iterator[Callable[[], None]]:
+def background(processes: int) -> Iterator[Callable[[], None]]:
     """While so many (0 or 1) processes train; what is given raises WorkerError once they no longer do."""
     if not processes:
         yield lambda: None
@@ -241,7 +244,7 @@ def run(verdicts: list[dict[str, Any]], options: argparse.Namespace) -> None:
     """
     start, seconds = time.monotonic(), 60 * options.minutes
     seed = max((verdict["seed"] for verdict in verdicts), default=0)
-    with beside(options.beside) as check, tqdm(total=round(seconds), unit="s", leave=False, disable=None) as bar:
+    with background(options.beside) as check, tqdm(total=round(seconds), unit="s", leave=False, disable=None) as bar:
         while time.monotonic() < start + seconds:
             name, seed = rarest(verdicts, options.beside), seed + 1
             bar.set_description_str(f"{len(verdicts)} verdicts, now on {name}")

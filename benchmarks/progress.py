@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from typing import IO
+from typing import IO, Any
 
 import pytest
 from tqdm import tqdm
 
 
-class Bar(tqdm):
+class Bar(tqdm):  # type: ignore[type-arg]  # at run time it takes none
     """A bar without tqdm's thread, which would wake up while something is timed."""
 
     monitor_interval = 0
@@ -33,7 +33,7 @@ class Progress:
         """Count what will run: a device that is not there takes no time."""
         self.judged = {item.nodeid for item in session.items if _runs(item)}
         if self.judged and not session.config.option.collectonly:
-            shown = {"unit": "benchmark", "leave": False, "file": self.terminal}
+            shown: dict[str, Any] = {"unit": "benchmark", "leave": False, "file": self.terminal}
             self.bar = Bar(total=len(self.judged), smoothing=0, mininterval=0, **shown)  # the mean; drawn every time
 
     @pytest.hookimpl(tryfirst=True)

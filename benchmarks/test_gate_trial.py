@@ -15,7 +15,6 @@ from benchmarks.gate import BUDGET, DEFAULT, DELTA
 from benchmarks.gate_trial import (
     CONDITIONS,
     RULES,
-    beside,
     main,
     rarest,
     read,
@@ -150,7 +149,7 @@ def test_another_process_trains_beside_until_it_is_no_longer_needed(monkeypatch:
 
     monkeypatch.setattr(gate_trial, "Worker", Noted)
 
-    with beside(1) as check:
+    with background(1) as check:
         check()
         assert started[0].poll() is None
     assert started[0].poll() is not None
@@ -167,5 +166,5 @@ def test_a_trial_whose_load_has_ended_does_not_count(monkeypatch: pytest.MonkeyP
         while True:
             check()
 
-    with beside(1) as check, pytest.raises(WorkerError, match="train beside"):
+    with background(1) as check, pytest.raises(WorkerError, match="train beside"):
         wait(check)

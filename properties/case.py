@@ -113,7 +113,7 @@ def parse(text: str) -> Case:
 def _weight(recipe: str, name: str, shape: tuple[int, ...], factor: float, random: np.random.RandomState) -> Array:
     layer = name.split(".")[0]
     inputs = int(np.prod(SHAPES[f"{layer}.weight"][1:]))
-    default = random.uniform(-1, 1, shape) / np.sqrt(inputs)  # the distribution of nn.Conv2d and nn.Linear
+    default: Array = random.uniform(-1, 1, shape) / np.sqrt(inputs)  # the distribution of nn.Conv2d and nn.Linear
     match recipe:
         case "default":
             return default
@@ -128,7 +128,8 @@ def _weight(recipe: str, name: str, shape: tuple[int, ...], factor: float, rando
         case "zero":
             return np.zeros(shape)
         case "sparse":
-            return default * (random.random_sample(shape) < 0.1)
+            sparse: Array = default * (random.random_sample(shape) < 0.1)
+            return sparse
         case "tiny":
             return default / factor
         case "huge":

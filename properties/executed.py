@@ -94,7 +94,7 @@ class Executed(Borrowing):
 
 def _stopped(logits: Tensor, stop: Callable[[], Any], *inputs: Tensor) -> Tensor:
     """The logits, from which a backward pass to the inputs comes to `stop`."""
-    stopped: Tensor = _Stop.apply(logits, stop, *inputs)
+    stopped: Tensor = _Stop.apply(logits, stop, *inputs)  # type: ignore[no-untyped-call]
     return stopped
 
 

@@ -220,7 +220,7 @@ KNOWN_ISSUES = (
         since=(2, 5),
         fixed=(2, 15),
         sightings=tuple(
-            sighting(law, fused_block, form="fused", **drawn)
+            sighting(law, fused_block, form="fused", **drawn)  # type: ignore[arg-type]
             for law, drawn in {
                 "optimizer_update_is_right_to_its_roundings": {"drawn": BLOCK, "lr": 0.5},
                 "both_updates_agree_exactly_at_a_power_of_two": {"drawn": BLOCK, "lr": 0.5},

@@ -53,7 +53,7 @@ WAYS = (("#56B4E9", "-", 5.0), ("#D55E00", "-", 2.0), ("#000000", ":", 1.5))
 
 OTHER = ("#666666", "-.")
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 10,
     "svg.fonttype": "none",

@@ -43,7 +43,7 @@ def render(run: Run) -> dict[str, str]:
     forward = [timing for timing in (run.engine_times or {}).get("timings", []) if timing["operation"] == "forward"]
     timed = run.gate and any(benchmark["pairs"] for benchmark in run.gate["benchmarks"])
     shown = [latency for latency in run.latencies if latency["quantiles"]]
-    pictures = {
+    pictures: dict[str, Any] = {
         "answer": answer(run),
         "rooflines": rooflines(run),
         "latency": figures.latency(shown) if shown else "",
@@ -89,7 +89,8 @@ def rooflines(run: Run) -> list[tuple[str, str]]:
 
 def ways(training: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
     """The curves of a training, that of the network shown first."""
-    return {WAYS[training["settings"].get("optimizer", "manual")]: training["history"]} | training["others"]
+    optimizer = training["settings"].get("optimizer", "manual")
+    return {WAYS[optimizer]: training["history"], **training["others"]}
 
 
 def index(found: Sequence[tuple[str, Run]]) -> str:

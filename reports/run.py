@@ -108,7 +108,7 @@ class Law:
     @property
     def open(self) -> float:
         """The share of examples that could not be judged in full."""
-        return sum(entry["open"] for entry in self.entries) / max(1, self.examples)
+        return float(sum(entry["open"] for entry in self.entries)) / max(1, self.examples)
 
     @property
     def examples(self) -> int:
@@ -118,7 +118,7 @@ class Law:
     @property
     def seconds(self) -> float:
         """Time that it took."""
-        return float(sum(entry["seconds"] for entry in self.entries))
+        return sum(float(entry["seconds"]) for entry in self.entries)
 
     @property
     def worst(self) -> float:
@@ -386,10 +386,10 @@ def read(path: Path) -> dict[str, Any]:
         raise ReportError(f"{path}: not a file of this project; it is written by `{WRITERS[path.name]}`")
     if content["format"] != FORMAT:
         raise ReportError(f"{path}: format {content['format']!r}, this version reads format {FORMAT}")
-    if error := best_match(_validator(path.name).iter_errors(content)):
-        said = " ".join(error.message.split())
+    if fault := best_match(_validator(path.name).iter_errors(content)):
+        said = " ".join(fault.message.split())
         said = said if len(said) <= 200 else f"... {said[-200:]}"
-        raise ReportError(f"{path}: {error.json_path}: {said}; write it anew with `{WRITERS[path.name]}`")
+        raise ReportError(f"{path}: {fault.json_path}: {said}; write it anew with `{WRITERS[path.name]}`")
     return content
 
 

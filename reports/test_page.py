@@ -88,10 +88,16 @@ def files() -> Files:
 @pytest.fixture
 def gated(files: Files) -> Files:
     """The same, with a run of the gate and a trial of it."""
-    benchmark = {"name": "forward-1", "verdict": "failed", "why": f"slower {EVIL}"}
+    benchmark: dict[str, Any] = {"name": "forward-1", "verdict": "failed", "why": f"slower {EVIL}"}
     benchmark |= {"pairs": [{"ratio": 0.05}] * 14, "found": {"estimate": 0.05, "lower": 0.02, "upper": None}}
     said = {"verdict": "failed", "reason": "slower: forward-1", "compared": ["base: a", EVIL], "delta": 0.015}
-    verdict = {"condition": "A/A", "beside": 0, "benchmark": "forward-1", "verdict": "passed", "ratios": [[1, 0.0]] * 7}
+    verdict: dict[str, Any] = {
+        "condition": "A/A",
+        "beside": 0,
+        "benchmark": "forward-1",
+        "verdict": "passed",
+        "ratios": [[1, 0.0]] * 7,
+    }
     trial = {"delta": 0.015, "budget": 60.0, "verdicts": [verdict | {"sequential": {"ratio": 1.2, "p": 0.5}}] * 20}
     return files | {"gate.json": HEAD | said | {"benchmarks": [benchmark]}, "gate_trial.json": HEAD | trial}
 
