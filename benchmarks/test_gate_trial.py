@@ -15,6 +15,7 @@ from benchmarks.gate import BUDGET, DEFAULT, DELTA
 from benchmarks.gate_trial import (
     CONDITIONS,
     RULES,
+    background,
     main,
     rarest,
     read,
