@@ -406,7 +406,7 @@ def test_other_ways_to_train_are_drawn_beside(tmp_path: Path, files: Files) -> N
     write(tmp_path, files)
 
     assert main([str(tmp_path)]) == 0
-    assert "By the oracle 90.0 %" in parsed(tmp_path).text
+    assert "90.0 % by the oracle, from the same weights" in parsed(tmp_path).text
 
 
 def test_an_error_without_end_is_shown_and_not_drawn_beyond_the_picture(tmp_path: Path, files: Files) -> None:
