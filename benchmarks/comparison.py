@@ -38,7 +38,7 @@ of `forward-1`, `forward-256` and `training-step-64`.
 """
 
 PAIRS = 20
-"""Of which two rounds of a look each can be made: with fewer no slowdown could be shown, however large it is."""
+"""Of which two rounds of a look each can be made: with too few no slowdown is shown, however large it is."""
 
 BLOCKS = 16
 """Of each arm at least: the middle half is of eight."""
@@ -116,9 +116,12 @@ class Benchmark:
         """Decide, where a look is due, or all the time is spent: `time` is the share of it, 1 or more at the end."""
         if not self.ratios or self.spent == 1 or (time < 1 and len(self.ratios) < self.due):
             return
-        before, self.due = self.spent, next(self.looks)
+        before, earlier, self.due = self.spent, self.found, next(self.looks)
         self.spent = (min(time, 1.0) - self.begun) / (1 - self.begun)
         self.found = slowdown(self.ratios, self.spent - before, self.rates)
+        if before and earlier:  # of the same round: the bounds of all its looks hold together
+            low, high = max(earlier.lower, self.found.lower), min(earlier.upper, self.found.upper)
+            self.found = replace(self.found, lower=low, upper=high)
         decision = decide(self.found, delta)
         if decision == "within":
             self.verdict = "passed"

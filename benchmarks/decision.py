@@ -7,9 +7,10 @@ signed-rank test assumes, at every number of pairs: exactly, without normal dist
 disturbed weighs more than its rank.
 
 Sampling goes on until the rule has decided or the time is spent, so the test is made at several looks. A look spends
-as much of an error rate as the time since the last look is of all (Lan & DeMets 1983, "Discrete sequential boundaries
-for clinical trials"): whenever one stops, the rate is kept, by Bonferroni's inequality. That holds although the time of
-a look is not known beforehand, since it does not depend on which of a pair's processes was head's.
+as much of an error rate as the time since the last look is of all that the round has (Lan & DeMets 1983, "Discrete
+sequential boundaries for clinical trials"): whenever one stops, the rate is kept, by Bonferroni's inequality, where the
+time of a look does not depend on which of a pair's processes was head's. Of one benchmark it does not. Of several it
+does a little: pairs are shorter once another benchmark is decided.
 """
 
 from __future__ import annotations

@@ -122,10 +122,10 @@ def as_dict(result: Result) -> dict[str, Any]:
 
 
 def _slowdown(found: Slowdown | None) -> dict[str, float | None] | None:
-    """Bounds that are infinite, as JSON has no number for them, are null."""
+    """Bounds without end (the lower one is -1) are null, as JSON has no number for them."""
     if found is None:
         return None
-    return {name: None if abs(value) == float("inf") else value for name, value in asdict(found).items()}
+    return {name: None if value in (-1.0, float("inf")) else value for name, value in asdict(found).items()}
 
 
 def as_json(outcome: Outcome) -> str:

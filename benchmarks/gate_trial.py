@@ -14,11 +14,12 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -215,25 +216,23 @@ def background(processes: int) -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     done = Event()
-    with Worker(Arm()) as worker:
+
+    def train(worker: Worker) -> None:
+        while not done.is_set():
+            worker.sample(SAMPLED)
+
+    with Worker(Arm()) as worker, ThreadPoolExecutor(1) as pool:
         worker.prepare(*cell("training-step-64"))
-
-        def train() -> None:
-            while not done.is_set():
-                worker.sample(SAMPLED)
-
-        thread = Thread(target=train)
-        thread.start()
+        training = pool.submit(train, worker)
 
         def check() -> None:
-            if not thread.is_alive():
-                raise WorkerError("the process that was to train beside the trial has ended")
+            if training.done():
+                training.result()  # raises what ended it
 
         try:
             yield check
         finally:
             done.set()
-            thread.join()
 
 
 def run(verdicts: list[dict[str, Any]], options: argparse.Namespace) -> None:

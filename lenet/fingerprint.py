@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import warnings
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -47,8 +48,13 @@ def fingerprint() -> dict[str, str]:
 
 
 def stamp(command: str) -> dict[str, Any]:
-    """What every file of a run begins with: its format, the stack, when it was written, and by which command."""
+    """
+    What every file of a run begins with: its format, the stack, when it was written, and by which command.
+
+    Files below the current folder are named from there, so that the command is the same on another machine.
+    """
     written = datetime.now(UTC).isoformat(timespec="seconds")
+    command = re.sub(rf"(?<=[\s='\"]){re.escape(f'{Path.cwd()}{os.sep}')}", "", command)
     return {"format": FORMAT, "stack": fingerprint(), "date": written, "command": command}
 
 

@@ -83,3 +83,11 @@ def test_a_headline_is_one_line() -> None:
 
     assert headline(stack) == "torch 2.0, Python 3.11, Model, 2 cores"
     assert headline(stack | {"GPU": "H200"}) == "torch 2.0, Python 3.11, Model, 2 cores, H200"
+
+
+def test_a_stamps_command_names_what_lies_below_from_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    command = stamp(f"python x.py --in {tmp_path}/a/b --out={tmp_path}/c --to /data{tmp_path}/d /elsewhere")["command"]
+
+    assert command == f"python x.py --in a/b --out=c --to /data{tmp_path}/d /elsewhere"

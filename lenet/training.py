@@ -242,10 +242,23 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"reached {reached:.1%} of the test digits, loss {loss:.4f}, after {settings.epochs} epochs")
     if options.record:
         maps = {"before": before, "after": feature_maps(net, digit)}
-        others = other_ways(data, settings) if options.compare else {}
-        for way, history in others.items():
-            print(f"{way}: {history[-1].accuracy:.1%} of the test digits, loss {history[-1].loss:.4f}")
-        _record(options.record, data, settings, progress, others, maps)
+        record = partial(_record, options.record, data, settings, progress, maps)
+        record({})
+        if options.compare:
+            return _compare(data, settings, record)
+    return 0
+
+
+def _compare(data: Digits, settings: Settings, record: Callable[[dict[str, list[Epoch]]], None]) -> int:
+    """Add what other ways to train reach to the record; 0, or 130 where Ctrl-C came first, and it stays without."""
+    try:
+        others = other_ways(data, settings)
+    except KeyboardInterrupt:
+        print("stopped comparing", file=sys.stderr)
+        return 130
+    for way, history in others.items():
+        print(f"{way}: {history[-1].accuracy:.1%} of the test digits, loss {history[-1].loss:.4f}")
+    record(others)
     return 0
 
 
@@ -276,6 +289,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         value = getattr(options, name)
         if value is not None and not least <= value <= most:
             parser.error(f"--{name} {value}: from {least} to {most} is possible")
+    if options.compare and not options.record:
+        parser.error("--compare: is for the record; name a folder with --record DIR")
     for folder in (options.checkpoint.parent, options.record):
         if folder and not writable(folder):
             parser.error(f"{folder}: not a folder that can be written to")
@@ -335,8 +350,8 @@ def _record(
     data: Digits,
     settings: Settings,
     progress: Progress,
-    others: dict[str, list[Epoch]],
     maps: dict[str, dict[str, Tensor]],
+    others: dict[str, list[Epoch]],
 ) -> None:
     """What the report shows of a run: curves, and what each filter finds in the first digit before and after it."""
 

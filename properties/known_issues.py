@@ -146,6 +146,17 @@ def sixteen(case: Case, **others: Any) -> bool:
     return case.batch >= 16
 
 
+def sixteen_with_kinks(case: Case, **others: Any) -> bool:
+    """From 16 images on, of weights that are integers: what is exactly at a ReLU's kink or a tie may leave it."""
+    return case.batch >= 16 and case.weights in ("integers", "pairs", "one-hot")
+
+
+def at_kinks(law: str, **drawn: Any) -> Sighting:
+    """A sighting by the law of this name, of a network of which some units are exactly at a kink."""
+    case = Case(weights="integers", images="one-hot", batch=17, seed=1)
+    return sighting(law, sixteen_with_kinks, case=case, **drawn)
+
+
 def at_the_rim(before: int, after: int, row: int, column: int, **others: Any) -> bool:
     """At a pixel among the first or last rows or columns, as many as said: no pooled window has read it alone."""
     return min(row, column) < before or max(row, column) >= 32 - after
@@ -407,6 +418,11 @@ KNOWN_ISSUES = (
             subnormals(sixteen, batch=17),
             largest(sixteen, batch=17),
             sighting("a_loss_that_overflows_is_infinite", sixteen, case=Case(weights="one-hot", batch=17), exponent=1),
+            at_kinks("gradients_agree_with_the_oracle"),
+            at_kinks("cross_entropys_gradients_agree_with_the_oracle", targets="indices"),
+            at_kinks("cross_entropys_gradients_agree_with_the_oracle", targets="probabilities"),
+            at_kinks("the_images_gradient_agrees_with_the_oracle"),
+            at_kinks("a_training_step_agrees_with_the_oracle", earlier=Case(), lr=1.0),
         ),
     ),
     KnownIssue(

@@ -6,6 +6,7 @@ import io
 import math
 import re
 from functools import cache
+from itertools import cycle
 from typing import Any
 
 import matplotlib as mpl
@@ -118,6 +119,8 @@ def roofline(timings: list[Timing], compute: float, memory: float) -> str:
         for operation in ("forward", "training step"):
             colour, style = LINES[operation]
             own = sorted((t for t in timings if t.operation == operation), key=lambda t: t.batch or 0)
+            if not own:
+                continue
             axes.plot(*zip(*(places[t] for t in own), strict=True), style, color=colour, marker="o", label=operation)
             for t in (own[0], own[-1]):
                 axes.annotate(f"{t.batch:,}", places[t], (4, -12), textcoords="offset points", fontsize=8, color=colour)
@@ -131,7 +134,7 @@ def latency(latencies: list[dict[str, Any]]) -> str:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 2.8), layout="constrained")
         axes = figure.subplots()
-        for place, (colour, style) in zip(latencies, LINES.values(), strict=False):
+        for place, (colour, style) in zip(latencies, cycle(ENGINES.values()), strict=False):
             axes.plot(1e3 * np.array(place["quantiles"]), range(101), style, color=colour, label=place["where"])
         right = 1.1e3 * max(place["quantiles"][99] for place in latencies)
         axes.set(xlabel="milliseconds", ylabel="% of queries answered", xlim=(0, right), ylim=(0, 101))

@@ -41,7 +41,7 @@ def render(run: Run) -> dict[str, str]:
     """The texts of `index.html`, `summary.md` and `picture.svg`."""
     maps, table = run.training["feature_maps"], known()
     forward = [timing for timing in (run.engine_times or {}).get("timings", []) if timing["operation"] == "forward"]
-    timed = run.gate and any(benchmark["pairs"] for benchmark in run.gate["benchmarks"])
+    gate = run.gate if run.gate and any(benchmark["pairs"] for benchmark in run.gate["benchmarks"]) else None
     shown = [latency for latency in run.latencies if latency["quantiles"]]
     pictures: dict[str, Any] = {
         "answer": answer(run),
@@ -50,7 +50,7 @@ def render(run: Run) -> dict[str, str]:
         "throughput": [(timings[0].subject, figures.throughput(timings)) for timings in by_device(run)],
         "split": [(where, figures.split(parts)) for where, parts in run.split()],
         "engines": figures.engines(forward) if forward else "",
-        "gate": figures.slowdowns(run.gate["benchmarks"], run.gate["delta"]) if timed and run.gate else "",
+        "gate": figures.slowdowns(gate["benchmarks"], gate["delta"]) if gate else "",
         "mutants": _mutants(),
         "network": figures.network(),
         "training": figures.training_curves(ways(run.training)),
@@ -83,7 +83,7 @@ def rooflines(run: Run) -> list[tuple[str, str]]:
         own = [timing for timing in located if timing.place == place]
         compute, memory = run.matrix_rate(own[0]), run.copy_rate(own[0])
         if compute and memory:
-            found.append((own[0].where, figures.roofline(own, compute, memory)))
+            found.append((own[0].what, figures.roofline(own, compute, memory)))
     return found
 
 

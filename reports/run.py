@@ -161,6 +161,11 @@ class Timing:
         return self.subject, self.device, self.dtype, self.threads
 
     @property
+    def what(self) -> str:
+        """The same in words."""
+        return f"{self.subject}, {self.where}"
+
+    @property
     def where(self) -> str:
         """The same in words, without the subject."""
         threads = f", {self.threads} thread{'s' * (self.threads > 1)}" if self.threads else ""
@@ -286,11 +291,11 @@ class Run:
         return [(name, list(laws)) for name, laws in groupby(self.laws, key=lambda law: law.group)]
 
     def split(self) -> list[tuple[str, dict[int, dict[str, float]]]]:
-        """For each place of the reference's: by batch, the seconds of forward, backward and the rest of a step."""
+        """For each place: by batch, the seconds of forward, backward and the rest of a step."""
         found = []
         for place in dict.fromkeys(timing.place for timing in self.timings):
             own = {(t.operation, t.batch): t.median for t in self.timings if t.place == place and t.batch}
-            where = next(timing.where for timing in self.timings if timing.place == place)
+            where = next(timing.what for timing in self.timings if timing.place == place)
             batches = [batch for operation, batch in own if operation == "training step"]
             parts = {
                 batch: {
@@ -431,5 +436,5 @@ def _timing(entry: dict[str, Any]) -> Timing:
 
 def _latency(entry: dict[str, Any]) -> dict[str, Any]:
     info = entry["extra_info"]
-    about = {"where": _timing(entry).where, "queries": info["queries"], "percentiles": info["latency"]}
+    about = {"where": _timing(entry).what, "queries": info["queries"], "percentiles": info["latency"]}
     return about | {"quantiles": info.get("quantiles", [])}

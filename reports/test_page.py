@@ -352,7 +352,7 @@ def test_the_gate_and_its_trial_are_shown(tmp_path: Path, gated: Files) -> None:
     shown.feed(page(tmp_path))
     assert not shown.outside
     assert "above 1.5 %" in shown.text
-    assert "The gate failed: forward-1 1.050x of base (1.020 to any)." in shown.text
+    assert "The gate failed: slower: forward-1. forward-1 1.050x of base (1.020 to any)." in shown.text
     assert "0 of 20: 0.0% (0.0% to 16.8%)" in shown.text
     assert "20 of 20: 100.0%" in shown.text
     assert "Gate: **failed**" in summary
@@ -391,6 +391,16 @@ def test_times_under_a_measured_roof_are_drawn_there(tmp_path: Path, files: File
     assert "copy, 100.0 GB/s" in text
     assert "% of queries answered" in text
     assert "1 (0.9 to 1.1)" in text
+
+
+def test_a_roof_is_drawn_where_only_forward_passes_were_timed(tmp_path: Path, files: Files) -> None:
+    roof = {"roofline": {"intensity": 10.0, "attainable": 1e12, "share": 0.625, "bound": "compute"}, "bytes": 10**5}
+    more = [timing("forward", 16, 0.002, **roof), timing("copy", 1, 1e-3, bytes=10**8, flops=0)]
+    files["benchmarks.json"]["benchmarks"] += more
+    write(tmp_path, files)
+
+    assert main([str(tmp_path)]) == 0
+    assert "Under the roof: lenet, cpu, float32, 2 threads" in parsed(tmp_path).text
 
 
 def test_the_training_step_of_the_gate_is_in_the_verdict(tmp_path: Path, gated: Files) -> None:
