@@ -217,6 +217,7 @@ def history(runs: list[tuple[str, Run]]) -> str:
             axes.plot(range(len(runs)), rates, style, marker="o", color=colour, label=operation)
         axes.set_xticks(range(len(runs)), [f"{run.date[:10]}\ntorch {run.stack['torch']}" for _, run in runs])
         axes.set(ylabel="images a second", ylim=(0, None))
+        axes.yaxis.set_major_formatter("{x:,.0f}")
         axes.legend(frameon=False, loc="lower right")
         return _svg(figure)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -12,7 +13,7 @@ from lenet.fingerprint import FORMAT, headline
 from lenet.training import WAYS
 from properties.diagnosis import known
 from reports import figures
-from reports.history import by_machine
+from reports.history import by_machine, differences
 from reports.run import Run, Timing, title_of
 
 
@@ -94,9 +95,14 @@ def ways(training: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
 
 
 def index(found: Sequence[tuple[str, Run]]) -> str:
-    """The page of all published runs: a table a machine, and what has become of its throughput."""
-    machines = [(own, figures.history(own)) for own in by_machine(list(found))]
+    """The page of all published runs: a table a machine, what has become of its throughput, and what changed."""
+    machines = [(own, figures.history(own), changes(own)) for own in by_machine(list(found))]
     return environment().get_template("runs.html").render(machines=machines)
+
+
+def changes(runs: list[tuple[str, Run]]) -> list[tuple[str, list[str]]]:
+    """For each run of a machine but the first, what changed since the one before; the latest first."""
+    return [(name, differences(before, run)) for (_, before), (name, run) in pairwise(runs)][::-1]
 
 
 def by_device(run: Run) -> list[list[Timing]]:

@@ -173,6 +173,16 @@ def test_a_run_is_written_for_other_tools_too(tmp_path: Path, files: Files) -> N
     assert (entries[1]["value"], entries[1]["unit"]) == (25_600.0, "images/s")
 
 
+def test_the_page_of_all_runs_says_what_changed(keep: Kept, files: Files, tmp_path: Path) -> None:
+    keep(on(files, "2026-11-22T12:00:00+00:00"))
+    later = keep(on(files, "2026-11-23T12:00:00+00:00", torch="2.14.0"))
+
+    text = (tmp_path / "index.html").read_text()
+
+    assert f"What changed with {later.name}" in text
+    assert "torch: 2.13.0 -&gt; 2.14.0" in text
+
+
 def test_the_readme_shows_and_links_what_is_there() -> None:
     project = Path(__file__).parents[1]
     places = re.findall(r"\]\(([^)#]+)\)", (project / "README.md").read_text())
