@@ -52,7 +52,7 @@ def chromium() -> str:
 def faults(browser: Browser, page: Path, width: int, scheme: str, picture: Path) -> Iterator[str]:
     """What is wrong with a page in a window of this width, each in a line."""
     size = {"width": width, "height": 900}
-    context = browser.new_context(viewport=size, color_scheme=scheme)  # type: ignore[arg-type]
+    context = browser.new_context(viewport=size, color_scheme=scheme)
     tab, requests, said = context.new_page(), [], []
     tab.on("request", lambda request: requests.append(request.url))
     tab.on("console", lambda message: said.append(message.text))
