@@ -59,6 +59,20 @@ def test_what_a_command_writes_keeps_to_the_schema(name: str, tmp_path: Path) ->
     assert read(tmp_path / name)["format"] == FORMAT
 
 
+def test_an_error_without_end_is_null(tmp_path: Path) -> None:
+    """JSON has no infinity."""
+    forward = "def forward(self, images):\n        return super().forward(images) + float('nan')"
+    source = f"import lenet\n\n\nclass Net(lenet.Net):\n    {forward}\n"
+    (tmp_path / "faulty.py").write_text(source)
+    law = ["properties/test_forward.py", "-k", "logits_agree", "--hypothesis-profile=mutants", "--dtype", "float32"]
+    given = ["--subject", f"{tmp_path}/faulty.py:Net", "--record", str(tmp_path)]
+
+    run = subprocess.run([sys.executable, "-m", "pytest", *law, *given], capture_output=True, text=True, check=False)
+
+    assert run.returncode == 1, run.stdout[-2000:] + run.stderr[-2000:]
+    assert [entry["worst"] for entry in read(tmp_path / "laws.json")["laws"]][:1] == [None]
+
+
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_what_was_published_keeps_to_the_schema(path: Path) -> None:
     if path.name in WRITERS:
