@@ -155,13 +155,17 @@ JUDGED = 256
 """Digits that the oracle tells at a time: of each it keeps some 1.5 MB."""
 
 
+def untrained(settings: Settings) -> Net:
+    """The network that a run of these settings begins with."""
+    torch.manual_seed(settings.seed)
+    return Net()
+
+
 def other_ways(data: Digits, settings: Settings) -> dict[str, list[Epoch]]:
     """What the other optimizer and the oracle reach, from the same parameters on the same batches."""
     other: Literal["manual", "sgd"] = "manual" if settings.optimizer == "sgd" else "sgd"
-    torch.manual_seed(settings.seed)
-    *_, last = train(Net(), data, replace(settings, optimizer=other))
-    torch.manual_seed(settings.seed)
-    return {WAYS[other]: last.history, "the oracle": list(oracle_epochs(Net(), data, settings))}
+    *_, last = train(untrained(settings), data, replace(settings, optimizer=other))
+    return {WAYS[other]: last.history, "the oracle": list(oracle_epochs(untrained(settings), data, settings))}
 
 
 def oracle_epochs(net: nn.Module, data: Digits, settings: Settings) -> Iterator[Epoch]:
@@ -308,8 +312,7 @@ def _begin(options: argparse.Namespace, data: Digits) -> tuple[Net, Settings, Pr
                 f"{options.checkpoint} holds an earlier run: go on with --resume, or name another with --checkpoint"
             )
         settings = Settings(**given)
-        torch.manual_seed(settings.seed)
-        return Net(), settings, Progress()
+        return untrained(settings), settings, Progress()
     net, settings, progress = resume(options.checkpoint, data)
     settings = replace(settings, epochs=given.pop("epochs", settings.epochs))
     if changed := [f"--{name} {value}" for name, value in given.items() if getattr(settings, name) != value]:

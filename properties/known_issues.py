@@ -148,7 +148,7 @@ def sixteen(case: Case, **others: Any) -> bool:
 
 def sixteen_with_kinks(case: Case, **others: Any) -> bool:
     """From 16 images on, of weights that are integers: what is exactly at a ReLU's kink or a tie may leave it."""
-    return case.batch >= 16 and case.weights in ("integers", "pairs", "one-hot")
+    return sixteen(case) and case.weights in ("integers", "pairs", "one-hot")
 
 
 def at_kinks(law: str, **drawn: Any) -> Sighting:
@@ -194,6 +194,21 @@ ONE, TWO, BLOCK, BLOCKS = (Vectors(sizes=sizes) for sizes in ((1,), (1, 1), (16,
 ACROSS = Placed("conv1.bias", layouts=(("contiguous", "strided", "contiguous"),))
 INSIDE = Placed("conv1.bias", layouts=(("strided", "contiguous", "contiguous"),))
 
+FULL_BLOCKS: dict[str, dict[str, Any]] = {
+    "optimizer_update_is_right_to_its_roundings": {"drawn": BLOCK, "lr": 0.5},
+    "both_updates_agree_exactly_at_a_power_of_two": {"drawn": BLOCK, "lr": 0.5},
+    "many_steps_on_digits_agree_exactly_at_a_power_of_two": {"case": Case(batch=3), "lr": 1.0},
+    "many_steps_on_digits_are_each_right_to_their_roundings": {"case": Case(batch=3), "lr": 1.0},
+    "a_parameter_without_gradient_is_skipped": {"drawn": BLOCKS, "lr": 0.5, "which": {0}},
+    "every_step_is_right_to_its_roundings": {"drawn": BLOCK, "chosen": PLAIN, "tensor": False},
+    "each_group_keeps_its_own_settings": {"drawn": BLOCKS, "first": PLAIN, "second": PLAIN},
+    "a_learning_rate_may_change_between_steps": {"drawn": BLOCK, "chosen": MOMENTUM, "lr": 0.5},
+    "a_first_gradient_may_come_late": {"drawn": BLOCKS, "chosen": PLAIN},
+    "no_gradient_is_not_a_gradient_of_zero": {"drawn": BLOCKS, "chosen": MOMENTUM},
+    "memory_layouts_change_nothing": {"case": Placed(), "chosen": PLAIN},
+}
+"""What laws are to draw to see a full SIMD block, by law."""
+
 KNOWN_ISSUES = (
     KnownIssue(
         title="torch.compile may read pooling's gradient before it is written: the filters before it get none",
@@ -230,22 +245,7 @@ KNOWN_ISSUES = (
         affects=on_cpu(torch.bfloat16, torch.float16),
         since=(2, 5),
         fixed=(2, 15),
-        sightings=tuple(
-            sighting(law, fused_block, form="fused", **drawn)  # type: ignore[arg-type]
-            for law, drawn in {
-                "optimizer_update_is_right_to_its_roundings": {"drawn": BLOCK, "lr": 0.5},
-                "both_updates_agree_exactly_at_a_power_of_two": {"drawn": BLOCK, "lr": 0.5},
-                "many_steps_on_digits_agree_exactly_at_a_power_of_two": {"case": Case(batch=3), "lr": 1.0},
-                "many_steps_on_digits_are_each_right_to_their_roundings": {"case": Case(batch=3), "lr": 1.0},
-                "a_parameter_without_gradient_is_skipped": {"drawn": BLOCKS, "lr": 0.5, "which": {0}},
-                "every_step_is_right_to_its_roundings": {"drawn": BLOCK, "chosen": PLAIN, "tensor": False},
-                "each_group_keeps_its_own_settings": {"drawn": BLOCKS, "first": PLAIN, "second": PLAIN},
-                "a_learning_rate_may_change_between_steps": {"drawn": BLOCK, "chosen": MOMENTUM, "lr": 0.5},
-                "a_first_gradient_may_come_late": {"drawn": BLOCKS, "chosen": PLAIN},
-                "no_gradient_is_not_a_gradient_of_zero": {"drawn": BLOCKS, "chosen": MOMENTUM},
-                "memory_layouts_change_nothing": {"case": Placed(), "chosen": PLAIN},
-            }.items()
-        ),
+        sightings=tuple(sighting(law, fused_block, form="fused", **drawn) for law, drawn in FULL_BLOCKS.items()),
     ),
     KnownIssue(
         title="optim.SGD(fused=True) pairs elements by their place in memory where layouts differ",

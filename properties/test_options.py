@@ -42,9 +42,14 @@ class Skips16:
 
 def run(*arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
     """`pytest` as a user runs it, in a process of its own; `path` is where it finds plugins."""
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    return run_module("pytest", "-p", "no:cacheprovider", *arguments, path=path)
+
+
+def run_module(module: str, *arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """The same of `python -m module`."""
     alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     alone |= {"PYTHONPATH": str(path)} if path else {}
+    command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, check=False)
 
 

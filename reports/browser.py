@@ -19,6 +19,8 @@ from pathlib import Path
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Error, sync_playwright
 
+from reports.__main__ import LATEST
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WIDTHS = {"phone": 360, "desk": 1440}
 SCHEMES = ("light", "dark")
@@ -41,12 +43,10 @@ class BrowserError(RuntimeError):
 def chromium() -> str:
     """The browser's program, which CHROMIUM may name; raises BrowserError where there is none."""
     named = os.environ.get("CHROMIUM")
-    found = [shutil.which(name) for name in ([named] if named else NAMES)]
-    if not any(found):
-        raise BrowserError(
-            f"no {named or 'Chromium'} is installed: `apt install chromium`, or name one with CHROMIUM=FILE"
-        )
-    return next(filter(None, found))
+    for name in [named] if named else NAMES:
+        if found := shutil.which(name):
+            return found
+    raise BrowserError(f"no {named or 'Chromium'} is installed: `apt install chromium`, or name one with CHROMIUM=FILE")
 
 
 def faults(browser: Browser, page: Path, width: int, scheme: str, picture: Path) -> Iterator[str]:
@@ -75,11 +75,11 @@ def check(pages: list[Path], pictures: Path) -> int:
     """Print what is wrong with each page, and the number of faults."""
     missing = [page for page in pages if not page.is_file()]
     if missing:
-        raise BrowserError(f"{missing[0]}: no such page; `tox run -e report` makes reports/latest/index.html")
+        raise BrowserError(f"{missing[0]}: no such page; `tox run -e report` makes {LATEST}/index.html")
     pictures.mkdir(parents=True, exist_ok=True)
     count = 0
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox", "--disable-quic"])
+        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])  # root has none
         for page in pages:
             if (size := page.stat().st_size) > SIZE:
                 count += 1
@@ -97,8 +97,8 @@ def check(pages: list[Path], pictures: Path) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """0 where no page has a fault, 1 where one has, 2 where that cannot be seen."""
     parser = argparse.ArgumentParser(prog="python -m reports.browser", description="Look at pages in Chromium.")
-    parser.add_argument("pages", nargs="*", type=Path, default=[Path("reports/latest/index.html")], metavar="PAGE")
-    parser.add_argument("--pictures", type=Path, default=Path("reports/latest/pictures"), metavar="DIR")
+    parser.add_argument("pages", nargs="*", type=Path, default=[LATEST / "index.html"], metavar="PAGE")
+    parser.add_argument("--pictures", type=Path, default=LATEST / "pictures", metavar="DIR")
     options = parser.parse_args(arguments)
     try:
         return 1 if check(options.pages, options.pictures) else 0

@@ -41,6 +41,9 @@ ENGINES = {
 }
 """An engine has the same colour and line wherever it is drawn; those of one family share the colour."""
 
+WHOLE = ("forward", "training step")
+"""What runs and what trains the network, of the operations that are timed."""
+
 PARTS = {"forward and loss": "#0072B2", "backward": "#E69F00", "the rest, update included": "#999999"}
 """Of a training step, as `Run.split` has them."""
 
@@ -49,7 +52,7 @@ ENDS = ("lower", "upper")
 LINES_OF_TEXT = 30
 """That fit beside a picture of the height of those with labelled lines."""
 
-WAYS = (("#56B4E9", "-", 5.0), ("#D55E00", "-", 2.0), ("#000000", ":", 1.5))
+CURVES = (("#56B4E9", "-", 5.0), ("#D55E00", "-", 2.0), ("#000000", ":", 1.5))
 """Of the lines of ways to train, which lie on top of each other."""
 
 OTHER = ("#666666", "-.")
@@ -88,7 +91,7 @@ def answer(laws: list[Law], threshold: float, timings: list[Timing]) -> str:
         errors.set_title("The worst error that each law met", loc="left", fontsize=10)
         rates = {
             operation: sorted((t.batch, t.throughput) for t in timings if t.operation == operation and t.batch)
-            for operation in ("forward", "training step")
+            for operation in WHOLE
         }
         for operation, own in rates.items():
             colour, style = LINES[operation]
@@ -116,7 +119,7 @@ def roofline(timings: list[Timing], compute: float, memory: float) -> str:
         axes.text(ends[1], compute / 1e9, f"matrix product, {compute / 1e9:,.0f} GFLOP/s", ha="right", va="bottom")
         edge = ends[0], ends[0] * memory / 1e9
         axes.annotate(f"copy, {memory / 1e9:,.1f} GB/s", edge, (0, 10), textcoords="offset points")
-        for operation in ("forward", "training step"):
+        for operation in WHOLE:
             colour, style = LINES[operation]
             own = sorted((t for t in timings if t.operation == operation), key=lambda t: t.batch or 0)
             if not own:
@@ -188,11 +191,13 @@ def engines(timings: list[dict[str, Any]]) -> str:
 def _by_batch(axes: Axes, batches: set[int]) -> None:
     """Log-log, against the batch sizes that there are; of two that lie close to each other the first has its label."""
     axes.set(xscale="log", yscale="log", xlabel="images a batch")
-    labels: dict[int, str] = {}
+    labels: list[str] = []
+    last = 0  # that has a label
     for batch in sorted(batches):
-        close = any(text and batch < 3 * before for before, text in labels.items())
-        labels[batch] = "" if close else f"{batch:,}"
-    axes.set_xticks(list(labels), list(labels.values()), fontsize=8)
+        close = batch < 3 * last
+        labels.append("" if close else f"{batch:,}")
+        last = last if close else batch
+    axes.set_xticks(sorted(batches), labels, fontsize=8)
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.minorticks_off()
 
@@ -210,7 +215,7 @@ def history(runs: list[tuple[str, Run]]) -> str:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 2.6), layout="constrained")
         axes = figure.subplots()
-        for operation in ("forward", "training step"):
+        for operation in WHOLE:
             colour, style = LINES[operation]
             best = [run.best(operation) for _, run in runs]
             rates = [timing.throughput if timing else np.nan for timing in best]
@@ -338,7 +343,7 @@ def training_curves(ways: dict[str, list[dict[str, float]]]) -> str:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 3.0), layout="constrained")
         loss, accuracy = figure.subplots(1, 2)
-        for (way, history), (colour, style, width) in zip(ways.items(), WAYS, strict=False):
+        for (way, history), (colour, style, width) in zip(ways.items(), CURVES, strict=False):
             epochs = range(1, len(history) + 1)
             look = {"color": colour, "linestyle": style, "linewidth": width, "marker": ".", "label": way}
             loss.plot(epochs, [epoch["loss"] for epoch in history], **look)

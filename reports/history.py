@@ -27,7 +27,7 @@ def name(run: Run) -> str:
     """The name of its folder: date, machine, version of PyTorch."""
     machine = run.stack.get("GPU", run.stack["processor"])
     slug = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-") or "unknown"
-    return f"{run.date[:10]}_{slug}_torch-{run.stack['torch'].partition('+')[0]}"
+    return f"{run.date[:10]}_{slug}_torch-{run.version}"
 
 
 def publish(folder: Path, runs: Path) -> Path:

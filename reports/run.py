@@ -252,8 +252,12 @@ class Run:
         machine = f"{self.stack['processor']}, {self.stack['cores']} cores" + (
             f", {self.stack['GPU']}" if "CUDA" in devices and "GPU" in self.stack else ""
         )
-        version = self.stack["torch"].partition("+")[0]
-        return f"PyTorch {version} ({devices}) on {machine}: {', '.join(counts)}{speed}."
+        return f"PyTorch {self.version} ({devices}) on {machine}: {', '.join(counts)}{speed}."
+
+    @property
+    def version(self) -> str:
+        """Of PyTorch, without how it was built."""
+        return self.stack["torch"].partition("+")[0]
 
     @property
     def evidence(self) -> str:
@@ -314,12 +318,16 @@ class Run:
 
     def matrix_rate(self, timing: Timing) -> float | None:
         """Floating-point operations a second of the matrix product measured in the same place, where it was."""
-        return next((t.rate for t in self.timings if t.operation == "matrix product" and t.place == timing.place), None)
+        product = self._beside(timing, "matrix product")
+        return product.rate if product else None
 
     def copy_rate(self, timing: Timing) -> float | None:
         """Bytes a second of the copy measured in the same place, where it was."""
-        copies = (t for t in self.timings if t.operation == "copy" and t.place == timing.place)
-        return next((copy.moved / copy.median for copy in copies), None)
+        copy = self._beside(timing, "copy")
+        return copy.moved / copy.median if copy else None
+
+    def _beside(self, timing: Timing, operation: str) -> Timing | None:
+        return next((t for t in self.timings if t.operation == operation and t.place == timing.place), None)
 
 
 def load(folder: Path) -> Run:

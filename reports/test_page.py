@@ -20,6 +20,8 @@ LAWS = {"profile": "ci", "threshold": 8.0, "finished": True, "broken": []}
 LINKS = ("src", "href", "xlink:href")
 EVIL = '<script>alert("1")</script> | `x` & co'
 
+ROOF = {"roofline": {"intensity": 10.0, "attainable": 1e12, "share": 0.625, "bound": "compute"}, "bytes": 10**5}
+
 Files = dict[str, Any]
 
 
@@ -375,11 +377,10 @@ def test_a_torn_gate_is_no_page(tmp_path: Path, gated: Files, name: str) -> None
 
 
 def test_times_under_a_measured_roof_are_drawn_there(tmp_path: Path, files: Files) -> None:
-    roof = {"roofline": {"intensity": 10.0, "attainable": 1e12, "share": 0.625, "bound": "compute"}, "bytes": 10**5}
     latency = {name: {"value": 0.001, "low": 0.0009, "high": 0.0011} for name in ("p50", "p90", "p99")}
     files["benchmarks.json"]["benchmarks"] += [
-        timing("forward", 16, 0.002, **roof),
-        timing("training step", 16, 0.002, **roof),
+        timing("forward", 16, 0.002, **ROOF),
+        timing("training step", 16, 0.002, **ROOF),
         timing("copy", 1, 1e-3, bytes=10**8, flops=0),
         timing("latency", 1, 0.001, queries=1000, latency=latency, quantiles=[1e-3] * 101),
     ]
@@ -394,8 +395,7 @@ def test_times_under_a_measured_roof_are_drawn_there(tmp_path: Path, files: File
 
 
 def test_a_roof_is_drawn_where_only_forward_passes_were_timed(tmp_path: Path, files: Files) -> None:
-    roof = {"roofline": {"intensity": 10.0, "attainable": 1e12, "share": 0.625, "bound": "compute"}, "bytes": 10**5}
-    more = [timing("forward", 16, 0.002, **roof), timing("copy", 1, 1e-3, bytes=10**8, flops=0)]
+    more = [timing("forward", 16, 0.002, **ROOF), timing("copy", 1, 1e-3, bytes=10**8, flops=0)]
     files["benchmarks.json"]["benchmarks"] += more
     write(tmp_path, files)
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -16,6 +13,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from lenet.fingerprint import FORMAT
+from properties.test_options import run, run_module
 from reports import figures
 from reports.__main__ import main
 from reports.run import WRITERS, read
@@ -47,15 +45,11 @@ def test_the_schema_is_one_and_defines_every_file() -> None:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_what_a_command_writes_keeps_to_the_schema(name: str, tmp_path: Path) -> None:
-    module, *arguments = COMMANDS[name]
-    arguments += ["--record", str(tmp_path)] + (["--checkpoint", str(tmp_path / "run.pt")] * (name == "training.json"))
+    checkpoint = ["--checkpoint", str(tmp_path / "run.pt")] if name == "training.json" else []
 
-    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}  # as if by itself
-    run = subprocess.run(
-        [sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False, env=own
-    )
+    result = run_module(*COMMANDS[name], "--record", str(tmp_path), *checkpoint)
 
-    assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-2000:]
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     assert read(tmp_path / name)["format"] == FORMAT
 
 
@@ -67,9 +61,9 @@ def test_an_error_without_end_is_null(tmp_path: Path) -> None:
     law = ["properties/test_forward.py", "-k", "logits_agree", "--hypothesis-profile=mutants", "--dtype", "float32"]
     given = ["--subject", f"{tmp_path}/faulty.py:Net", "--record", str(tmp_path)]
 
-    run = subprocess.run([sys.executable, "-m", "pytest", *law, *given], capture_output=True, text=True, check=False)
+    result = run(*law, *given)
 
-    assert run.returncode == 1, run.stdout[-2000:] + run.stderr[-2000:]
+    assert result.returncode == 1, result.stdout[-2000:] + result.stderr[-2000:]
     assert [entry["worst"] for entry in read(tmp_path / "laws.json")["laws"]][:1] == [None]
 
 
@@ -81,10 +75,8 @@ def test_what_was_published_keeps_to_the_schema(path: Path) -> None:
 
 def required(content: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The places of all that is in a file, of a list its first element's."""
-    items = (
-        content.items() if isinstance(content, dict) else enumerate(content[:1]) if isinstance(content, list) else ()
-    )
-    for key, value in items:
+    parts = dict(enumerate(content[:1])) if isinstance(content, list) else content
+    for key, value in parts.items() if isinstance(parts, dict) else ():
         yield (*place, key)
         yield from required(value, (*place, key))
 
