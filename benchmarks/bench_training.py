@@ -24,7 +24,7 @@ from lenet.net import FORWARD_FLOPS, TRAINING_FLOPS
 from lenet.timer import timer
 from lenet.training import SGD_FORMS
 from lenet.update import SGD
-from properties.closeness import assert_rounded
+from properties.comparison import assert_rounded
 from properties.stack import Stack, float64, name_of
 
 pytestmark = pytest.mark.benchmark(timer=timer, max_time=0.25, min_rounds=5, warmup=False)

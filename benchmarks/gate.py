@@ -25,7 +25,7 @@ from io import BytesIO
 from pathlib import Path
 
 from benchmarks.comparison import OPERATIONS, ComparisonError, Side, judge
-from benchmarks.engines import positive
+from benchmarks.engine_times import positive
 from benchmarks.gate_report import FORMATS, Outcome, terminal
 from benchmarks.worker import Arm, WorkerError
 from benchmarks.workload import BATCHES

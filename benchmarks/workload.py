@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lenet import oracle
 from lenet.oracle import Answer, Array, Bounded
 from properties.case import Case
-from properties.closeness import assert_gradients, assert_within_budget
+from properties.comparison import assert_gradients, assert_within_budget
 from properties.stack import Stack, float64
 
 LR = 2.0**-20

@@ -23,7 +23,7 @@ from lenet.files import set_aside, write_atomically
 from lenet.fingerprint import stamp
 from lenet.oracle import THRESHOLD
 from properties.case import Case
-from properties.closeness import ledger
+from properties.comparison import ledger
 from properties.diagnosis import Diagnosis, diagnose
 from properties.executed import NOT_ABOUT_RUNNING
 from properties.known_issues import KnownIssue, Sighting, expected
@@ -175,7 +175,7 @@ def _failure(item: pytest.Function, call: pytest.CallInfo[None]) -> dict[str, An
 
 def _is_the_judges(place: Path) -> bool:
     """Whether code there belongs to a law or to what it asserts with, and not to what is judged."""
-    return place.parent == Path(__file__).parent or place.parent.name == "_pytest"
+    return place.parent in (Path(__file__).parent, Path(__file__).parent / "laws") or place.parent.name == "_pytest"
 
 
 def _message(report: pytest.TestReport) -> str:

@@ -180,12 +180,12 @@ def nan_at(column: int, batch: int = 2, kernels: str = "default") -> dict[str, A
 def subnormals(covers: Callable[..., bool], batch: int = 2, kernels: str = "default") -> Sighting:
     """By the law of subnormal numbers, of the least of them."""
     case = Case(weights="one-hot", batch=batch)
-    return sighting("subnormal_numbers_are_kept", covers, kernels=kernels, case=case, multiple=1)
+    return sighting("subnormal_numbers_are_preserved", covers, kernels=kernels, case=case, multiple=1)
 
 
 def largest(covers: Callable[..., bool], batch: int, kernels: str = "default") -> Sighting:
     """By the law of the largest number."""
-    case, law = Case(weights="one-hot", batch=batch), "the_largest_number_is_kept_and_the_next_is_infinite"
+    case, law = Case(weights="one-hot", batch=batch), "largest_number_is_preserved_and_next_overflows"
     return sighting(law, covers, kernels=kernels, case=case, exponent=1)
 
 
@@ -195,17 +195,17 @@ ACROSS = Placed("conv1.bias", layouts=(("contiguous", "strided", "contiguous"),)
 INSIDE = Placed("conv1.bias", layouts=(("strided", "contiguous", "contiguous"),))
 
 FULL_BLOCKS: dict[str, dict[str, Any]] = {
-    "optimizer_update_is_right_to_its_roundings": {"drawn": BLOCK, "lr": 0.5},
-    "both_updates_agree_exactly_at_a_power_of_two": {"drawn": BLOCK, "lr": 0.5},
-    "many_steps_on_digits_agree_exactly_at_a_power_of_two": {"case": Case(batch=3), "lr": 1.0},
-    "many_steps_on_digits_are_each_right_to_their_roundings": {"case": Case(batch=3), "lr": 1.0},
-    "a_parameter_without_gradient_is_skipped": {"drawn": BLOCKS, "lr": 0.5, "which": {0}},
-    "every_step_is_right_to_its_roundings": {"drawn": BLOCK, "chosen": PLAIN, "tensor": False},
-    "each_group_keeps_its_own_settings": {"drawn": BLOCKS, "first": PLAIN, "second": PLAIN},
-    "a_learning_rate_may_change_between_steps": {"drawn": BLOCK, "chosen": MOMENTUM, "lr": 0.5},
-    "a_first_gradient_may_come_late": {"drawn": BLOCKS, "chosen": PLAIN},
-    "no_gradient_is_not_a_gradient_of_zero": {"drawn": BLOCKS, "chosen": MOMENTUM},
-    "memory_layouts_change_nothing": {"case": Placed(), "chosen": PLAIN},
+    "optimizer_update_matches_the_formula": {"drawn": BLOCK, "lr": 0.5},
+    "manual_and_optimizer_updates_agree_at_powers_of_two": {"drawn": BLOCK, "lr": 0.5},
+    "manual_and_optimizer_training_agree_at_powers_of_two": {"case": Case(batch=3), "lr": 1.0},
+    "every_training_update_matches_the_formula": {"case": Case(batch=3), "lr": 1.0},
+    "parameter_without_gradient_is_skipped": {"drawn": BLOCKS, "lr": 0.5, "which": {0}},
+    "sgd_steps_match_the_formula": {"drawn": BLOCK, "chosen": PLAIN, "tensor": False},
+    "parameter_groups_use_their_own_settings": {"drawn": BLOCKS, "first": PLAIN, "second": PLAIN},
+    "learning_rate_change_takes_effect_at_next_step": {"drawn": BLOCK, "chosen": MOMENTUM, "lr": 0.5},
+    "late_first_gradient_takes_a_first_step": {"drawn": BLOCKS, "chosen": PLAIN},
+    "missing_gradient_differs_from_zero_gradient": {"drawn": BLOCKS, "chosen": MOMENTUM},
+    "optimizer_step_is_right_in_any_memory_layout": {"case": Placed(), "chosen": PLAIN},
 }
 """What laws are to draw to see a full SIMD block, by law."""
 
@@ -218,25 +218,25 @@ KNOWN_ISSUES = (
         affects=on_cpu(torch.float32, torch.bfloat16),
         unsteady=(torch.bfloat16,),
         sightings=(
-            sighting("counts_in_bulk_are_exact", always, batch=600),
-            sighting("counts_in_bulk_are_exact", always, batch=4096),
+            sighting("large_batch_counts_are_exact", always, batch=600),
+            sighting("large_batch_counts_are_exact", always, batch=4096),
             sighting("gradients_agree_with_the_oracle", always, case=MANY),
             *(
-                sighting("cross_entropys_gradients_agree_with_the_oracle", always, targets=targets, case=MANY)
+                sighting("cross_entropy_gradients_agree_with_the_oracle", always, targets=targets, case=MANY)
                 for targets in ("indices", "probabilities")
             ),
-            sighting("the_images_gradient_agrees_with_the_oracle", always, case=MANY),
+            sighting("input_gradients_agree_with_the_oracle", always, case=MANY),
             *(
-                sighting("an_incoming_gradient_may_lie_anywhere", always, upstream=upstream, case=MANY)
+                sighting("upstream_gradient_may_have_any_memory_layout", always, upstream=upstream, case=MANY)
                 for upstream in ("expanded", "strided", "transposed")
             ),
-            sighting("at_a_kink_there_is_no_gradient", always, case=Case("constant", batch=17), layer="conv1"),
-            sighting("micro_batches_add_up_to_the_batch", always, case=MANY, size=17),
-            sighting("a_repeated_image_repeats_its_row", always, case=MANY, times=2),
-            sighting("relabelling_channels_and_units_changes_nothing", always, case=MANY, seed=0),
-            sighting("permuting_the_batch_permutes_the_rows", always, case=MANY, order=random.Random(0)),
-            sighting("a_training_step_agrees_with_the_oracle", always, case=MANY, earlier=Case(), lr=0.5),
-            sighting("training_on_digits_learns_what_the_oracle_learns", always),
+            sighting("relu_gradient_at_zero_is_zero", always, case=Case("constant", batch=17), layer="conv1"),
+            sighting("micro_batch_gradients_accumulate_to_batch_gradients", always, case=MANY, size=17),
+            sighting("repeated_images_repeat_logits", always, case=MANY, times=2),
+            sighting("permuting_channels_and_units_preserves_logits", always, case=MANY, seed=0),
+            sighting("permuting_images_permutes_logits", always, case=MANY, order=random.Random(0)),
+            sighting("training_step_agrees_with_the_oracle", always, case=MANY, earlier=Case(), lr=0.5),
+            sighting("training_on_digits_matches_the_oracle", always),
         ),
     ),
     KnownIssue(
@@ -251,23 +251,27 @@ KNOWN_ISSUES = (
         title="optim.SGD(fused=True) pairs elements by their place in memory where layouts differ",
         reference=UNREPORTED,
         affects=on_cpu(),
-        sightings=(sighting("memory_layouts_change_nothing", fused_views, form="fused", case=ACROSS, chosen=PLAIN),),
+        sightings=(
+            sighting(
+                "optimizer_step_is_right_in_any_memory_layout", fused_views, form="fused", case=ACROSS, chosen=PLAIN
+            ),
+        ),
     ),
     KnownIssue(
         title="optim.SGD(fused=True) writes beside a parameter that is a strided view",
         reference=UNREPORTED,
         affects=on_cpu(),
         sightings=(
-            sighting(
-                "a_step_writes_nothing_beside_its_parameter", fused_views, form="fused", case=INSIDE, chosen=PLAIN
-            ),
+            sighting("optimizer_step_writes_only_its_parameter", fused_views, form="fused", case=INSIDE, chosen=PLAIN),
         ),
     ),
     KnownIssue(
         title="optim.SGD(fused=True) changes parameters unseen by autograd: older graphs silently use the new ones",
         reference=UNREPORTED,
         affects=on_cpu(),
-        sightings=(sighting("a_graph_from_before_a_step_mixes_nothing", fused, form="fused", drawn=ONE, chosen=PLAIN),),
+        sightings=(
+            sighting("backward_after_step_raises_or_uses_saved_values", fused, form="fused", drawn=ONE, chosen=PLAIN),
+        ),
     ),
     KnownIssue(
         title="optim.SGD(fused=True) with momentum raises where a parameter's first gradient comes late",
@@ -275,7 +279,12 @@ KNOWN_ISSUES = (
         affects=anywhere,
         sightings=(
             sighting(
-                "a_first_gradient_may_come_late", fused_momentum, TypeError, form="fused", drawn=TWO, chosen=MOMENTUM
+                "late_first_gradient_takes_a_first_step",
+                fused_momentum,
+                TypeError,
+                form="fused",
+                drawn=TWO,
+                chosen=MOMENTUM,
             ),
         ),
     ),
@@ -285,7 +294,11 @@ KNOWN_ISSUES = (
         affects=anywhere,
         sightings=(
             sighting(
-                "a_step_leaves_gradients_as_they_are", foreach_nesterov, form="foreach", drawn=ONE, chosen=NESTEROV
+                "optimizer_step_leaves_gradients_unchanged",
+                foreach_nesterov,
+                form="foreach",
+                drawn=ONE,
+                chosen=NESTEROV,
             ),
         ),
     ),
@@ -294,7 +307,7 @@ KNOWN_ISSUES = (
         reference="pytorch/pytorch#196083",
         affects=anywhere,
         sightings=tuple(
-            sighting("a_loaded_state_is_the_optimizers_own", always, form=form, drawn=ONE, chosen=MOMENTUM)
+            sighting("loaded_optimizer_state_is_independent", always, form=form, drawn=ONE, chosen=MOMENTUM)
             for form in SGD_FORMS
         ),
     ),
@@ -302,13 +315,13 @@ KNOWN_ISSUES = (
         title="an optimizer writes its defaults into the group dictionaries that it is given",
         reference="pytorch/pytorch#51794",
         affects=anywhere,
-        sightings=(sighting("groups_are_left_as_they_were_given", always, chosen=PLAIN, other=MOMENTUM),),
+        sightings=(sighting("optimizer_leaves_given_group_dicts_unchanged", always, chosen=PLAIN, other=MOMENTUM),),
     ),
     KnownIssue(
         title="all groups of an optimizer share the tensor that is given as their learning rate",
         reference=UNREPORTED,
         affects=anywhere,
-        sightings=(sighting("each_group_has_its_own_learning_rate", always, lr=0.5, changed=1.0),),
+        sightings=(sighting("groups_do_not_share_a_learning_rate_tensor", always, lr=0.5, changed=1.0),),
     ),
     KnownIssue(
         title="optim.SGD(fused=True) keeps an uninitialised momentum buffer when a GradScaler skips its first step",
@@ -316,7 +329,7 @@ KNOWN_ISSUES = (
         affects=in_dtypes(torch.float32, torch.float64, torch.bfloat16),
         sightings=(
             sighting(
-                "a_step_with_infinite_gradients_is_skipped",
+                "grad_scaler_skips_step_with_nonfinite_gradients",
                 fused_momentum,
                 form="fused",
                 drawn=ONE,
@@ -332,7 +345,7 @@ KNOWN_ISSUES = (
         affects=in_dtypes(torch.float32, torch.float64, torch.bfloat16),
         sightings=(
             sighting(
-                "the_scale_grows_and_backs_off_as_documented",
+                "grad_scaler_grows_and_backs_off_as_documented",
                 interval_changed,
                 steps=[True, True],
                 interval=2,
@@ -346,7 +359,7 @@ KNOWN_ISSUES = (
         affects=in_dtypes(torch.float32, torch.float64, torch.bfloat16),
         sightings=(
             sighting(
-                "a_scaler_refuses_what_is_out_of_order", always, pytest.fail.Exception, misuse="closure by position"
+                "grad_scaler_rejects_calls_out_of_order", always, pytest.fail.Exception, misuse="closure by position"
             ),
         ),
     ),
@@ -354,7 +367,7 @@ KNOWN_ISSUES = (
         title="a network that ran in an autocast region raises in a region of another dtype within it",
         reference=UNREPORTED,
         affects=in_dtypes(torch.float32),
-        sightings=(sighting("autocast_regions_nest", always, RuntimeError, case=Case(), outer=True),),
+        sightings=(sighting("nested_autocast_regions_are_independent", always, RuntimeError, case=Case(), outer=True),),
     ),
     KnownIssue(
         title="forward-over-reverse through mse_loss raises: ZeroTensors are immutable",
@@ -362,7 +375,7 @@ KNOWN_ISSUES = (
         affects=in_dtypes(torch.float64),
         sightings=(
             sighting(
-                "second_derivatives_agree_forward_over_reverse",
+                "forward_over_reverse_matches_reverse_over_reverse",
                 always,
                 RuntimeError,
                 by_hand=False,
@@ -376,20 +389,20 @@ KNOWN_ISSUES = (
         title="conv2d's weight gradient adds up over the batch in float16, and stands still at 2,048 equal terms",
         reference=UNREPORTED,
         affects=lambda stack: on_cpu(torch.float16)(stack) and not torch.ops.mkldnn._is_mkldnn_fp16_supported(),
-        sightings=(sighting("counts_in_bulk_are_exact", always, batch=4096),),
+        sightings=(sighting("large_batch_counts_are_exact", always, batch=4096),),
     ),
     KnownIssue(
         title="without oneDNN, conv2d's weight gradient adds up over the batch in bfloat16, and stands still at 512",
         reference=UNREPORTED,
         engines=("no-onednn",),
         affects=on_cpu(torch.bfloat16),
-        sightings=tuple(sighting("counts_in_bulk_are_exact", always, batch=batch) for batch in (600, 4096)),
+        sightings=tuple(sighting("large_batch_counts_are_exact", always, batch=batch) for batch in (600, 4096)),
     ),
     KnownIssue(
         title="conv2d of one channel in bfloat16 carries NaN and infinity one column beyond their receptive field",
         reference=UNREPORTED,
         affects=bfloat16_instructions,
-        sightings=(sighting("nan_fills_exactly_its_receptive_field", default_kernels, **nan_at(31)),),
+        sightings=(sighting("nan_spreads_exactly_over_its_receptive_field", default_kernels, **nan_at(31)),),
     ),
     KnownIssue(
         title="convolutions and linear layers in bfloat16 flush subnormal numbers to zero, some at some batches only",
@@ -402,7 +415,9 @@ KNOWN_ISSUES = (
         reference="pytorch/pytorch#157237",
         affects=lambda stack: on_cpu(torch.float32)(stack) and torch.backends.nnpack.is_available(),
         sightings=(
-            sighting("nan_fills_exactly_its_receptive_field", nnpack, **nan_at(0, batch=17, kernels="no oneDNN")),
+            sighting(
+                "nan_spreads_exactly_over_its_receptive_field", nnpack, **nan_at(0, batch=17, kernels="no oneDNN")
+            ),
             subnormals(nnpack, batch=17, kernels="no oneDNN"),
             largest(nnpack, batch=17, kernels="no oneDNN"),
         ),
@@ -413,16 +428,16 @@ KNOWN_ISSUES = (
         engines=("no-onednn",),
         affects=lambda stack: on_cpu(torch.float32)(stack) and torch.backends.nnpack.is_available(),
         sightings=(
-            sighting("counts_in_bulk_are_exact", always, batch=600),
-            sighting("counts_in_bulk_are_exact", always, batch=4096),
+            sighting("large_batch_counts_are_exact", always, batch=600),
+            sighting("large_batch_counts_are_exact", always, batch=4096),
             subnormals(sixteen, batch=17),
             largest(sixteen, batch=17),
-            sighting("a_loss_that_overflows_is_infinite", sixteen, case=Case(weights="one-hot", batch=17), exponent=1),
+            sighting("overflowing_loss_is_infinite", sixteen, case=Case(weights="one-hot", batch=17), exponent=1),
             at_kinks("gradients_agree_with_the_oracle"),
-            at_kinks("cross_entropys_gradients_agree_with_the_oracle", targets="indices"),
-            at_kinks("cross_entropys_gradients_agree_with_the_oracle", targets="probabilities"),
-            at_kinks("the_images_gradient_agrees_with_the_oracle"),
-            at_kinks("a_training_step_agrees_with_the_oracle", earlier=Case(), lr=1.0),
+            at_kinks("cross_entropy_gradients_agree_with_the_oracle", targets="indices"),
+            at_kinks("cross_entropy_gradients_agree_with_the_oracle", targets="probabilities"),
+            at_kinks("input_gradients_agree_with_the_oracle"),
+            at_kinks("training_step_agrees_with_the_oracle", earlier=Case(), lr=1.0),
         ),
     ),
     KnownIssue(
@@ -430,21 +445,21 @@ KNOWN_ISSUES = (
         reference=UNREPORTED,
         engines=("onnxruntime",),
         affects=on_cpu(),
-        sightings=(sighting("nan_reaches_every_score_of_its_image", partial(at_the_rim, 3, 0), **nan_at(0)),),
+        sightings=(sighting("nan_pixel_makes_all_logits_of_its_image_nan", partial(at_the_rim, 3, 0), **nan_at(0)),),
     ),
     KnownIssue(
         title="OpenVINO's ReLU makes 0 of NaN, and its MaxPool (#35935) the lowest number",
         reference="openvinotoolkit/openvino#35649",
         engines=("openvino", "openvino-f32"),
         affects=on_cpu(),
-        sightings=(sighting("nan_reaches_every_score_of_its_image", always, **nan_at(0)),),
+        sightings=(sighting("nan_pixel_makes_all_logits_of_its_image_nan", always, **nan_at(0)),),
     ),
     KnownIssue(
         title="XLA's maxima of 4,096 numbers and more, by YNNPACK on the CPU, lose NaN",
         reference=UNREPORTED,
         engines=("jax",),
         affects=on_cpu(torch.float32, torch.float64),
-        sightings=(sighting("nan_reaches_every_score_of_its_image", xla_pool, **nan_at(0)),),
+        sightings=(sighting("nan_pixel_makes_all_logits_of_its_image_nan", xla_pool, **nan_at(0)),),
     ),
     KnownIssue(
         title="XLA takes subnormal numbers as zero on the CPU",
@@ -457,6 +472,8 @@ KNOWN_ISSUES = (
         title="cross_entropy in float16 is infinite where the sum that it divides is",
         reference="pytorch/pytorch#85791",
         affects=on_cpu(torch.float16),
-        sightings=(sighting("the_mean_loss_of_many_rows_is_that_of_one", always, loss="cross-entropy", count=32_768),),
+        sightings=(
+            sighting("mean_loss_of_repeated_rows_equals_loss_of_one_row", always, loss="cross-entropy", count=32_768),
+        ),
     ),
 )

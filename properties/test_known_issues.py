@@ -15,8 +15,8 @@ from properties.known_issues import KNOWN_ISSUES, UNREPORTED, expected
 from properties.stack import Stack
 from properties.test_options import run
 
-LAW = "test_optimizer_update_is_right_to_its_roundings"
-WHERE = f"properties/test_update.py::{LAW}[lenet-cpu-float32-foreach]"
+LAW = "test_optimizer_update_matches_the_formula"
+WHERE = f"properties/laws/test_update.py::{LAW}[lenet-cpu-float32-foreach]"
 PLUGIN = """
 from properties import known_issues
 from properties.known_issues import KnownIssue, anywhere, sighting
@@ -26,7 +26,7 @@ def covers(form, drawn, **others):
     return form == "foreach" and drawn.sizes[0] == 1
 
 def pytest_configure():
-    seen = sighting("optimizer_update_is_right_to_its_roundings", covers, form="foreach", drawn=Vectors(), lr=0.5)
+    seen = sighting("optimizer_update_matches_the_formula", covers, form="foreach", drawn=Vectors(), lr=0.5)
     known_issues.KNOWN_ISSUES = (KnownIssue("steps are lost", "pytorch/pytorch#1", anywhere, (seen,), since=(2, 5)),)
 """
 BROKEN = """
@@ -96,7 +96,7 @@ def test_every_issue_names_its_reference_or_that_there_is_none() -> None:
 
 
 def test_every_sighting_is_of_a_law_with_these_arguments() -> None:
-    sources = "\n".join(path.read_text() for path in Path(known_issues.__file__).parent.glob("test_*.py"))
+    sources = "\n".join(path.read_text() for path in Path(known_issues.__file__).parent.glob("laws/test_*.py"))
     for sighting in (s for issue in KNOWN_ISSUES for s in issue.sightings):
         (signature,) = re.findall(rf"^def {sighting.law}\(\s*([^)]*)\)", sources, re.MULTILINE)
         names = set(re.findall(r"(\w+):", signature)) - {"stack"}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LAW = "properties/test_network.py::test_repr_is_the_tutorials"
+LAW = "properties/laws/test_network.py::test_repr_matches_the_tutorial"
 FAULTY = """
 import torch
 from torch.nn.functional import relu, max_pool2d
@@ -91,7 +91,7 @@ def test_a_run_says_what_it_judges_and_what_it_found(tmp_path: Path) -> None:
     assert "judging: lenet on cpu" in result.stdout
     assert "lenet on cpu in float32: all 1 laws hold in 1 examples" in result.stdout
     entries = json.loads((tmp_path / "laws.json").read_text())["laws"]
-    assert entries[0]["law"] == "test_repr_is_the_tutorials"
+    assert entries[0]["law"] == "test_repr_matches_the_tutorial"
     assert entries[0]["outcome"] == "passed"
 
 
@@ -103,7 +103,7 @@ def test_a_run_in_which_nothing_was_judged_fails(faulty: Path) -> None:
 
 
 def test_a_violation_stands_alone_and_comes_with_the_command_that_repeats_it(faulty: Path, tmp_path: Path) -> None:
-    law, options = "properties/test_forward.py", ["--subject", f"{faulty}:ReluMissing", "--dtype", "float32"]
+    law, options = "properties/laws/test_forward.py", ["--subject", f"{faulty}:ReluMissing", "--dtype", "float32"]
 
     result = run(law, "-k", "logits", "--record", str(tmp_path), *options)
 
@@ -122,14 +122,14 @@ def test_a_violation_stands_alone_and_comes_with_the_command_that_repeats_it(fau
 
 
 def test_an_update_that_skips_full_blocks_is_rejected(faulty: Path) -> None:
-    result = run("properties/test_update.py", "-k", "manual_update", "--subject", f"{faulty}:Skips16")
+    result = run("properties/laws/test_update.py", "-k", "manual_update", "--subject", f"{faulty}:Skips16")
 
     assert result.returncode == 1
     assert "its roundings allow" in result.stdout
 
 
 def test_a_case_that_a_law_does_not_judge_is_a_visible_skip() -> None:
-    result = run(LAW.replace("repr_is_the_tutorials", "one_image_gives_ten_scores"), "--case", "Case(batch=3)")
+    result = run(LAW.replace("repr_matches_the_tutorial", "one_image_gives_ten_logits"), "--case", "Case(batch=3)")
 
     assert result.returncode == 1
     assert "this law judges other cases than the one that --case gives" in result.stdout
@@ -148,7 +148,7 @@ def test_what_a_subject_warns_of_is_no_violation(tmp_path: Path) -> None:
     source += "    def forward(self, images):\n        warnings.warn('old')\n        return super().forward(images)\n"
     (tmp_path / "warns.py").write_text(source)
 
-    result = run("properties/test_forward.py", "-k", "logits", "--subject", f"{tmp_path}/warns.py:Warns")
+    result = run("properties/laws/test_forward.py", "-k", "logits", "--subject", f"{tmp_path}/warns.py:Warns")
 
     assert result.returncode == 0
 

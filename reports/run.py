@@ -42,7 +42,7 @@ WRITERS = {
     "benchmarks.json": "pytest benchmarks --record DIR",
     "training.json": "python -m lenet.training --record DIR",
     "engines.json": "pytest properties -m 'law and engine' --engine NAMES --record DIR",
-    "engine_times.json": "python -m benchmarks.engines --record DIR",
+    "engine_times.json": "python -m benchmarks.engine_times --record DIR",
     "gate.json": "python -m benchmarks.gate --json DIR/gate.json",
     "gate_trial.json": "python -m benchmarks.gate_trial --record DIR",
 }

@@ -29,7 +29,7 @@ COMMANDS = {
     "engines.json": ["pytest", "properties/test_forward.py", "--engine", "eager", "--hypothesis-profile=mutants"],
     "benchmarks.json": ["pytest", "benchmarks", "-m", "benchmark", "--dtype", "float32", "-k", "update and manual"],
     "training.json": ["lenet.training", "--epochs", "1", "--compare"],
-    "engine_times.json": ["benchmarks.engines", "--engines", "eager", "--batches", "1", "--budget", "0.01"],
+    "engine_times.json": ["benchmarks.engine_times", "--engines", "eager", "--batches", "1", "--budget", "0.01"],
 }
 """What writes each file, as small as it can be."""
 

@@ -47,7 +47,7 @@ def judge(
 ) -> list[dict[str, Any]]:
     """The entries of these variants' cells, as the run of pytest that judged them recorded them."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pytest", str(ROOT / "properties"), "-m", "law", "-n", "2", "-q", "--tb=line"]
+        command = [sys.executable, "-m", "pytest", str(ROOT / "properties/laws"), "-n", "2", "-q", "--tb=line"]
         command += ["-p", "no:cacheprovider", "-p", "properties.mutants.plugin", f"--timeout={TIMEOUT}", *options]
         command += ["--hypothesis-profile", profile, "--device", "cpu", "--dtype", dtype, "--record", folder]
         command += [word for spec in variants for word in ("--subject", spec)]

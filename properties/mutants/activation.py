@@ -12,7 +12,7 @@ from properties.mutants import Category, mutant
 from properties.mutants.staged import Staged
 
 
-@mutant("Net", law="feature_maps_are_what_the_next_layer_is_given", category=Category.ACTIVATION)
+@mutant("Net", law="feature_maps_match_the_next_layers_input", category=Category.ACTIVATION)
 class FirstReluMissing(Staged):
     """conv1's maps are pooled without their ReLU."""
 
@@ -36,7 +36,7 @@ class ThirdReluMissing(Staged):
         return units
 
 
-@mutant("Net", law="the_images_gradient_agrees_with_the_oracle", category=Category.ACTIVATION)
+@mutant("Net", law="input_gradients_agree_with_the_oracle", category=Category.ACTIVATION)
 class FourthReluMissing(Staged):
     """fc2's units go to fc3 without their ReLU."""
 
@@ -52,7 +52,7 @@ class ScoresRectified(Staged):
         return F.relu(super().forward(images))
 
 
-@mutant("Net", law="without_biases_logits_scale_with_the_image", category=Category.ACTIVATION)
+@mutant("Net", law="without_biases_logits_scale_with_images", category=Category.ACTIVATION)
 class SoftmaxInside(Staged):
     """The scores are probabilities, of which a loss takes the softmax once more."""
 
@@ -68,7 +68,7 @@ class LogSoftmaxInside(Staged):
         return F.log_softmax(super().forward(images), dim=1)
 
 
-@mutant("Net", law="feature_maps_are_what_the_next_layer_is_given", category=Category.ACTIVATION)
+@mutant("Net", law="feature_maps_match_the_next_layers_input", category=Category.ACTIVATION)
 class LeakyRelu(Staged):
     """A hundredth of what is negative in conv2's maps remains; being homogeneous, it bears any scale between layers."""
 
@@ -76,7 +76,7 @@ class LeakyRelu(Staged):
         return F.leaky_relu(maps)
 
 
-@mutant("Net", law="a_scale_moved_between_layers_changes_nothing", category=Category.ACTIVATION)
+@mutant("Net", law="power_of_two_scaling_between_layers_preserves_logits", category=Category.ACTIVATION)
 class Relu6(Staged):
     """fc1's units are cut off at 6, as for phones; those of ordinary images are far below."""
 
@@ -84,7 +84,7 @@ class Relu6(Staged):
         return F.relu6(units)
 
 
-@mutant("Net", law="a_scale_moved_between_layers_changes_nothing", category=Category.ACTIVATION)
+@mutant("Net", law="power_of_two_scaling_between_layers_preserves_logits", category=Category.ACTIVATION)
 class TanhForRelu(Staged):
     """fc2's units are squashed, as in LeCun et al. 1998."""
 
@@ -92,7 +92,7 @@ class TanhForRelu(Staged):
         return torch.tanh(units)
 
 
-@mutant("Net", law="without_biases_logits_scale_with_the_image", category=Category.ACTIVATION)
+@mutant("Net", law="without_biases_logits_scale_with_images", category=Category.ACTIVATION)
 class SigmoidForRelu(Staged):
     """fc1's units are squashed to between 0 and 1."""
 
@@ -100,7 +100,7 @@ class SigmoidForRelu(Staged):
         return torch.sigmoid(units)
 
 
-@mutant("Net", law="without_biases_logits_scale_with_the_image", category=Category.ACTIVATION)
+@mutant("Net", law="without_biases_logits_scale_with_images", category=Category.ACTIVATION)
 class GeluForRelu(Staged):
     """conv2's maps are smoothed around zero and dip below it."""
 
@@ -108,7 +108,7 @@ class GeluForRelu(Staged):
         return F.gelu(maps)
 
 
-@mutant("Net", law="a_scale_moved_between_layers_changes_nothing", category=Category.ACTIVATION)
+@mutant("Net", law="power_of_two_scaling_between_layers_preserves_logits", category=Category.ACTIVATION)
 class SoftplusForRelu(Staged):
     """fc2's units are rectified by log(1 + exp(x)), which is nowhere zero."""
 
@@ -116,7 +116,7 @@ class SoftplusForRelu(Staged):
         return F.softplus(units)
 
 
-@mutant("Net", law="at_a_kink_there_is_no_gradient", category=Category.COMPUTATION_MODEL)
+@mutant("Net", law="relu_gradient_at_zero_is_zero", category=Category.COMPUTATION_MODEL)
 class ClampForRelu(Staged):
     """conv2's maps are clamped at zero, where the derivative of a clamp is 1."""
 
@@ -144,7 +144,7 @@ class ReluForwardAlone(Staged):
         return _ReluForwardAlone.apply(maps)
 
 
-@mutant("Net", law="a_logits_gradient_is_at_its_pixel", category=Category.LAYER)
+@mutant("Net", law="one_hot_weights_route_gradients_to_pixels", category=Category.LAYER)
 class AveragePooling(Staged):
     """conv1's maps are pooled by the mean of a window, as in LeCun et al. 1998."""
 
@@ -157,7 +157,7 @@ def windows(maps: Tensor) -> Tensor:
     return maps.unfold(2, 2, 2).unfold(3, 2, 2).flatten(-2)
 
 
-@mutant("Net", law="chosen_pixels_reach_chosen_logits", category=Category.LAYER)
+@mutant("Net", law="one_hot_weights_route_pixels_to_logits", category=Category.LAYER)
 class SecondLargest(Staged):
     """conv1's maps are pooled by the second largest number of a window."""
 
@@ -165,7 +165,7 @@ class SecondLargest(Staged):
         return windows(maps).topk(2).values[..., 1]
 
 
-@mutant("Net", law="chosen_pixels_reach_chosen_logits", category=Category.LAYER_PROPERTIES)
+@mutant("Net", law="one_hot_weights_route_pixels_to_logits", category=Category.LAYER_PROPERTIES)
 class WindowsOfThree(Staged):
     """conv1's maps are pooled in windows of 3x3, every other of which overlaps, as in AlexNet."""
 
@@ -173,7 +173,7 @@ class WindowsOfThree(Staged):
         return F.max_pool2d(maps, 3, stride=2, padding=1)
 
 
-@mutant("Net", law="flipping_images_and_kernels_together_changes_nothing", category=Category.LAYER_PROPERTIES)
+@mutant("Net", law="flipping_images_and_kernels_preserves_logits", category=Category.LAYER_PROPERTIES)
 class WindowsOneOff(Staged):
     """conv2's pooling windows begin at the second row and column; what is left over of the first is not taken."""
 
@@ -181,7 +181,7 @@ class WindowsOneOff(Staged):
         return F.max_pool2d(maps[..., 1:, 1:], 2, ceil_mode=True)
 
 
-@mutant("Net", law="of_equal_pixels_the_first_has_the_gradient", category=Category.COMPUTATION_MODEL)
+@mutant("Net", law="pooling_tie_sends_gradient_to_first_element", category=Category.COMPUTATION_MODEL)
 class LastOfEquals(Staged):
     """The windows of conv1's maps are searched from their end, so that the last of equal pixels has the gradient."""
 

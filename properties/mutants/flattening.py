@@ -9,7 +9,7 @@ from properties.mutants import Category, mutant
 from properties.mutants.staged import Staged
 
 
-@mutant("Net", law="one_image_gives_ten_scores", category=Category.TENSOR_SHAPE)
+@mutant("Net", law="one_image_gives_ten_logits", category=Category.TENSOR_SHAPE)
 class FromTheFirstDimension(Staged):
     """`torch.flatten` without its `start_dim` takes the batch in: one image gives ten scores without their row."""
 
@@ -17,7 +17,7 @@ class FromTheFirstDimension(Staged):
         return torch.flatten(maps)
 
 
-@mutant("Net", law="another_size_is_refused", category=Category.TENSOR_SHAPE)
+@mutant("Net", law="wrong_image_size_raises", category=Category.TENSOR_SHAPE)
 class FourHundredAtATime(Staged):
     """`view(-1, 400)`, and no look at the images: one that is too large becomes several rows of features."""
 
@@ -28,7 +28,7 @@ class FourHundredAtATime(Staged):
         return maps.reshape(-1, 400)
 
 
-@mutant("Net", law="relabelling_channels_and_units_changes_nothing", category=Category.UNALIGNED_TENSOR)
+@mutant("Net", law="permuting_channels_and_units_preserves_logits", category=Category.UNALIGNED_TENSOR)
 class ChannelsLast(Staged):
     """The features are in the order row, column, channel: weights of another framework's order would fit."""
 
@@ -36,7 +36,7 @@ class ChannelsLast(Staged):
         return maps.permute(0, 2, 3, 1).flatten(1)
 
 
-@mutant("Net", law="chosen_pixels_reach_chosen_logits", category=Category.UNALIGNED_TENSOR)
+@mutant("Net", law="one_hot_weights_route_pixels_to_logits", category=Category.UNALIGNED_TENSOR)
 class ColumnsFirst(Staged):
     """Each 5x5 map is flattened column after column."""
 
@@ -44,7 +44,7 @@ class ColumnsFirst(Staged):
         return maps.transpose(2, 3).flatten(1)
 
 
-@mutant("Net", law="a_batch_is_its_parts", category=Category.UNALIGNED_TENSOR)
+@mutant("Net", law="splitting_the_batch_preserves_logits", category=Category.UNALIGNED_TENSOR)
 class BatchTakenForChannels(Staged):
     """Channels and images change places before they are reshaped: of several images each has some of the others'."""
 
@@ -52,7 +52,7 @@ class BatchTakenForChannels(Staged):
         return maps.transpose(0, 1).reshape(-1, 400)
 
 
-@mutant("Net", law="a_network_may_lie_anywhere_in_memory", category=Category.UNALIGNED_TENSOR)
+@mutant("Net", law="any_memory_layout_gives_right_results", category=Category.UNALIGNED_TENSOR)
 class InMemorysOrder(Staged):
     """The features are taken as they lie in memory, whatever the strides of the maps are."""
 

@@ -60,7 +60,7 @@ class KernelGradientTransposed(Staged):
         self.conv2.weight.register_hook(lambda gradient: gradient.transpose(2, 3))
 
 
-@mutant("Net", law="gradients_are_differences_of_the_loss", category=Category.NUMERICS, dtype="float64")
+@mutant("Net", law="gradients_match_finite_differences", category=Category.NUMERICS, dtype="float64")
 class GradientThroughFloat32(Staged):
     """In float64 the gradient of fc2's units is rounded to float32."""
 
@@ -68,7 +68,7 @@ class GradientThroughFloat32(Staged):
         return with_gradient(super().relu4(units), lambda gradient: gradient.float().to(gradient.dtype))
 
 
-@mutant("Net", law="the_gradient_of_a_scaled_loss_is_scaled", category=Category.CLIPPING)
+@mutant("Net", law="gradient_of_scaled_loss_is_scaled", category=Category.CLIPPING)
 class GradientClippedOnItsWay(Staged):
     """The gradient of fc2's units is cut to what lies between -1 and 1."""
 
@@ -76,7 +76,7 @@ class GradientClippedOnItsWay(Staged):
         return with_gradient(super().relu4(units), lambda gradient: gradient.clamp(-1, 1))
 
 
-@mutant("Net", law="a_second_backward_adds_exactly", category=Category.COMPUTATION_MODEL)
+@mutant("Net", law="second_backward_adds_exactly", category=Category.COMPUTATION_MODEL)
 class GradientOverwritten(Staged):
     """fc3.bias's `.grad` is what the latest backward pass gave, and not the sum of all."""
 
@@ -85,7 +85,7 @@ class GradientOverwritten(Staged):
         self.fc3.bias.register_hook(lambda gradient: setattr(self.fc3.bias, "grad", None))
 
 
-@mutant("Net", law="a_second_backward_adds_exactly", category=Category.COMPUTATION_MODEL)
+@mutant("Net", law="second_backward_adds_exactly", category=Category.COMPUTATION_MODEL)
 class GradientOfTheBatchBefore(Staged):
     """fc3.bias is given the gradient of the batch before; the first batch gives its own."""
 
@@ -100,7 +100,7 @@ class GradientOfTheBatchBefore(Staged):
         self.fc3.bias.register_hook(one_late)
 
 
-@mutant("Net", law="micro_batches_add_up_to_the_batch", category=Category.BATCH)
+@mutant("Net", law="micro_batch_gradients_accumulate_to_batch_gradients", category=Category.BATCH)
 class LastSmallerBatchGivesNoGradient(Staged):
     """A batch that is smaller than the one before gives no gradient, as if it were the rest that is to be dropped."""
 
@@ -111,7 +111,7 @@ class LastSmallerBatchGivesNoGradient(Staged):
         return with_gradient(super().relu4(units), lambda gradient: gradient * (not dropped))
 
 
-@mutant("Net", law="grad_is_accumulated_in_place", category=Category.COMPUTATION_MODEL)
+@mutant("Net", law="gradients_accumulate_in_place", category=Category.COMPUTATION_MODEL)
 class GradientAddedIntoANewTensor(Staged):
     """After each backward pass conv1.weight's `.grad` is another tensor with the same numbers."""
 
@@ -122,7 +122,7 @@ class GradientAddedIntoANewTensor(Staged):
         )
 
 
-@mutant("Net", law="autograd_grad_is_backward", category=Category.CLIPPING)
+@mutant("Net", law="autograd_grad_matches_backward", category=Category.CLIPPING)
 class GradientClippedWhereItIsKept(Staged):
     """Each `.grad` is clipped to a norm of 1 as soon as it is there, what `torch.autograd.grad` returns is not."""
 
@@ -135,7 +135,7 @@ class GradientClippedWhereItIsKept(Staged):
         nn.utils.clip_grad_norm_(parameter, 1.0)
 
 
-@mutant("torch.autograd.grad", law="autograd_grad_is_backward", category=Category.COMPUTATION_MODEL)
+@mutant("torch.autograd.grad", law="autograd_grad_matches_backward", category=Category.COMPUTATION_MODEL)
 def returned_gradients_are_kept_too(outputs: Any, inputs: Sequence[Tensor], *args: Any, **options: Any) -> Any:
     """`torch.autograd.grad` also leaves in `.grad` what it returns."""
     slopes = grad(outputs, inputs, *args, **options)
@@ -145,24 +145,24 @@ def returned_gradients_are_kept_too(outputs: Any, inputs: Sequence[Tensor], *arg
     return slopes
 
 
-@mutant("torch.nn.Module.zero_grad", law="zero_grad_forgets_what_came_before", category=Category.API)
+@mutant("torch.nn.Module.zero_grad", law="zero_grad_discards_earlier_gradients", category=Category.API)
 def zero_grad_does_nothing(net: nn.Module, set_to_none: bool = True) -> None:
     """`zero_grad` leaves every `.grad` as it is."""
 
 
-@mutant("torch.nn.Module.zero_grad", law="zero_grad_forgets_what_came_before", category=Category.API_CHANGE)
+@mutant("torch.nn.Module.zero_grad", law="zero_grad_discards_earlier_gradients", category=Category.API_CHANGE)
 def zero_grad_never_sets_to_none(net: nn.Module, set_to_none: bool = False) -> None:
     """`zero_grad` leaves zeros, also when it is to leave None: before PyTorch 2.0 it did when it was not told."""
     zero_grad(net, set_to_none=False)
 
 
-@mutant("torch.nn.Module.zero_grad", law="zero_grad_forgets_what_came_before", category=Category.API)
+@mutant("torch.nn.Module.zero_grad", law="zero_grad_discards_earlier_gradients", category=Category.API)
 def zero_grad_always_sets_to_none(net: nn.Module, set_to_none: bool = True) -> None:
     """`zero_grad` leaves None, also when it is to leave zeros."""
     zero_grad(net)
 
 
-@mutant("torch.nn.Module.zero_grad", law="zero_grad_forgets_what_came_before", category=Category.API)
+@mutant("torch.nn.Module.zero_grad", law="zero_grad_discards_earlier_gradients", category=Category.API)
 def zero_grad_passes_over_what_is_frozen(net: nn.Module, set_to_none: bool = True) -> None:
     """The gradient that a parameter got before it was frozen outlives `zero_grad`."""
     held = {parameter: parameter.grad for parameter in net.parameters() if not parameter.requires_grad}
@@ -171,7 +171,7 @@ def zero_grad_passes_over_what_is_frozen(net: nn.Module, set_to_none: bool = Tru
         parameter.grad = gradient
 
 
-@mutant("Net", law="zero_grad_forgets_what_came_before", category=Category.API)
+@mutant("Net", law="zero_grad_discards_earlier_gradients", category=Category.API)
 class ZeroGradMissesTheLastLayer(Staged):
     """The network's own `zero_grad` goes through its layers and stops before fc3."""
 
@@ -180,7 +180,7 @@ class ZeroGradMissesTheLastLayer(Staged):
             layer.zero_grad(set_to_none)
 
 
-@mutant("torch.Tensor.backward", law="a_freed_graph_cannot_be_used_again", category=Category.API)
+@mutant("torch.Tensor.backward", law="backward_through_freed_graph_raises", category=Category.API)
 def graph_always_retained(
     tensor: Tensor, gradient: Any = None, retain_graph: Any = None, create_graph: bool = False, inputs: Any = None
 ) -> None:
@@ -188,7 +188,7 @@ def graph_always_retained(
     backward(tensor, gradient, retain_graph=True, create_graph=create_graph, inputs=inputs)
 
 
-@mutant("Net", law="a_freed_graph_cannot_be_used_again", category=Category.COMPUTATION_MODEL)
+@mutant("Net", law="backward_through_freed_graph_raises", category=Category.COMPUTATION_MODEL)
 class GraphKeptOnTheContext(Staged):
     """The whole network is one node, which keeps what it needs as an attribute that autograd does not know to free."""
 
@@ -212,7 +212,7 @@ class GraphKeptOnTheContext(Staged):
         return self.Whole.apply(super().forward, images, *self.parameters())
 
 
-@mutant("Net", law="the_same_graph_twice_gives_twice_the_gradient", category=Category.COMPUTATION_MODEL)
+@mutant("Net", law="backward_twice_through_retained_graph_doubles_gradients", category=Category.COMPUTATION_MODEL)
 class BackwardUsesUpWhatItSaved(Staged):
     """The backward pass of the last ReLU clears the mask that the forward pass left for it."""
 
@@ -233,7 +233,7 @@ class BackwardUsesUpWhatItSaved(Staged):
         return self.Consuming.apply(units)
 
 
-@mutant("Net", law="the_gradient_of_a_sum_is_the_sum_of_gradients", category=Category.COMPUTATION_MODEL)
+@mutant("Net", law="gradient_of_sum_is_sum_of_gradients", category=Category.COMPUTATION_MODEL)
 class MaskKeptOnTheModule(Staged):
     """fc2's gradient is masked by the latest forward pass of as many images, not by the one that it belongs to."""
 
@@ -246,7 +246,7 @@ class MaskKeptOnTheModule(Staged):
         return with_gradient(super().relu4(units), lambda gradient: gradient * self.masks[gradient.shape])
 
 
-@mutant("Net", law="nothing_accumulates_under_no_grad", category=Category.API)
+@mutant("Net", law="no_gradient_accumulates_under_no_grad", category=Category.API)
 class GraphUnderNoGrad(Staged):
     """The forward pass records a graph, also under `torch.no_grad()`."""
 
@@ -255,7 +255,7 @@ class GraphUnderNoGrad(Staged):
             return super().forward(images)
 
 
-@mutant("Net", law="the_graph_reaches_every_parameter_once", category=Category.COMPUTATION_MODEL)
+@mutant("Net", law="graph_reaches_every_parameter_once", category=Category.COMPUTATION_MODEL)
 class HiddenLeaf(Staged):
     """The scores are multiplied by a 1 that requires a gradient and is none of the parameters."""
 
@@ -267,7 +267,7 @@ class HiddenLeaf(Staged):
         return super().forward(images) * self.temperature[0].to(images.device)
 
 
-@mutant("Net", law="at_a_kink_there_is_no_gradient", category=Category.ACTIVATION)
+@mutant("Net", law="relu_gradient_at_zero_is_zero", category=Category.ACTIVATION)
 class ReluSlopeOneAtZero(Staged):
     """The last ReLU has a slope of 1 at exactly 0."""
 
@@ -291,7 +291,7 @@ class ReluSlopeOneAtZero(Staged):
         return self.Closed.apply(units)
 
 
-@mutant("Net", law="the_images_gradient_agrees_with_the_oracle", category=Category.COMPUTATION_MODEL)
+@mutant("Net", law="input_gradients_agree_with_the_oracle", category=Category.COMPUTATION_MODEL)
 class ImagesGradientMirrored(Staged):
     """The gradient by the images has left for right, those by the parameters are as they must be."""
 
@@ -299,7 +299,7 @@ class ImagesGradientMirrored(Staged):
         return super().forward(with_gradient(images, lambda gradient: gradient.flip(3)))
 
 
-@mutant("Net", law="an_incoming_gradient_may_lie_anywhere", category=Category.UNALIGNED_TENSOR)
+@mutant("Net", law="upstream_gradient_may_have_any_memory_layout", category=Category.UNALIGNED_TENSOR)
 class TransposedGradientReadByRows(Staged):
     """A gradient of the scores that lies in memory column by column is read row by row."""
 
@@ -310,7 +310,7 @@ class TransposedGradientReadByRows(Staged):
         return gradient.t().reshape(gradient.shape) if gradient.stride(0) == 1 else gradient
 
 
-@mutant("Net", law="an_incoming_gradient_may_lie_anywhere", category=Category.UNALIGNED_TENSOR)
+@mutant("Net", law="upstream_gradient_may_have_any_memory_layout", category=Category.UNALIGNED_TENSOR)
 class ExpandedGradientReadOnce(Staged):
     """A gradient that is expanded from one number is taken for the first score's alone."""
 
@@ -321,7 +321,7 @@ class ExpandedGradientReadOnce(Staged):
         return F.pad(gradient[:, :1], (0, 9)) if not any(gradient.stride()) else gradient
 
 
-@mutant("Net", law="second_derivatives_are_differences_of_gradients", category=Category.API, dtype="float64")
+@mutant("Net", law="hessian_vector_products_match_finite_differences", category=Category.API, dtype="float64")
 class BackwardCannotBeDifferentiated(Staged):
     """The gradient of fc2's units is detached, so that what is differentiated twice is taken for constant."""
 
@@ -330,7 +330,7 @@ class BackwardCannotBeDifferentiated(Staged):
 
 
 @mutant(
-    "Net", law="second_derivatives_agree_forward_over_reverse", category=Category.COMPUTATION_MODEL, dtype="float64"
+    "Net", law="forward_over_reverse_matches_reverse_over_reverse", category=Category.COMPUTATION_MODEL, dtype="float64"
 )
 class BackwardHasNoForwardDerivative(Staged):
     """The backward pass from fc2's units on has a derivative in reverse mode alone, in forward mode it is 0."""
@@ -375,7 +375,7 @@ class ForwardDerivativeOfReluMissing(Staged):
         return self.Straight.apply(units)
 
 
-@mutant("Net", law="per_sample_gradients_add_up_to_the_batchs", category=Category.COMPUTATION_MODEL)
+@mutant("Net", law="per_sample_gradients_sum_to_batch_gradient", category=Category.COMPUTATION_MODEL)
 class BatchingRuleTakesTheFirstsMask(Staged):
     """Under `vmap` the last ReLU lets through of every image what it lets through of the first."""
 
@@ -395,7 +395,7 @@ class BatchingRuleTakesTheFirstsMask(Staged):
 
 @mutant(
     "torch.autograd.function.BackwardCFunction.apply",
-    law="a_custom_function_joins_the_graph",
+    law="custom_autograd_function_joins_the_graph",
     category=Category.COMPUTATION_MODEL,
 )
 def incoming_gradient_ignored(node: Any, *by_outputs: Tensor) -> Any:
@@ -405,7 +405,7 @@ def incoming_gradient_ignored(node: Any, *by_outputs: Tensor) -> Any:
 
 @mutant(
     "torch.autograd.function.FunctionCtx.save_for_backward",
-    law="a_custom_function_joins_the_graph",
+    law="custom_autograd_function_joins_the_graph",
     category=Category.COMPUTATION_MODEL,
 )
 def saved_in_reverse_order(context: Any, *tensors: Tensor) -> None:
@@ -413,7 +413,7 @@ def saved_in_reverse_order(context: Any, *tensors: Tensor) -> None:
     save_for_backward(context, *tensors[::-1])
 
 
-@mutant("Net", law="a_graph_from_before_a_change_mixes_nothing", category=Category.COMPUTATION_MODEL)
+@mutant("Net", law="backward_after_parameter_change_raises_or_uses_saved_values", category=Category.COMPUTATION_MODEL)
 class LayerRecomputed(Staged):
     """conv2 and its pooling are computed anew for the backward pass, with the weights of that moment."""
 

@@ -57,19 +57,19 @@ def loss_of_nothing_is_zero(scores: Tensor, targets: Tensor, **options: Any) -> 
     return mse_loss(scores, targets, **options) if len(scores) else scores.sum()
 
 
-@mutant(MSE, law="a_loss_that_overflows_is_infinite", category=Category.NUMERICS)
+@mutant(MSE, law="overflowing_loss_is_infinite", category=Category.NUMERICS)
 def square_expanded(scores: Tensor, targets: Tensor, **options: Any) -> Tensor:
     """The square is expanded to x*x - 2xy + y*y, which is inf - inf where the scores are too large."""
     return (scores * scores - 2 * scores * targets + targets * targets).mean()
 
 
-@mutant(MSE, law="a_loss_that_overflows_is_infinite", category=Category.NUMERICS)
+@mutant(MSE, law="overflowing_loss_is_infinite", category=Category.NUMERICS)
 def loss_saturates(scores: Tensor, targets: Tensor, **options: Any) -> Tensor:
     """A loss that is too large for its dtype is the largest number that it holds."""
     return mse_loss(scores, targets, **options).clamp(max=torch.finfo(scores.dtype).max)
 
 
-@mutant(MSE, law="the_mean_loss_of_many_rows_is_that_of_one", category=Category.NUMERICS)
+@mutant(MSE, law="mean_loss_of_repeated_rows_equals_loss_of_one_row", category=Category.NUMERICS)
 def sums_of_blocks_in_bfloat16(scores: Tensor, targets: Tensor, **options: Any) -> Tensor:
     """The rows are added in blocks of 256, exactly enough, and the blocks' sums in bfloat16."""
     blocks = [block.sum() for block in (scores - targets).square().split(256)]
@@ -79,7 +79,7 @@ def sums_of_blocks_in_bfloat16(scores: Tensor, targets: Tensor, **options: Any) 
     return total / scores.numel()
 
 
-@mutant(ENTROPY, law="the_mean_loss_of_many_rows_is_that_of_one", category=Category.NUMERICS)
+@mutant(ENTROPY, law="mean_loss_of_repeated_rows_equals_loss_of_one_row", category=Category.NUMERICS)
 def entropy_of_the_first_4096(scores: Tensor, targets: Tensor, **options: Any) -> Tensor:
     """The sum is over at most 4,096 images, as many as a grid of the kernel has blocks, the divisor counts all."""
     return cross_entropy(scores[:4096], targets[:4096], **options) * (min(len(scores), 4096) / max(1, len(scores)))
@@ -129,7 +129,7 @@ def probabilities_normalised(scores: Tensor, targets: Tensor, **options: Any) ->
     return cross_entropy(scores, shares, **options)
 
 
-@mutant(ENTROPY, law="cross_entropys_gradients_agree_with_the_oracle", category=Category.LOSS)
+@mutant(ENTROPY, law="cross_entropy_gradients_agree_with_the_oracle", category=Category.LOSS)
 def entropys_gradient_not_divided(scores: Tensor, targets: Tensor, **options: Any) -> Tensor:
     """The value is the mean over the N images, the gradient is the sum's."""
     loss = cross_entropy(scores, targets, **options)

@@ -167,7 +167,7 @@ class Conv1WeightOffByAMillionth(Altered):
         return applied(layer, inputs[0], layer.weight * (1 + 1e-6), layer.bias)
 
 
-@mutant("Net", law="integers_are_exact", category=Category.UPSTREAM)
+@mutant("Net", law="integer_logits_and_gradients_are_exact", category=Category.UPSTREAM)
 class Conv1ByFourierTransform(Altered):
     """conv1 goes by way of Fourier transforms of the whole image, which smear NaN (pytorch/pytorch#157237)."""
 
@@ -182,7 +182,7 @@ class Conv1ByFourierTransform(Altered):
         return maps + layer.bias[:, None, None]
 
 
-@mutant("Net", law="the_same_call_gives_the_same_bits", category=Category.NUMERICS)
+@mutant("Net", law="same_call_gives_same_bits", category=Category.NUMERICS)
 class StochasticRounding(Finished):
     """The scores are rounded up or down at random, to one bit less than there is, by a generator of the Net's own."""
 
@@ -197,7 +197,7 @@ class StochasticRounding(Finished):
         return with_value(logits, logits + spacing * (random - 0.5).to(logits.dtype).sign())
 
 
-@mutant("sgd_update", law="updates_of_integers_are_exact", category=Category.NUMERICS)
+@mutant("sgd_update", law="integer_updates_are_exact", category=Category.NUMERICS)
 def sgd_update_by_bfloat16_products(parameters: Iterable[nn.Parameter], lr: float) -> None:
     """The learning rate times the gradient is computed in bfloat16, whose integers are exact up to 256."""
     with torch.no_grad():
@@ -208,7 +208,7 @@ def sgd_update_by_bfloat16_products(parameters: Iterable[nn.Parameter], lr: floa
 
 @mutant(
     "torch.nn.functional.cross_entropy",
-    law="cross_entropys_gradients_agree_with_the_oracle",
+    law="cross_entropy_gradients_agree_with_the_oracle",
     category=Category.NUMERICS,
 )
 def cross_entropy_backward_in_bfloat16(logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
@@ -220,7 +220,7 @@ def cross_entropy_backward_in_bfloat16(logits: Tensor, targets: Tensor, **option
 # Sums
 
 
-@mutant("Net", law="counts_in_bulk_are_exact", category=Category.NUMERICS)
+@mutant("Net", law="large_batch_counts_are_exact", category=Category.NUMERICS)
 class BiasGradientSummedInFloat16(Altered):
     """The gradient of fc3.bias is a running sum in float16 over the batch, which stands still at 2,048."""
 
@@ -236,7 +236,7 @@ class BiasGradientSummedInFloat16(Altered):
         return with_value(product + rows.to(product.dtype), output)
 
 
-@mutant("Net", law="counts_in_bulk_are_exact", category=Category.BATCH)
+@mutant("Net", law="large_batch_counts_are_exact", category=Category.BATCH)
 class RestOfALargeBatchWithoutGradient(Finished):
     """The gradient is summed in blocks of 256 images, and where there is one block, the rest of the batch is lost."""
 
@@ -248,7 +248,7 @@ class RestOfALargeBatchWithoutGradient(Finished):
 # Particular images
 
 
-@mutant("Net", law="the_images_gradient_agrees_with_the_oracle", category=Category.INPUT)
+@mutant("Net", law="input_gradients_agree_with_the_oracle", category=Category.INPUT)
 class CornerPixelIgnored(Prepared):
     """The pixel in the last row and column counts as 0."""
 
@@ -274,7 +274,7 @@ class SaturatesAbove10000(Staged):
         return F.relu(maps).clamp(max=1e4)
 
 
-@mutant("Net", law="without_biases_logits_scale_with_the_image", category=Category.NUMERICS)
+@mutant("Net", law="without_biases_logits_scale_with_images", category=Category.NUMERICS)
 class HiddenBias(Finished):
     """Every score has 1e-9 added, as formulas have against a division by zero."""
 
@@ -308,7 +308,7 @@ class StaleColumnOfChannelsLast(Prepared):
         return torch.cat([images[..., :31], images[..., 30:31]], dim=3)
 
 
-@mutant("Net", law="a_network_may_lie_anywhere_in_memory", category=Category.UNALIGNED_TENSOR)
+@mutant("Net", law="any_memory_layout_gives_right_results", category=Category.UNALIGNED_TENSOR)
 class WeightsReadInMemoryOrder(Altered):
     """fc1's weights are read as if they were contiguous."""
 
@@ -321,7 +321,7 @@ class WeightsReadInMemoryOrder(Altered):
         return applied(layer, inputs[0], in_memory_order(layer.weight), layer.bias)
 
 
-@mutant("Net", law="a_network_may_change_its_layout_in_mid_run", category=Category.UPSTREAM)
+@mutant("Net", law="memory_format_may_change_between_passes", category=Category.UPSTREAM)
 class SingleChannelWeightInChannelsLast(Altered):
     """conv1's maps come in another order once its weight is in channels_last (pytorch/pytorch#82060)."""
 
@@ -334,7 +334,7 @@ class SingleChannelWeightInChannelsLast(Altered):
         return output.reshape(-1, 28, 28, 6).permute(0, 3, 1, 2)
 
 
-@mutant("Net", law="an_incoming_gradient_may_lie_anywhere", category=Category.UNALIGNED_TENSOR)
+@mutant("Net", law="upstream_gradient_may_have_any_memory_layout", category=Category.UNALIGNED_TENSOR)
 class GradientReadInMemoryOrder(Finished):
     """The gradient that comes in is read as if it were contiguous."""
 
@@ -345,7 +345,7 @@ class GradientReadInMemoryOrder(Finished):
 # What is no number, or hardly one
 
 
-@mutant("Net", law="nan_reaches_every_score_of_its_image", category=Category.INPUT)
+@mutant("Net", law="nan_pixel_makes_all_logits_of_its_image_nan", category=Category.INPUT)
 class NanPixelsCleaned(Prepared):
     """Pixels that are NaN count as 0."""
 
@@ -353,7 +353,7 @@ class NanPixelsCleaned(Prepared):
         return images.masked_fill(images.isnan(), 0)
 
 
-@mutant("Net", law="nan_reaches_every_score_of_its_image", category=Category.ACTIVATION)
+@mutant("Net", law="nan_pixel_makes_all_logits_of_its_image_nan", category=Category.ACTIVATION)
 class ReluDropsNan(Staged):
     """The fourth ReLU asks whether a unit is larger than 0, which NaN is not."""
 
@@ -361,20 +361,20 @@ class ReluDropsNan(Staged):
         return torch.where(units > 0, units, 0)
 
 
-@mutant("torch.nn.functional.relu", law="relu_keeps_what_is_no_number", category=Category.ACTIVATION)
+@mutant("torch.nn.functional.relu", law="relu_propagates_nonfinite_values", category=Category.ACTIVATION)
 def relu_by_a_mask(tensor: Tensor, inplace: bool = False) -> Tensor:
     """ReLU multiplies by a mask, and so makes NaN of -inf."""
     return tensor.mul_(tensor > 0) if inplace else tensor * (tensor > 0)
 
 
-@mutant("torch.nn.functional.relu", law="relu_keeps_what_is_no_number", category=Category.ACTIVATION)
+@mutant("torch.nn.functional.relu", law="relu_propagates_nonfinite_values", category=Category.ACTIVATION)
 def relu_by_the_sign_bit(tensor: Tensor, inplace: bool = False) -> Tensor:
     """ReLU goes by the sign bit, and so makes 0 of the NaN that x86 makes, inf - inf, whose sign is set."""
     negative = tensor.signbit()
     return tensor.masked_fill_(negative, 0) if inplace else tensor.masked_fill(negative, 0)
 
 
-@mutant("torch.nn.functional.max_pool2d", law="pooling_keeps_what_is_no_number", category=Category.LAYER)
+@mutant("torch.nn.functional.max_pool2d", law="max_pooling_propagates_nonfinite_values", category=Category.LAYER)
 def pooling_by_comparison(maps: Tensor, *arguments: Any, **options: Any) -> Any:
     """A pixel takes the window's first one's place where it is larger, which NaN never is."""
     first = maps[..., ::2, ::2].isnan()
@@ -383,14 +383,14 @@ def pooling_by_comparison(maps: Tensor, *arguments: Any, **options: Any) -> Any:
     return with_maximum(found, lambda largest: torch.where(largest.isnan() & ~first, numbers, largest))
 
 
-@mutant("torch.nn.functional.max_pool2d", law="pooling_keeps_what_is_no_number", category=Category.LAYER)
+@mutant("torch.nn.functional.max_pool2d", law="max_pooling_propagates_nonfinite_values", category=Category.LAYER)
 def pooling_from_the_lowest_number(maps: Tensor, *arguments: Any, **options: Any) -> Any:
     """The maximum of a window begins at the lowest finite number, and so is never -inf."""
     lowest = torch.finfo(maps.dtype).min
     return with_maximum(pooling(maps, *arguments, **options), lambda largest: largest.clamp(min=lowest))
 
 
-@mutant("torch.nn.functional.max_pool2d", law="pooling_keeps_what_is_no_number", category=Category.UPSTREAM)
+@mutant("torch.nn.functional.max_pool2d", law="max_pooling_propagates_nonfinite_values", category=Category.UPSTREAM)
 def pooling_from_zero_in_channels_last(maps: Tensor, *arguments: Any, **options: Any) -> Any:
     """In channels_last the maximum of a window begins at 0 (pytorch/pytorch#109586, there of integers)."""
     found = pooling(maps, *arguments, **options)
@@ -399,14 +399,14 @@ def pooling_from_zero_in_channels_last(maps: Tensor, *arguments: Any, **options:
     return with_maximum(found, lambda largest: largest.clamp(min=0))
 
 
-@mutant("torch.nn.functional.max_pool2d", law="pooling_keeps_what_is_no_number", category=Category.LAYER)
+@mutant("torch.nn.functional.max_pool2d", law="max_pooling_propagates_nonfinite_values", category=Category.LAYER)
 def pooling_loses_the_sign_of_infinity(maps: Tensor, *arguments: Any, **options: Any) -> Any:
     """The maximum of a window that is -inf comes out as inf."""
     found = pooling(maps, *arguments, **options)
     return with_maximum(found, lambda largest: torch.where(largest.isinf(), largest.abs(), largest))
 
 
-@mutant("Net", law="nan_fills_exactly_its_receptive_field", category=Category.NUMERICS)
+@mutant("Net", law="nan_spreads_exactly_over_its_receptive_field", category=Category.NUMERICS)
 class NanSmearedOverTheMap(Altered):
     """conv1's maps have zero times their mean added, which is nothing but where one number is NaN."""
 
@@ -417,7 +417,7 @@ class NanSmearedOverTheMap(Altered):
         return output + 0 * output.mean(dim=(2, 3), keepdim=True).detach()
 
 
-@mutant("Net", law="what_is_no_number_reaches_no_other_image", category=Category.BATCH)
+@mutant("Net", law="nonfinite_pixel_does_not_affect_other_images", category=Category.BATCH)
 class NanSmearedOverTheBatch(Finished):
     """The scores have zero times their sum over the batch added, which is nothing but where one is no number."""
 
@@ -425,7 +425,7 @@ class NanSmearedOverTheBatch(Finished):
         return logits + 0 * logits.sum(dim=0).detach()
 
 
-@mutant("Net", law="what_is_no_number_reaches_no_other_images_gradient", category=Category.BATCH)
+@mutant("Net", law="nonfinite_pixel_does_not_affect_other_images_gradients", category=Category.BATCH)
 class BatchWithNanHasNoGradient(Prepared):
     """The gradient by a whole batch is zero where one of its pixels is no number."""
 
@@ -434,7 +434,7 @@ class BatchWithNanHasNoGradient(Prepared):
         return with_gradient(images, lambda gradient: gradient.masked_fill(~finite, 0))
 
 
-@mutant("Net", law="a_gradient_that_is_no_number_reaches_no_other_image", category=Category.CLIPPING)
+@mutant("Net", law="nonfinite_upstream_gradient_does_not_affect_other_images", category=Category.CLIPPING)
 class NanGradientCleaned(Finished):
     """A gradient that is NaN counts as 0."""
 
@@ -442,7 +442,7 @@ class NanGradientCleaned(Finished):
         return with_gradient(logits, lambda gradient: gradient.masked_fill(gradient.isnan(), 0))
 
 
-@mutant("Net", law="subnormal_numbers_are_kept", category=Category.NUMERICS)
+@mutant("Net", law="subnormal_numbers_are_preserved", category=Category.NUMERICS)
 class SubnormalsFlushed(Prepared):
     """Pixels that are subnormal count as 0."""
 
@@ -450,7 +450,7 @@ class SubnormalsFlushed(Prepared):
         return images.masked_fill(images.abs() < torch.finfo(images.dtype).smallest_normal, 0)
 
 
-@mutant("Net", law="the_largest_number_is_kept_and_the_next_is_infinite", category=Category.NUMERICS)
+@mutant("Net", law="largest_number_is_preserved_and_next_overflows", category=Category.NUMERICS)
 class InfinityClamped(Finished):
     """Infinite scores are clamped to the largest number."""
 
@@ -462,7 +462,7 @@ class InfinityClamped(Finished):
 # Lower precision
 
 
-@mutant("Net", law="autocast_rounds_no_further_than_it_claims", category=Category.NUMERICS)
+@mutant("Net", law="autocast_preserves_representable_values", category=Category.NUMERICS)
 class AutocastByWayOfBfloat16(Altered):
     """Under autocast fc1's weights are rounded to bfloat16 first, also where float16 is claimed."""
 

@@ -71,7 +71,7 @@ class StagedSGD(optim.SGD):
         parameter.add_(direction, alpha=-float(group["lr"]))
 
 
-@mutant("torch.optim.SGD", law="optimizer_update_is_right_to_its_roundings", category=Category.UPSTREAM)
+@mutant("torch.optim.SGD", law="optimizer_update_matches_the_formula", category=Category.UPSTREAM)
 class FullBlocksLeft(StagedSGD):
     """Full SIMD blocks stay as they were, and only the rest after them is updated, as in pytorch/pytorch#191763."""
 
@@ -80,7 +80,7 @@ class FullBlocksLeft(StagedSGD):
         super().move(parameter, direction.where(places(direction) >= rest, 0), group)
 
 
-@mutant("torch.optim.SGD", law="the_first_momentum_buffer_is_the_gradient", category=Category.OPTIMISER)
+@mutant("torch.optim.SGD", law="first_momentum_buffer_is_the_gradient", category=Category.OPTIMISER)
 class FirstStepDampened(StagedSGD):
     """The momentum buffer begins at zero, and so its first gradient is dampened too."""
 
@@ -88,7 +88,7 @@ class FirstStepDampened(StagedSGD):
         return (1 - group["dampening"]) * slope
 
 
-@mutant("torch.optim.SGD", law="the_first_momentum_buffer_is_the_gradient", category=Category.COMPUTATION_MODEL)
+@mutant("torch.optim.SGD", law="first_momentum_buffer_is_the_gradient", category=Category.COMPUTATION_MODEL)
 class FirstBufferIsTheGradient(StagedSGD):
     """The first momentum buffer is the gradient's own tensor, not a copy."""
 
@@ -96,7 +96,7 @@ class FirstBufferIsTheGradient(StagedSGD):
         return slope
 
 
-@mutant("torch.optim.SGD", law="a_step_reads_no_uninitialised_memory", category=Category.NUMERICS)
+@mutant("torch.optim.SGD", law="optimizer_step_reads_no_uninitialized_memory", category=Category.NUMERICS)
 class EmptyTimesZero(StagedSGD):
     """The first momentum buffer is memory that nobody has written, times zero: NaN if it was NaN."""
 
@@ -104,7 +104,7 @@ class EmptyTimesZero(StagedSGD):
         return torch.empty_like(slope).mul_(0).add_(slope)
 
 
-@mutant("torch.optim.SGD", law="a_first_gradient_may_come_late", category=Category.OPTIMISER)
+@mutant("torch.optim.SGD", law="late_first_gradient_takes_a_first_step", category=Category.OPTIMISER)
 class FirstStepOfTheOptimizer(StagedSGD):
     """A first step is the optimizer's, not the parameter's: whose gradient comes late begins with a buffer of zero."""
 
@@ -117,7 +117,7 @@ class FirstStepOfTheOptimizer(StagedSGD):
         return (1 - group["dampening"]) * slope if self.begun else slope.clone()
 
 
-@mutant("torch.optim.SGD", law="a_first_gradient_may_come_late", category=Category.OPTIMISER)
+@mutant("torch.optim.SGD", law="late_first_gradient_takes_a_first_step", category=Category.OPTIMISER)
 class StateWithoutStep(StagedSGD):
     """A parameter without gradient is not moved, but has a momentum buffer from then on."""
 
@@ -127,7 +127,7 @@ class StateWithoutStep(StagedSGD):
         return parameter.grad
 
 
-@mutant("torch.optim.SGD", law="no_gradient_is_not_a_gradient_of_zero", category=Category.OPTIMISER)
+@mutant("torch.optim.SGD", law="missing_gradient_differs_from_zero_gradient", category=Category.OPTIMISER)
 class MissingTakenForZero(StagedSGD):
     """A parameter that is in motion moves on where it has no gradient, as if that were zero."""
 
@@ -136,7 +136,7 @@ class MissingTakenForZero(StagedSGD):
         return torch.zeros_like(parameter) if missing else parameter.grad
 
 
-@mutant("torch.optim.SGD", law="no_gradient_is_not_a_gradient_of_zero", category=Category.OPTIMISER)
+@mutant("torch.optim.SGD", law="missing_gradient_differs_from_zero_gradient", category=Category.OPTIMISER)
 class ZeroTakenForMissing(StagedSGD):
     """A parameter whose gradient is zero is left out, though it is in motion or decays."""
 
@@ -144,7 +144,7 @@ class ZeroTakenForMissing(StagedSGD):
         return parameter.grad if parameter.grad is not None and parameter.grad.any() else None
 
 
-@mutant("torch.optim.SGD", law="every_step_is_right_to_its_roundings", category=Category.REGULARISATION)
+@mutant("torch.optim.SGD", law="sgd_steps_match_the_formula", category=Category.REGULARISATION)
 class DecayDecoupled(StagedSGD):
     """Parameters decay by themselves, as in AdamW, and their decay has no momentum."""
 
@@ -156,7 +156,7 @@ class DecayDecoupled(StagedSGD):
         super().move(parameter, direction, group)
 
 
-@mutant("torch.optim.SGD", law="every_step_is_right_to_its_roundings", category=Category.REGULARISATION)
+@mutant("torch.optim.SGD", law="sgd_steps_match_the_formula", category=Category.REGULARISATION)
 class BiasesNotDecayed(StagedSGD):
     """Parameters of one dimension do not decay, which is a custom of recipes and no setting of SGD's."""
 
@@ -164,7 +164,7 @@ class BiasesNotDecayed(StagedSGD):
         return super().decayed(parameter, slope, group) if parameter.dim() > 1 else slope
 
 
-@mutant("torch.optim.SGD", law="every_step_is_right_to_its_roundings", category=Category.REGULARISATION)
+@mutant("torch.optim.SGD", law="sgd_steps_match_the_formula", category=Category.REGULARISATION)
 class DecayDoubled(StagedSGD):
     """The decay is taken for the factor of the squared weights, without the half before them: it is twice as large."""
 
@@ -172,7 +172,7 @@ class DecayDoubled(StagedSGD):
         return slope.add(parameter, alpha=2 * group["weight_decay"])
 
 
-@mutant("torch.optim.SGD", law="every_step_is_right_to_its_roundings", category=Category.OPTIMISER)
+@mutant("torch.optim.SGD", law="sgd_steps_match_the_formula", category=Category.OPTIMISER)
 class NesterovIgnored(StagedSGD):
     """`nesterov=True` is taken, and plain momentum used."""
 
@@ -180,7 +180,7 @@ class NesterovIgnored(StagedSGD):
         return velocity
 
 
-@mutant("torch.optim.SGD", law="every_step_is_right_to_its_roundings", category=Category.OPTIMISER)
+@mutant("torch.optim.SGD", law="sgd_steps_match_the_formula", category=Category.OPTIMISER)
 class NesterovOutOfOrder(StagedSGD):
     """Nesterov's step looks ahead from the momentum buffer instead of from the gradient."""
 
@@ -188,7 +188,7 @@ class NesterovOutOfOrder(StagedSGD):
         return velocity.add(slope, alpha=group["momentum"])
 
 
-@mutant("torch.optim.SGD", law="every_step_is_right_to_its_roundings", category=Category.OPTIMISER)
+@mutant("torch.optim.SGD", law="sgd_steps_match_the_formula", category=Category.OPTIMISER)
 class BufferShared(StagedSGD):
     """Momentum buffers are found by the shape of their parameter: two of one shape share theirs."""
 
@@ -199,7 +199,7 @@ class BufferShared(StagedSGD):
         return super().accelerated(parameter, slope, group)
 
 
-@mutant("torch.optim.SGD", law="every_step_is_right_to_its_roundings", category=Category.NUMERICS)
+@mutant("torch.optim.SGD", law="sgd_steps_match_the_formula", category=Category.NUMERICS)
 class BufferInBfloat16(StagedSGD):
     """To save memory, momentum buffers are kept with the precision of bfloat16."""
 
@@ -210,7 +210,7 @@ class BufferInBfloat16(StagedSGD):
         return direction
 
 
-@mutant("torch.optim.SGD", law="a_learning_rate_may_change_between_steps", category=Category.LEARNING_RATE)
+@mutant("torch.optim.SGD", law="learning_rate_change_takes_effect_at_next_step", category=Category.LEARNING_RATE)
 class RateInTheBuffer(StagedSGD):
     """The momentum buffer is of steps instead of gradients, as in Sutskever et al. 2013: it remembers older rates."""
 
@@ -221,7 +221,7 @@ class RateInTheBuffer(StagedSGD):
         super().move(parameter, direction, group | {"lr": 1.0} if group["momentum"] else group)
 
 
-@mutant("torch.optim.SGD", law="a_learning_rate_may_change_between_steps", category=Category.LEARNING_RATE)
+@mutant("torch.optim.SGD", law="learning_rate_change_takes_effect_at_next_step", category=Category.LEARNING_RATE)
 class RateKept(StagedSGD):
     """The learning rate of the first step is kept for all."""
 
@@ -230,7 +230,7 @@ class RateKept(StagedSGD):
         return [group | {"lr": lr} for group, lr in zip(self.param_groups, self.rates, strict=True)]
 
 
-@mutant("torch.optim.SGD", law="each_group_keeps_its_own_settings", category=Category.OPTIMISER)
+@mutant("torch.optim.SGD", law="parameter_groups_use_their_own_settings", category=Category.OPTIMISER)
 class SettingsOfTheFirstGroup(StagedSGD):
     """All groups are updated by the settings of the first."""
 
@@ -238,7 +238,7 @@ class SettingsOfTheFirstGroup(StagedSGD):
         return [self.param_groups[0] | {"params": group["params"]} for group in self.param_groups]
 
 
-@mutant("torch.optim.SGD", law="maximize_descends_the_negative_gradient", category=Category.OPTIMISER)
+@mutant("torch.optim.SGD", law="maximize_equals_minimize_with_negated_gradients", category=Category.OPTIMISER)
 class MaximizeIgnored(StagedSGD):
     """`maximize=True` is taken, and the loss minimised."""
 
@@ -246,7 +246,7 @@ class MaximizeIgnored(StagedSGD):
         return self.decayed(parameter, gradient, group)
 
 
-@mutant("torch.optim.SGD", law="maximize_descends_the_negative_gradient", category=Category.REGULARISATION)
+@mutant("torch.optim.SGD", law="maximize_equals_minimize_with_negated_gradients", category=Category.REGULARISATION)
 class DecayMaximized(StagedSGD):
     """`maximize=True` turns the decay around too: weights grow."""
 
@@ -255,7 +255,7 @@ class DecayMaximized(StagedSGD):
         return -slope if group["maximize"] else slope
 
 
-@mutant("torch.optim.SGD", law="a_step_leaves_gradients_as_they_are", category=Category.UPSTREAM)
+@mutant("torch.optim.SGD", law="optimizer_step_leaves_gradients_unchanged", category=Category.UPSTREAM)
 class DecayInTheGradient(StagedSGD):
     """The decay is added to the gradient itself, as PyTorch did up to 1.4."""
 
@@ -263,7 +263,7 @@ class DecayInTheGradient(StagedSGD):
         return slope.add_(parameter, alpha=group["weight_decay"])
 
 
-@mutant("torch.optim.SGD", law="a_step_leaves_gradients_as_they_are", category=Category.UPSTREAM)
+@mutant("torch.optim.SGD", law="optimizer_step_leaves_gradients_unchanged", category=Category.UPSTREAM)
 class MomentumInTheGradient(StagedSGD):
     """Nesterov's momentum is added to the gradient itself, as the foreach form of PyTorch 2.13 does."""
 
@@ -271,7 +271,7 @@ class MomentumInTheGradient(StagedSGD):
         return slope.add_(velocity, alpha=group["momentum"])
 
 
-@mutant("torch.optim.SGD", law="a_graph_from_before_a_step_mixes_nothing", category=Category.UPSTREAM)
+@mutant("torch.optim.SGD", law="backward_after_step_raises_or_uses_saved_values", category=Category.UPSTREAM)
 class UnseenByAutograd(StagedSGD):
     """Parameters are changed through `.data`, unseen by older graphs, as PyTorch did up to 1.4."""
 
@@ -279,7 +279,7 @@ class UnseenByAutograd(StagedSGD):
         super().move(parameter.data, direction, group)
 
 
-@mutant("torch.optim.SGD", law="memory_layouts_change_nothing", category=Category.UPSTREAM)
+@mutant("torch.optim.SGD", law="optimizer_step_is_right_in_any_memory_layout", category=Category.UPSTREAM)
 class PairedByPlace(StagedSGD):
     """Gradients are read in the order of their places in memory, as the fused form of PyTorch 2.13 does."""
 
@@ -287,7 +287,7 @@ class PairedByPlace(StagedSGD):
         return parameter.grad if parameter.grad is None else in_memory(parameter.grad).view(parameter.shape)
 
 
-@mutant("torch.optim.SGD", law="a_step_writes_nothing_beside_its_parameter", category=Category.UPSTREAM)
+@mutant("torch.optim.SGD", law="optimizer_step_writes_only_its_parameter", category=Category.UPSTREAM)
 class WrittenBeside(StagedSGD):
     """What lies between the elements of a strided parameter is written, as the fused form of PyTorch 2.13 does."""
 
@@ -299,7 +299,7 @@ class WrittenBeside(StagedSGD):
         parameter.copy_(own)
 
 
-@mutant("torch.optim.SGD", law="a_saved_state_goes_on_bit_for_bit", category=Category.PROCESS)
+@mutant("torch.optim.SGD", law="loaded_optimizer_state_continues_bit_for_bit", category=Category.PROCESS)
 class BuffersLost(StagedSGD):
     """Loading restores the settings and forgets the momentum."""
 
@@ -307,7 +307,7 @@ class BuffersLost(StagedSGD):
         super().load_state_dict(state_dict | {"state": {}})
 
 
-@mutant("torch.optim.SGD", law="a_saved_state_goes_on_bit_for_bit", category=Category.NUMERICS)
+@mutant("torch.optim.SGD", law="loaded_optimizer_state_continues_bit_for_bit", category=Category.NUMERICS)
 class BuffersRounded(StagedSGD):
     """Momentum buffers are saved in bfloat16."""
 
@@ -317,7 +317,7 @@ class BuffersRounded(StagedSGD):
         return saved
 
 
-@mutant("torch.optim.SGD", law="a_saved_state_goes_on_bit_for_bit", category=Category.PROCESS)
+@mutant("torch.optim.SGD", law="loaded_optimizer_state_continues_bit_for_bit", category=Category.PROCESS)
 class SettingsNotLoaded(StagedSGD):
     """Loading restores the momentum and keeps the settings that the optimizer was made with."""
 
@@ -328,7 +328,7 @@ class SettingsNotLoaded(StagedSGD):
             group.update(own)
 
 
-@mutant("torch.optim.SGD", law="a_loaded_state_is_the_optimizers_own", category=Category.COMPUTATION_MODEL)
+@mutant("torch.optim.SGD", law="loaded_optimizer_state_is_independent", category=Category.COMPUTATION_MODEL)
 class OneBufferCopied(StagedSGD):
     """Loading copies the first momentum buffer; the others belong to two optimizers from then on."""
 
@@ -338,7 +338,7 @@ class OneBufferCopied(StagedSGD):
             state["momentum_buffer"] = state["momentum_buffer"].clone()
 
 
-@mutant("torch.optim.SGD", law="groups_are_left_as_they_were_given", category=Category.COMPUTATION_MODEL)
+@mutant("torch.optim.SGD", law="optimizer_leaves_given_group_dicts_unchanged", category=Category.COMPUTATION_MODEL)
 class RateWrittenIntoGroups(StagedSGD):
     """The default learning rate is written into the dictionaries that a caller describes groups by."""
 
@@ -350,7 +350,7 @@ class RateWrittenIntoGroups(StagedSGD):
         super().__init__([dict(group) if isinstance(group, dict) else group for group in params], lr, *args, **options)
 
 
-@mutant("torch.optim.SGD", law="each_group_has_its_own_learning_rate", category=Category.NUMERICS)
+@mutant("torch.optim.SGD", law="groups_do_not_share_a_learning_rate_tensor", category=Category.NUMERICS)
 class RateTensorInFloat32(StagedSGD):
     """Each group is given its own copy of a learning rate that is a tensor, but in float32."""
 
@@ -361,7 +361,7 @@ class RateTensorInFloat32(StagedSGD):
             group["lr"] = group["lr"].float().clone()
 
 
-@mutant("torch.optim.SGD", law="invalid_settings_are_refused", category=Category.TYPE_CHECK)
+@mutant("torch.optim.SGD", law="invalid_optimizer_settings_raise", category=Category.TYPE_CHECK)
 class NesterovWithoutMomentum(StagedSGD):
     """`nesterov=True` without momentum, or with dampening, is taken and ignored."""
 
@@ -370,7 +370,7 @@ class NesterovWithoutMomentum(StagedSGD):
         super().__init__(params, *args, nesterov=nesterov and possible, **options)
 
 
-@mutant("torch.optim.SGD", law="invalid_settings_are_refused", category=Category.TYPE_CHECK)
+@mutant("torch.optim.SGD", law="invalid_optimizer_settings_raise", category=Category.TYPE_CHECK)
 class NegativeDecay(StagedSGD):
     """A negative weight decay is taken for none."""
 
@@ -378,7 +378,7 @@ class NegativeDecay(StagedSGD):
         super().__init__(params, *args, weight_decay=max(weight_decay, 0.0), **options)
 
 
-@mutant("torch.optim.SGD", law="a_closure_is_evaluated_once_and_its_loss_returned", category=Category.API)
+@mutant("torch.optim.SGD", law="closure_is_evaluated_once_and_its_loss_returned", category=Category.API)
 class ClosureTwice(StagedSGD):
     """The closure is called once for its gradients, and once more for its loss."""
 
@@ -387,7 +387,7 @@ class ClosureTwice(StagedSGD):
         return super().evaluate(closure)
 
 
-@mutant("torch.optim.SGD", law="a_closure_is_evaluated_once_and_its_loss_returned", category=Category.API)
+@mutant("torch.optim.SGD", law="closure_is_evaluated_once_and_its_loss_returned", category=Category.API)
 class LossNotReturned(StagedSGD):
     """A step returns nothing, also where a closure has given it a loss."""
 
@@ -395,7 +395,7 @@ class LossNotReturned(StagedSGD):
         super().evaluate(closure)
 
 
-@mutant("torch.optim.SGD", law="a_closure_is_evaluated_once_and_its_loss_returned", category=Category.API)
+@mutant("torch.optim.SGD", law="closure_is_evaluated_once_and_its_loss_returned", category=Category.API)
 class ClosureAfterTheStep(StagedSGD):
     """The closure is called after the step, which so takes the gradients from before."""
 

@@ -24,7 +24,7 @@ def gradients_of(optimizer: optim.Optimizer) -> list[Tensor]:
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
-@mutant("torch.amp.GradScaler", law="a_scaled_step_is_the_step", category=Category.API)
+@mutant("torch.amp.GradScaler", law="grad_scaler_step_equals_unscaled_step", category=Category.API)
 class UnscaledTwice(amp.GradScaler):
     """The step divides by the scale also where `unscale_` has done so."""
 
@@ -34,7 +34,7 @@ class UnscaledTwice(amp.GradScaler):
         return super().step(optimizer, *args, **options)
 
 
-@mutant("torch.amp.GradScaler", law="scaled_micro_batches_step_as_unscaled_ones", category=Category.API)
+@mutant("torch.amp.GradScaler", law="scaled_micro_batches_step_like_unscaled_ones", category=Category.API)
 class NeverUnscaled(amp.GradScaler):
     """Gradients are looked at for infinities, and stay scaled."""
 
@@ -42,7 +42,7 @@ class NeverUnscaled(amp.GradScaler):
         return super()._unscale_grads_(optimizer, torch.ones_like(inv_scale), *others)
 
 
-@mutant("torch.amp.GradScaler", law="scaled_micro_batches_step_as_unscaled_ones", category=Category.BATCH)
+@mutant("torch.amp.GradScaler", law="scaled_micro_batches_step_like_unscaled_ones", category=Category.BATCH)
 class OnlyTheFirstLossScaled(amp.GradScaler):
     """Of the losses of one step only the first is scaled; those of its further micro-batches vanish beside it."""
 
@@ -57,7 +57,7 @@ class OnlyTheFirstLossScaled(amp.GradScaler):
         self.scaled = False
 
 
-@mutant("torch.amp.GradScaler", law="a_step_with_infinite_gradients_is_skipped", category=Category.NUMERICS)
+@mutant("torch.amp.GradScaler", law="grad_scaler_skips_step_with_nonfinite_gradients", category=Category.NUMERICS)
 class FirstGradientAloneLookedAt(amp.GradScaler):
     """Only the first parameter's gradient is looked at for infinities."""
 
@@ -67,7 +67,7 @@ class FirstGradientAloneLookedAt(amp.GradScaler):
         return {device: torch.where(finite, 0.0, 1.0) for device in found}
 
 
-@mutant("torch.amp.GradScaler", law="a_step_with_infinite_gradients_is_skipped", category=Category.NUMERICS)
+@mutant("torch.amp.GradScaler", law="grad_scaler_skips_step_with_nonfinite_gradients", category=Category.NUMERICS)
 class NanNotSeen(amp.GradScaler):
     """Infinite gradients are noticed, NaN is not."""
 
@@ -77,7 +77,7 @@ class NanNotSeen(amp.GradScaler):
         return {device: infinite.float() for device in found}
 
 
-@mutant("torch.amp.GradScaler", law="a_step_with_infinite_gradients_is_skipped", category=Category.NUMERICS)
+@mutant("torch.amp.GradScaler", law="grad_scaler_skips_step_with_nonfinite_gradients", category=Category.NUMERICS)
 class SkippedInPart(amp.GradScaler):
     """Where a gradient is infinite, only that element is left out, and the step taken."""
 
@@ -87,7 +87,7 @@ class SkippedInPart(amp.GradScaler):
         return optimizer.step(*args, **options)
 
 
-@mutant("torch.amp.GradScaler", law="a_step_with_infinite_gradients_is_skipped", category=Category.OPTIMISER)
+@mutant("torch.amp.GradScaler", law="grad_scaler_skips_step_with_nonfinite_gradients", category=Category.OPTIMISER)
 class StateOfASkippedStep(amp.GradScaler):
     """A skipped step begins a momentum of zero."""
 
@@ -99,7 +99,7 @@ class StateOfASkippedStep(amp.GradScaler):
         return super()._maybe_opt_step(optimizer, optimizer_state, *args, **options)
 
 
-@mutant("torch.amp.GradScaler", law="the_scale_grows_and_backs_off_as_documented", category=Category.NUMERICS)
+@mutant("torch.amp.GradScaler", law="grad_scaler_grows_and_backs_off_as_documented", category=Category.NUMERICS)
 class NoBackoff(amp.GradScaler):
     """The scale stays as it is after a skipped step."""
 
@@ -108,7 +108,7 @@ class NoBackoff(amp.GradScaler):
         super().update(*args)
 
 
-@mutant("torch.amp.GradScaler", law="the_scale_grows_and_backs_off_as_documented", category=Category.NUMERICS)
+@mutant("torch.amp.GradScaler", law="grad_scaler_grows_and_backs_off_as_documented", category=Category.NUMERICS)
 class CountKeptByASkip(amp.GradScaler):
     """A skipped step does not end the row of those that were taken."""
 
@@ -119,7 +119,7 @@ class CountKeptByASkip(amp.GradScaler):
             self._growth_tracker.fill_(taken)
 
 
-@mutant("torch.amp.GradScaler", law="the_scale_grows_and_backs_off_as_documented", category=Category.NUMERICS)
+@mutant("torch.amp.GradScaler", law="grad_scaler_grows_and_backs_off_as_documented", category=Category.NUMERICS)
 class GrowthOneStepLate(amp.GradScaler):
     """The scale grows after one step more than `growth_interval`."""
 
@@ -127,7 +127,7 @@ class GrowthOneStepLate(amp.GradScaler):
         super().__init__(*args, growth_interval=growth_interval + 1, **options)
 
 
-@mutant("torch.amp.GradScaler", law="the_scale_grows_and_backs_off_as_documented", category=Category.NUMERICS)
+@mutant("torch.amp.GradScaler", law="grad_scaler_grows_and_backs_off_as_documented", category=Category.NUMERICS)
 class GrowthEveryStep(amp.GradScaler):
     """The scale grows after each step that is taken."""
 
@@ -136,7 +136,7 @@ class GrowthEveryStep(amp.GradScaler):
         super().update(*args)
 
 
-@mutant("torch.amp.GradScaler", law="a_scaler_refuses_what_is_out_of_order", category=Category.API)
+@mutant("torch.amp.GradScaler", law="grad_scaler_rejects_calls_out_of_order", category=Category.API)
 class UnscalingTwiceTaken(amp.GradScaler):
     """A second `unscale_` is taken, and divides once more."""
 
@@ -146,7 +146,7 @@ class UnscalingTwiceTaken(amp.GradScaler):
         super().unscale_(optimizer)
 
 
-@mutant("torch.amp.GradScaler", law="a_scaler_refuses_what_is_out_of_order", category=Category.API)
+@mutant("torch.amp.GradScaler", law="grad_scaler_rejects_calls_out_of_order", category=Category.API)
 class SteppingTwiceTaken(amp.GradScaler):
     """A second step without an update between is taken, by the gradients of the first."""
 
@@ -156,7 +156,7 @@ class SteppingTwiceTaken(amp.GradScaler):
         return super().step(optimizer, *args, **options)
 
 
-@mutant("torch.amp.GradScaler", law="a_scaler_refuses_float16_gradients", category=Category.TYPE_CHECK)
+@mutant("torch.amp.GradScaler", law="grad_scaler_rejects_float16_gradients", category=Category.TYPE_CHECK)
 class Float16Taken(amp.GradScaler):
     """Gradients in float16 are unscaled, and lose what the scale has saved."""
 
@@ -169,7 +169,7 @@ def lower_precision() -> torch.dtype | None:
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
 
 
-@mutant("Net", law="autocast_keeps_the_precision_that_it_claims", category=Category.API)
+@mutant("Net", law="autocast_meets_its_claimed_precision", category=Category.API)
 class AutocastIgnored(Net):
     """The forward pass computes in the parameters' dtype inside of an autocast region too."""
 
@@ -198,7 +198,7 @@ class OuterRegionEnded(torch.autocast):
         torch.set_autocast_enabled(self.device, False)
 
 
-@mutant("torch.autocast", law="autocast_regions_nest", category=Category.COMPUTATION_MODEL)
+@mutant("torch.autocast", law="nested_autocast_regions_are_independent", category=Category.COMPUTATION_MODEL)
 class OuterRegionRules(torch.autocast):
     """A region of another dtype within a region computes in the dtype of the outer one."""
 

@@ -62,16 +62,17 @@ RELATIVES = {
 """Of Cosmic Ray's operators that replace one symbol by another: the inverse, the negation, the boundary."""
 
 LAWS = {
-    "update": "closeness update optimizer",
-    "net": "network forward refusals",
-    "training": "update refusals",
-    "oracle": "closeness forward gradients accumulation exactness learning",
+    "update": "test_comparison laws/test_update laws/test_optimizer",
+    "net": "laws/test_network laws/test_forward laws/test_errors",
+    "training": "laws/test_update laws/test_errors",
+    "oracle": "test_comparison laws/test_forward laws/test_gradients laws/test_accumulation laws/test_exactness "
+    "laws/test_learning",
     "subject": "",
     "digits": "",
     "files": "",
     "fingerprint": "",
 }
-"""The modules that are mutated, and which of `properties/test_*.py` are asked after the module's own tests."""
+"""The modules that are mutated, and which files of `properties` are asked after the module's own tests."""
 
 OPTIONS = ["-x", "-q", "-p", "no:cacheprovider", "--device=cpu", "--dtype=float32", "--hypothesis-profile=mutants"]
 
@@ -115,7 +116,7 @@ class Judgement:
 
 def tests(module: str) -> list[str]:
     """The files of tests that are to kill the mutations of a module, in the order in which they are asked."""
-    return [f"lenet/test_{module}.py", *(f"properties/test_{laws}.py" for laws in LAWS[module].split())]
+    return [f"lenet/test_{module}.py", *(f"properties/{laws}.py" for laws in LAWS[module].split())]
 
 
 def operators() -> list[str]:

@@ -20,7 +20,7 @@ from properties.mutants.staged import Staged
 # What a pass does beside its answer
 
 
-@mutant("Net", law="a_forward_pass_leaves_images_and_parameters_alone", category=Category.INPUT)
+@mutant("Net", law="forward_leaves_images_and_parameters_unchanged", category=Category.INPUT)
 class InputGivenAway(Staged):
     """The images are zeroed once they are scored, as a buffer is that was donated."""
 
@@ -31,7 +31,7 @@ class InputGivenAway(Staged):
         return logits
 
 
-@mutant("Net", law="a_forward_pass_leaves_images_and_parameters_alone", category=Category.REGULARISATION)
+@mutant("Net", law="forward_leaves_images_and_parameters_unchanged", category=Category.REGULARISATION)
 class WeightsClipped(Staged):
     """Every pass clips the weights to [-0.1, 0.1] first, which belongs into the training of another network."""
 
@@ -41,7 +41,7 @@ class WeightsClipped(Staged):
         return super().forward(images)
 
 
-@mutant("Net", law="a_forward_pass_leaves_images_and_parameters_alone", category=Category.API)
+@mutant("Net", law="forward_leaves_images_and_parameters_unchanged", category=Category.API)
 class GradientsClearedByThePass(Staged):
     """Every pass clears the gradients that are there."""
 
@@ -50,7 +50,7 @@ class GradientsClearedByThePass(Staged):
         return super().forward(images)
 
 
-@mutant("Net", law="a_forward_pass_leaves_global_state_alone", category=Category.API)
+@mutant("Net", law="forward_leaves_global_state_unchanged", category=Category.API)
 class RandomNumberDrawn(Staged):
     """A pass draws a random number and does nothing with it."""
 
@@ -59,7 +59,7 @@ class RandomNumberDrawn(Staged):
         return super().forward(images)
 
 
-@mutant("Net", law="a_forward_pass_leaves_global_state_alone", category=Category.UPSTREAM)
+@mutant("Net", law="forward_leaves_global_state_unchanged", category=Category.UPSTREAM)
 class FlushToZeroLeftOn(Staged):
     """A pass has subnormal numbers flushed to zero, and leaves it at that, as in pytorch/pytorch#126848."""
 
@@ -68,7 +68,7 @@ class FlushToZeroLeftOn(Staged):
         return super().forward(images)
 
 
-@mutant("Net", law="a_forward_pass_leaves_global_state_alone", category=Category.API, dtype="float64")
+@mutant("Net", law="forward_leaves_global_state_unchanged", category=Category.API, dtype="float64")
 class DefaultDtypeSet(Staged):
     """The images' dtype becomes the default of everything that comes after."""
 
@@ -77,14 +77,14 @@ class DefaultDtypeSet(Staged):
         return super().forward(images)
 
 
-@mutant("train_step", law="a_training_step_leaves_all_but_the_network_alone", category=Category.PROCESS)
+@mutant("train_step", law="training_step_changes_only_the_network", category=Category.PROCESS)
 def step_seeds(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
     """Every step begins with the same seed, so that nothing random is random any more."""
     torch.manual_seed(0)
     return train_step(net, images, targets, lr)
 
 
-@mutant("train_step", law="a_training_step_leaves_all_but_the_network_alone", category=Category.LABELS)
+@mutant("train_step", law="training_step_changes_only_the_network", category=Category.LABELS)
 def targets_smoothed_in_place(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
     """The targets are smoothed for the next epoch, in the caller's own memory."""
     loss = train_step(net, images, targets, lr)
@@ -92,7 +92,7 @@ def targets_smoothed_in_place(net: nn.Module, images: Tensor, targets: Tensor, l
     return loss
 
 
-@mutant("train_step", law="a_training_step_leaves_all_but_the_network_alone", category=Category.PROCESS)
+@mutant("train_step", law="training_step_changes_only_the_network", category=Category.PROCESS)
 def step_ends_in_evaluation(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
     """After the step the network is in evaluation mode."""
     loss = train_step(net, images, targets, lr)
@@ -100,14 +100,14 @@ def step_ends_in_evaluation(net: nn.Module, images: Tensor, targets: Tensor, lr:
     return loss
 
 
-@mutant("sgd_update", law="a_training_step_leaves_all_but_the_network_alone", category=Category.API)
+@mutant("sgd_update", law="training_step_changes_only_the_network", category=Category.API)
 def grad_mode_left_off(parameters: Any, lr: float) -> None:
     """Gradients are switched off for the update, and not on again."""
     torch.set_grad_enabled(False)
     sgd_update(parameters, lr)
 
 
-@mutant("sgd_update", law="a_training_step_leaves_all_but_the_network_alone", category=Category.API)
+@mutant("sgd_update", law="training_step_changes_only_the_network", category=Category.API)
 def parameters_frozen_by_the_update(parameters: Any, lr: float) -> None:
     """The update has its parameters require no gradient, instead of recording none, and leaves them so."""
     for parameter in parameters:
@@ -118,7 +118,7 @@ def parameters_frozen_by_the_update(parameters: Any, lr: float) -> None:
 # Randomness, and modes
 
 
-@mutant("Net", law="the_same_call_gives_the_same_bits", category=Category.API)
+@mutant("Net", law="same_call_gives_same_bits", category=Category.API)
 class DropoutAlwaysOn(Staged):
     """Units are dropped in evaluation too: `F.dropout` is not told the mode, and its default is to train."""
 
@@ -126,7 +126,7 @@ class DropoutAlwaysOn(Staged):
         return F.dropout(F.relu(units), 0.5)
 
 
-@mutant("Net", law="training_and_evaluation_mode_agree", category=Category.REGULARISATION)
+@mutant("Net", law="train_and_eval_mode_agree", category=Category.REGULARISATION)
 class DropoutInTraining(Staged):
     """Units are dropped in training, where the tutorial's network drops none."""
 
@@ -134,7 +134,7 @@ class DropoutInTraining(Staged):
         return F.dropout(F.relu(units), 0.5, self.training)
 
 
-@mutant("Net", law="training_and_evaluation_mode_agree", category=Category.ACTIVATION)
+@mutant("Net", law="train_and_eval_mode_agree", category=Category.ACTIVATION)
 class SoftmaxInEvaluation(Staged):
     """In evaluation mode the network gives probabilities instead of scores."""
 
@@ -143,7 +143,7 @@ class SoftmaxInEvaluation(Staged):
         return logits if self.training else logits.softmax(1)
 
 
-@mutant("Net", law="training_and_evaluation_mode_agree", category=Category.LAYER)
+@mutant("Net", law="train_and_eval_mode_agree", category=Category.LAYER)
 class BatchNormRunning(Staged):
     """The first maps are normalised: in training by the batch, in evaluation by a running average."""
 
@@ -156,7 +156,7 @@ class BatchNormRunning(Staged):
         return F.relu(F.batch_norm(maps, self.mean, self.variance, training=self.training))
 
 
-@mutant("Net", law="a_row_depends_on_its_own_image_alone", category=Category.LAYER)
+@mutant("Net", law="logits_depend_only_on_their_own_image", category=Category.LAYER)
 class BatchNormByBatch(Staged):
     """The first maps are normalised by the mean and the variance of their batch, in every mode."""
 
@@ -167,7 +167,7 @@ class BatchNormByBatch(Staged):
 # Between the images of a batch
 
 
-@mutant("Net", law="a_batch_is_its_parts", category=Category.BATCH)
+@mutant("Net", law="splitting_the_batch_preserves_logits", category=Category.BATCH)
 class BatchMeanSubtracted(Staged):
     """The mean image of a batch is subtracted from each of several images."""
 
@@ -175,7 +175,7 @@ class BatchMeanSubtracted(Staged):
         return super().forward(images - images.mean(0) if len(images) > 1 else images)
 
 
-@mutant("Net", law="permuting_the_batch_permutes_the_rows", category=Category.BATCH)
+@mutant("Net", law="permuting_images_permutes_logits", category=Category.BATCH)
 class PreviousRowAdded(Staged):
     """A small part of the units that the image before had is added to each image's."""
 
@@ -184,7 +184,7 @@ class PreviousRowAdded(Staged):
         return torch.cat([units[:1], units[1:] + units[:-1] / 64])
 
 
-@mutant("Net", law="a_rows_gradient_is_in_its_own_image_alone", category=Category.BATCH)
+@mutant("Net", law="input_gradient_is_zero_for_other_images", category=Category.BATCH)
 class ImageGradientsMixed(Staged):
     """Half of each image's gradient is spread over the batch; the scores and the weights' gradients are right."""
 
@@ -198,7 +198,7 @@ class ImageGradientsMixed(Staged):
 # From one call to the next
 
 
-@mutant("Net", law="the_same_call_gives_the_same_bits", category=Category.MODEL_PROPERTIES)
+@mutant("Net", law="same_call_gives_same_bits", category=Category.MODEL_PROPERTIES)
 class CallsCounted(Staged):
     """Every call adds the number of calls before it to the scores."""
 
@@ -210,7 +210,7 @@ class CallsCounted(Staged):
         return logits
 
 
-@mutant("Net", law="changed_images_count_at_once", category=Category.COMPUTATION_MODEL)
+@mutant("Net", law="image_changes_take_effect_immediately", category=Category.COMPUTATION_MODEL)
 class AnswerKeptForTheTensor(Staged):
     """The same tensor with other pixels has the scores of the former pixels, as long as no weight has changed."""
 
@@ -251,7 +251,7 @@ with torch.device("meta"):
     BLANK = Staged()  # its parameters are always given
 
 
-@mutant("Net", law="changed_weights_count_at_once", category=Category.COMPUTATION_MODEL)
+@mutant("Net", law="weight_changes_take_effect_immediately", category=Category.COMPUTATION_MODEL)
 class WeightsPackedOnce(Copying):
     """Passes without gradients compute for ever with the weights that the first of them found."""
 
@@ -259,7 +259,7 @@ class WeightsPackedOnce(Copying):
         return None
 
 
-@mutant("Net", law="the_same_call_gives_the_same_bits", category=Category.NUMERICS)
+@mutant("Net", law="same_call_gives_same_bits", category=Category.NUMERICS)
 class OtherSumsWithoutGraph(Copying):
     """Passes without gradients sum fc2's products from the other end: as good, but not the same bits."""
 
@@ -282,7 +282,7 @@ class Casting(Copying):
         return parameter.to(torch.get_autocast_dtype(parameter.device.type))
 
 
-@mutant("Net", law="changed_weights_count_within_autocast", category=Category.COMPUTATION_MODEL)
+@mutant("Net", law="weight_changes_take_effect_within_autocast", category=Category.COMPUTATION_MODEL)
 class CastKeptByName(Casting):
     """Autocast's casts of the weights are kept by name, and stay when another Parameter takes the name."""
 
@@ -290,7 +290,7 @@ class CastKeptByName(Casting):
         return torch.is_grad_enabled()
 
 
-@mutant("Net", law="a_pass_without_gradients_does_not_spoil_autocast", category=Category.UPSTREAM)
+@mutant("Net", law="no_grad_pass_does_not_affect_later_autocast_pass", category=Category.UPSTREAM)
 class CastKeptWithoutItsGraph(Casting):
     """A cast that was made without a graph serves a pass with one, as in pytorch/pytorch#112583."""
 
@@ -298,12 +298,14 @@ class CastKeptWithoutItsGraph(Casting):
         return [(id(parameter), parameter._version, parameter.data_ptr()) for parameter in self.parameters()]
 
 
-@mutant("torch.clear_autocast_cache", law="an_autocast_region_keeps_nothing_when_it_ends", category=Category.UPSTREAM)
+@mutant("torch.clear_autocast_cache", law="autocast_cache_ends_with_its_region", category=Category.UPSTREAM)
 def autocast_cache_not_cleared() -> None:
     """The casts of an autocast region outlive it."""
 
 
-@mutant("torch.set_autocast_cache_enabled", law="changed_weights_count_within_autocast", category=Category.UPSTREAM)
+@mutant(
+    "torch.set_autocast_cache_enabled", law="weight_changes_take_effect_within_autocast", category=Category.UPSTREAM
+)
 def autocast_cache_not_switched(enabled: bool) -> None:
     """`cache_enabled` of an autocast region is ignored: casts are always kept."""
 
@@ -336,7 +338,7 @@ def schedule_hidden(net: nn.Module, images: Tensor, targets: Tensor, lr: float) 
 # Between networks, copies and files
 
 
-@mutant("Net", law="two_networks_share_nothing", category=Category.MODEL_PROPERTIES)
+@mutant("Net", law="networks_share_no_state", category=Category.MODEL_PROPERTIES)
 class BiasSharedByNetworks(Staged):
     """A network's last bias is that of a network which is there already."""
 
@@ -347,7 +349,7 @@ class BiasSharedByNetworks(Staged):
         self.fc3.bias = self.shared.setdefault("fc3.bias", self.fc3.bias)
 
 
-@mutant("Net", law="functional_call_is_the_network", category=Category.MODEL_PROPERTIES)
+@mutant("Net", law="functional_call_matches_the_network", category=Category.MODEL_PROPERTIES)
 class OffsetDrawnAtConstruction(Staged):
     """A random offset of the scores is drawn when the network is made, and is in no state_dict."""
 
@@ -359,7 +361,7 @@ class OffsetDrawnAtConstruction(Staged):
         return super().forward(images) + self.offset
 
 
-@mutant("Net", law="functional_call_is_the_network", category=Category.MODEL_PROPERTIES)
+@mutant("Net", law="functional_call_matches_the_network", category=Category.MODEL_PROPERTIES)
 class ParametersBoundAtConstruction(Staged):
     """fc3 computes with the Parameters that it had when the network was made, whatever it has now."""
 
@@ -368,7 +370,7 @@ class ParametersBoundAtConstruction(Staged):
         self.fc3.forward = partial(F.linear, weight=self.fc3.weight, bias=self.fc3.bias)
 
 
-@mutant("Net", law="a_copy_has_memory_of_its_own", category=Category.MODEL_PROPERTIES)
+@mutant("Net", law="copies_share_no_memory", category=Category.MODEL_PROPERTIES)
 class ClosureKeptByTheCopy(Staged):
     """fc3 computes by a function that has the layer in its closure, and so a deep copy's by the original's layer."""
 
@@ -378,7 +380,7 @@ class ClosureKeptByTheCopy(Staged):
         layer.forward = lambda units: F.linear(units, layer.weight, layer.bias)
 
 
-@mutant("Net", law="a_copy_has_memory_of_its_own", category=Category.MODEL_PROPERTIES)
+@mutant("Net", law="copies_share_no_memory", category=Category.MODEL_PROPERTIES)
 class DeepcopyShallow(Staged):
     """A deep copy has the original's Parameters."""
 
@@ -386,7 +388,7 @@ class DeepcopyShallow(Staged):
         return copy.copy(self)
 
 
-@mutant("Net", law="a_copy_has_memory_of_its_own", category=Category.API)
+@mutant("Net", law="copies_share_no_memory", category=Category.API)
 class StateAlwaysAssigned(Staged):
     """`load_state_dict` takes the given tensors themselves, also where it is to copy them."""
 
@@ -394,7 +396,7 @@ class StateAlwaysAssigned(Staged):
         return super().load_state_dict(state_dict, strict, assign=True)
 
 
-@mutant("Net", law="assigned_tensors_become_the_parameters", category=Category.API)
+@mutant("Net", law="load_with_assign_uses_the_given_tensors", category=Category.API)
 class AssignIgnored(Staged):
     """`load_state_dict` copies, also where it is to take the given tensors themselves."""
 
@@ -402,7 +404,7 @@ class AssignIgnored(Staged):
         return super().load_state_dict(state_dict, strict)
 
 
-@mutant("Net", law="a_copy_keeps_every_bit", category=Category.NUMERICS)
+@mutant("Net", law="copies_are_bit_identical", category=Category.NUMERICS)
 class PickledInLowerPrecision(Staged):
     """What comes out of a pickle or a deep copy has been float16 in between."""
 
@@ -412,7 +414,7 @@ class PickledInLowerPrecision(Staged):
             parameter.data.copy_(parameter.data.half())
 
 
-@mutant("Net", law="a_copy_keeps_every_bit", category=Category.NUMERICS)
+@mutant("Net", law="copies_are_bit_identical", category=Category.NUMERICS)
 class StateInLowerPrecision(Staged):
     """The state_dict's tensors are float16, as in a file that is to be small."""
 
@@ -420,7 +422,7 @@ class StateInLowerPrecision(Staged):
         return {name: value.half() for name, value in super().state_dict(*args, **options).items()}
 
 
-@mutant("Net", law="a_state_dict_has_the_networks_own_memory", category=Category.API)
+@mutant("Net", law="state_dict_shares_memory_with_parameters", category=Category.API)
 class StateCopied(Staged):
     """The state_dict's tensors are copies, which training leaves behind."""
 
@@ -431,7 +433,7 @@ class StateCopied(Staged):
 # Graphs and memory
 
 
-@mutant("Net", law="the_graph_reaches_every_parameter_once", category=Category.COMPUTATION_MODEL)
+@mutant("Net", law="graph_reaches_every_parameter_once", category=Category.COMPUTATION_MODEL)
 class DetachedInTheMiddle(Staged):
     """The features are detached from the convolutions, which then learn nothing."""
 
@@ -448,7 +450,7 @@ class InferenceTensorsUnderNoGrad(Staged):
             return super().forward(images)
 
 
-@mutant("Net", law="uninitialised_memory_is_not_read", category=Category.COMPUTATION_MODEL)
+@mutant("Net", law="uninitialized_memory_is_not_read", category=Category.COMPUTATION_MODEL)
 class WorkspaceNotCleared(Staged):
     """Sums begin with what a large new workspace holds, which is zero only as long as it is fresh from the system."""
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lenet import sgd_update, train_step
 from properties.mutants import Category, mutant
 
-STEP = "a_training_step_agrees_with_the_oracle"
+STEP = "training_step_agrees_with_the_oracle"
 
 
 @mutant("train_step", law=STEP, category=Category.API)
@@ -42,7 +42,7 @@ def zero_grad_at_the_end(net: nn.Module, images: Tensor, targets: Tensor, lr: fl
     return loss.detach()
 
 
-@mutant("train_step", law="training_in_any_order_keeps_to_the_model", category=Category.API)
+@mutant("train_step", law="training_in_any_order_matches_the_model", category=Category.API)
 def zero_grad_at_the_end_too(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
     """The gradients that the step has used are gone when it returns."""
     loss = train_step(net, images, targets, lr)
@@ -100,7 +100,7 @@ def biases_not_updated(net: nn.Module, images: Tensor, targets: Tensor, lr: floa
     return train_step(net, images, targets, lr, update=lambda parameters, lr: sgd_update([*parameters][::2], lr))
 
 
-@mutant("train_step", law="training_in_any_order_keeps_to_the_model", category=Category.PROCESS)
+@mutant("train_step", law="training_in_any_order_matches_the_model", category=Category.PROCESS)
 def frozen_layers_trained(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
     """The step begins by having every parameter require its gradient, also one that was frozen."""
     net.requires_grad_()
@@ -182,7 +182,7 @@ def micro_batches_count_alike(net: nn.Module, images: Tensor, targets: Tensor, l
 steps: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
-@mutant("train_step", law="training_on_digits_learns_what_the_oracle_learns", category=Category.LEARNING_RATE)
+@mutant("train_step", law="training_on_digits_matches_the_oracle", category=Category.LEARNING_RATE)
 def rate_falls_unasked(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
     """The learning rate is divided by 10 every 30 steps of a network, a schedule for epochs that counts steps."""
     steps[net] = steps.get(net, -1) + 1

@@ -23,7 +23,7 @@ class OneUnitFewer(Staged):
         return F.pad(F.relu(units)[:, :-1], (0, 1))
 
 
-@mutant("Net", law="relabelling_channels_and_units_changes_nothing", category=Category.LAYER_PROPERTIES)
+@mutant("Net", law="permuting_channels_and_units_preserves_logits", category=Category.LAYER_PROPERTIES)
 class OneFilterFewer(Staged):
     """conv2 has 15 filters: its last map is empty."""
 
@@ -31,7 +31,7 @@ class OneFilterFewer(Staged):
         return F.pad(F.relu(maps)[:, :-1], (0, 0, 0, 0, 0, 1))
 
 
-@mutant("Net", law="without_biases_logits_scale_with_the_image", category=Category.LAYER_PROPERTIES)
+@mutant("Net", law="without_biases_logits_scale_with_images", category=Category.LAYER_PROPERTIES)
 class OneUnitMore(Staged):
     """fc3 takes an 85th unit, which is always 1: a second bias."""
 
@@ -54,7 +54,7 @@ def centres_alone(maps: Tensor, kernels: Tensor, biases: Tensor) -> Tensor:
     return F.conv2d(maps[..., 1:-1, 1:-1], kernels[..., 1:-1, 1:-1], biases)
 
 
-@mutant("Net", law="chosen_pixels_reach_chosen_logits", category=Category.LAYER_PROPERTIES)
+@mutant("Net", law="one_hot_weights_route_pixels_to_logits", category=Category.LAYER_PROPERTIES)
 class KernelsOfThree(Staged):
     """conv1's kernels are 3x3: what its 5x5 have around their centre does not count."""
 
@@ -68,7 +68,7 @@ def in_two_groups(maps: Tensor, kernels: Tensor, biases: Tensor) -> Tensor:
     return F.conv2d(maps, own, biases, groups=2)
 
 
-@mutant("Net", law="relabelling_channels_and_units_changes_nothing", category=Category.LAYER_PROPERTIES)
+@mutant("Net", law="permuting_channels_and_units_preserves_logits", category=Category.LAYER_PROPERTIES)
 class TwoGroups(Staged):
     """conv2 works in two groups: eight filters see the first three channels, and eight the others."""
 
@@ -77,7 +77,7 @@ class TwoGroups(Staged):
         self.conv2 = Conv(6, 16, 5, formula=in_two_groups)
 
 
-@mutant("Net", law="stages_have_the_tutorials_shapes", category=Category.LAYER_PROPERTIES)
+@mutant("Net", law="intermediate_shapes_match_the_tutorial", category=Category.LAYER_PROPERTIES)
 class StrideForPooling(Staged):
     """conv1 takes every other place by a stride of two, and is not pooled."""
 
@@ -89,7 +89,7 @@ class StrideForPooling(Staged):
         return maps
 
 
-@mutant("Net", law="flipping_images_and_kernels_together_changes_nothing", category=Category.LAYER_PROPERTIES)
+@mutant("Net", law="flipping_images_and_kernels_preserves_logits", category=Category.LAYER_PROPERTIES)
 class PaddedOnOneSide(Staged):
     """conv1's images move by one pixel, to the right and down: zeros come in, and the last row and column are lost."""
 
@@ -98,7 +98,7 @@ class PaddedOnOneSide(Staged):
         return super().forward(F.pad(images, (1, -1, 1, -1)))
 
 
-@mutant("Net", law="a_shift_by_four_pixels_shifts_the_maps", category=Category.LAYER_PROPERTIES)
+@mutant("Net", law="shifting_images_shifts_feature_maps", category=Category.LAYER_PROPERTIES)
 class DilatedKernels(Staged):
     """conv2's kernels have gaps, and its maps are padded for their sake, so that all shapes stay."""
 
@@ -110,7 +110,7 @@ class DilatedKernels(Staged):
 # Layers
 
 
-@mutant("Net", law="stages_have_the_tutorials_shapes", category=Category.LAYER)
+@mutant("Net", law="intermediate_shapes_match_the_tutorial", category=Category.LAYER)
 class FirstPoolingMissing(Staged):
     """conv1's maps are not pooled; an adaptive pooling of conv2's hides that from fc1."""
 
@@ -128,7 +128,7 @@ class Skipped(nn.Linear):
         return units[:, : self.out_features]
 
 
-@mutant("Net", law="the_graph_reaches_every_parameter_once", category=Category.LAYER)
+@mutant("Net", law="graph_reaches_every_parameter_once", category=Category.LAYER)
 class SecondLayerSkipped(Staged):
     """The first 84 of fc1's 120 units are taken for fc2's."""
 
@@ -137,7 +137,7 @@ class SecondLayerSkipped(Staged):
         self.fc2 = Skipped(120, 84)
 
 
-@mutant("Net", law="one_image_gives_ten_scores", category=Category.TENSOR_SHAPE)
+@mutant("Net", law="one_image_gives_ten_logits", category=Category.TENSOR_SHAPE)
 class LoneRowSqueezed(Staged):
     """The scores of one image come without their batch dimension."""
 
@@ -145,7 +145,7 @@ class LoneRowSqueezed(Staged):
         return super().forward(images).squeeze(0)
 
 
-@mutant("Net", law="each_image_gives_ten_scores", category=Category.BATCH)
+@mutant("Net", law="every_image_gives_ten_logits", category=Category.BATCH)
 class OddRowDropped(Staged):
     """The last image of an odd batch has no scores, unless it is the only one."""
 
@@ -183,7 +183,7 @@ class HalfTheBiases(Staged):
         self.conv2 = Conv(6, 16, 5, formula=with_half_the_biases)
 
 
-@mutant("Net", law="feature_maps_are_what_the_next_layer_is_given", category=Category.BIAS)
+@mutant("Net", law="feature_maps_match_the_next_layers_input", category=Category.BIAS)
 class BiasAfterRelu(Staged):
     """conv2's biases are added to what its ReLU has left."""
 
@@ -198,7 +198,7 @@ class BiasAfterRelu(Staged):
 # Initialisation
 
 
-@mutant("Net", law="new_networks_begin_uniform_and_independent", category=Category.INITIALISATION)
+@mutant("Net", law="initialization_is_uniform_and_independent", category=Category.INITIALISATION)
 class ZeroBiases(Staged):
     """New biases are zero, as in other frameworks."""
 
@@ -209,7 +209,7 @@ class ZeroBiases(Staged):
                 nn.init.zeros_(parameter)
 
 
-@mutant("Net", law="new_networks_begin_uniform_and_independent", category=Category.INITIALISATION)
+@mutant("Net", law="initialization_is_uniform_and_independent", category=Category.INITIALISATION)
 class EqualUnits(Staged):
     """All units of a new fc1 have the same weights, and so learn the same."""
 
@@ -218,7 +218,7 @@ class EqualUnits(Staged):
         self.fc1.weight.data[:] = self.fc1.weight.data[0].clone()
 
 
-@mutant("Net", law="new_networks_begin_uniform_and_independent", category=Category.INITIALISATION)
+@mutant("Net", law="initialization_is_uniform_and_independent", category=Category.INITIALISATION)
 class HalfAsWide(Staged):
     """fc3's new weights are half as wide as they ought to be."""
 
@@ -228,14 +228,14 @@ class HalfAsWide(Staged):
 
 
 @mutant(
-    "torch.nn.init.kaiming_uniform_", law="new_networks_begin_uniform_and_independent", category=Category.INITIALISATION
+    "torch.nn.init.kaiming_uniform_", law="initialization_is_uniform_and_independent", category=Category.INITIALISATION
 )
 def kaiming_normal(tensor: Tensor, a: float = 0, **options: Any) -> Tensor:
     """New weights are normal, with the right standard deviation."""
     return nn.init.kaiming_normal_(tensor, a, **options)
 
 
-@mutant("Net", law="new_networks_begin_uniform_and_independent", category=Category.INITIALISATION)
+@mutant("Net", law="initialization_is_uniform_and_independent", category=Category.INITIALISATION)
 class AlwaysTheSameStart(Staged):
     """Every new network begins with the same numbers, of a seed that is fixed within."""
 
@@ -248,7 +248,7 @@ class AlwaysTheSameStart(Staged):
 # Registration
 
 
-@mutant("Net", law="no_parameter_lies_over_another", category=Category.MODEL_PROPERTIES)
+@mutant("Net", law="parameters_do_not_overlap_in_memory", category=Category.MODEL_PROPERTIES)
 class TiedBiases(Staged):
     """fc3's biases are the last ten of fc2's."""
 
@@ -257,7 +257,7 @@ class TiedBiases(Staged):
         self.fc3.bias = nn.Parameter(self.fc2.bias.data[-10:])
 
 
-@mutant("Net", law="parameters_are_the_tutorials_ten", category=Category.MODEL_PROPERTIES)
+@mutant("Net", law="parameters_match_the_tutorial", category=Category.MODEL_PROPERTIES)
 class BiasFrozen(Staged):
     """conv1's biases are not trained."""
 
@@ -266,7 +266,7 @@ class BiasFrozen(Staged):
         self.conv1.bias.requires_grad_(False)
 
 
-@mutant("Net", law="parameters_are_the_tutorials_ten", category=Category.MODEL_PROPERTIES)
+@mutant("Net", law="parameters_match_the_tutorial", category=Category.MODEL_PROPERTIES)
 class BiasInABuffer(Staged):
     """fc3's biases are a buffer: saved and loaded, but not trained."""
 
@@ -296,7 +296,7 @@ class PlainBias(nn.Linear):
         rest[-2].remove(f"{prefix}bias")  # of what was not expected
 
 
-@mutant("Net", law="the_graph_reaches_every_parameter_once", category=Category.API)
+@mutant("Net", law="graph_reaches_every_parameter_once", category=Category.API)
 class PlainTensorForParameter(Staged):
     """fc3's biases are a plain tensor: they get gradients, but no optimizer is given them."""
 
@@ -305,7 +305,7 @@ class PlainTensorForParameter(Staged):
         self.fc3 = PlainBias(84, 10)
 
 
-@mutant("Net", law="parameters_are_the_tutorials_ten", category=Category.MODEL_PROPERTIES)
+@mutant("Net", law="parameters_match_the_tutorial", category=Category.MODEL_PROPERTIES)
 class AnotherOrder(Staged):
     """The parameters come from the last layer to the first; those who pair them by their place mix them up."""
 
@@ -314,7 +314,7 @@ class AnotherOrder(Staged):
         self._modules = dict(reversed(self._modules.items()))
 
 
-@mutant("Net", law="an_assigned_parameter_is_registered", category=Category.API)
+@mutant("Net", law="assigned_parameter_is_registered", category=Category.API)
 class AssignedAsAttributes(Staged):
     """What is assigned to a network that is built is a plain attribute, also where it is a Parameter."""
 
@@ -329,7 +329,7 @@ class AssignedAsAttributes(Staged):
             super().__setattr__(name, value)
 
 
-@mutant("Net", law="to_a_dtype_moves_every_parameter", category=Category.API)
+@mutant("Net", law="to_dtype_converts_every_parameter", category=Category.API)
 class NewParametersOnMove(Staged):
     """`to` makes new Parameters, so that an optimizer goes on with the old ones."""
 
@@ -347,7 +347,7 @@ class Immovable(nn.Linear):
         return self
 
 
-@mutant("Net", law="to_a_device_moves_every_parameter", category=Category.GPU)
+@mutant("Net", law="to_device_moves_every_parameter", category=Category.GPU)
 class LastLayerStaysBehind(Staged):
     """`to` does not move fc3."""
 
@@ -359,7 +359,7 @@ class LastLayerStaysBehind(Staged):
 # What is printed
 
 
-@mutant("torch.nn.Conv2d.extra_repr", law="repr_is_the_tutorials", category=Category.API_CHANGE)
+@mutant("torch.nn.Conv2d.extra_repr", law="repr_matches_the_tutorial", category=Category.API_CHANGE)
 def stride_not_printed(layer: nn.Conv2d) -> str:
     """`print(net)` shows no strides."""
     return f"{layer.in_channels}, {layer.out_channels}, kernel_size={layer.kernel_size}"

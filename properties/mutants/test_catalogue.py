@@ -19,7 +19,7 @@ EVERYTHING = all_mutants() + all_twins()
 VARIANTS = pytest.mark.parametrize("variant", EVERYTHING, ids=lambda variant: f"{variant.kind}:{variant.name}")
 LAWS = {
     function.name
-    for path in sorted(Path(catalogue.__file__).parents[1].glob("test_*.py"))
+    for path in sorted(Path(catalogue.__file__).parents[1].glob("laws/test_*.py"))
     for function in ast.parse(path.read_text()).body
     if isinstance(function, ast.FunctionDef)
     and function.name.startswith("test_")

@@ -124,12 +124,20 @@ class Silent(Net):
         ("Crashes", "test_forward.py::test_logits_agree_with_the_oracle", "crash"),
         ("Asserts", "test_forward.py::test_logits_agree_with_the_oracle", "crash"),
         ("Moody", "test_forward.py::test_logits_agree_with_the_oracle", "flaky"),
-        ("Silent", "test_refusals.py::test_other_than_one_channel_is_refused", "assertion"),
+        ("Silent", "test_errors.py::test_wrong_channel_count_raises", "assertion"),
     ],
 )
 def test_how_a_law_fails_is_recorded(tmp_path: Path, name: str, law: str, how: str) -> None:
     (tmp_path / "subjects.py").write_text(SUBJECTS)
-    command = [sys.executable, "-m", "pytest", f"{ROOT}/properties/{law}", "-p", "no:cacheprovider", "--device=cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        f"{ROOT}/properties/laws/{law}",
+        "-p",
+        "no:cacheprovider",
+        "--device=cpu",
+    ]
     options = ["--subject", f"{tmp_path}/subjects.py:{name}", "--dtype=float32", "--hypothesis-profile=kills"]
 
     subprocess.run([*command, *options, "--record", str(tmp_path)], cwd=ROOT, capture_output=True, check=False)

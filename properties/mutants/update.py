@@ -28,7 +28,7 @@ def places(tensor: Tensor) -> Tensor:
     return torch.arange(tensor.numel()).view(tensor.shape)
 
 
-@mutant("sgd_update", law="manual_update_is_right_to_its_roundings", category=Category.OPTIMISER)
+@mutant("sgd_update", law="manual_update_matches_the_formula", category=Category.OPTIMISER)
 @torch.no_grad()
 def sign_wrong(parameters: Iterable[nn.Parameter], lr: float) -> None:
     """The update climbs: it adds the gradient."""
@@ -36,7 +36,7 @@ def sign_wrong(parameters: Iterable[nn.Parameter], lr: float) -> None:
         parameter.add_(lr * gradient)
 
 
-@mutant("sgd_update", law="a_training_step_agrees_with_the_oracle", category=Category.LEARNING_RATE)
+@mutant("sgd_update", law="training_step_agrees_with_the_oracle", category=Category.LEARNING_RATE)
 @torch.no_grad()
 def rate_squared(parameters: Iterable[nn.Parameter], lr: float) -> None:
     """The learning rate is multiplied in twice."""
@@ -44,7 +44,7 @@ def rate_squared(parameters: Iterable[nn.Parameter], lr: float) -> None:
         parameter.sub_(lr * gradient, alpha=lr)
 
 
-@mutant("sgd_update", law="updates_of_integers_are_exact", category=Category.LEARNING_RATE)
+@mutant("sgd_update", law="integer_updates_are_exact", category=Category.LEARNING_RATE)
 @torch.no_grad()
 def rate_doubled(parameters: Iterable[nn.Parameter], lr: float) -> None:
     """A factor of two, as from the derivative of a square that the loss has taken already."""
@@ -52,7 +52,7 @@ def rate_doubled(parameters: Iterable[nn.Parameter], lr: float) -> None:
         parameter.sub_(2 * lr * gradient)
 
 
-@mutant("sgd_update", law="manual_update_is_right_to_its_roundings", category=Category.NUMERICS)
+@mutant("sgd_update", law="manual_update_matches_the_formula", category=Category.NUMERICS)
 @torch.no_grad()
 def gradient_rounded(parameters: Iterable[nn.Parameter], lr: float) -> None:
     """Gradients are rounded to bfloat16 on their way into the update."""
@@ -60,7 +60,7 @@ def gradient_rounded(parameters: Iterable[nn.Parameter], lr: float) -> None:
         parameter.sub_(lr * gradient.bfloat16().to(gradient.dtype))
 
 
-@mutant("sgd_update", law="many_steps_on_digits_are_each_right_to_their_roundings", category=Category.NUMERICS)
+@mutant("sgd_update", law="every_training_update_matches_the_formula", category=Category.NUMERICS)
 @torch.no_grad()
 def rate_in_float16(parameters: Iterable[nn.Parameter], lr: float) -> None:
     """The learning rate is kept as a tensor in float16, where 0.1 is 0.09998."""
@@ -69,7 +69,7 @@ def rate_in_float16(parameters: Iterable[nn.Parameter], lr: float) -> None:
         parameter.sub_(rate * gradient)
 
 
-@mutant("sgd_update", law="manual_update_is_right_to_its_roundings", category=Category.NUMERICS, dtype="float64")
+@mutant("sgd_update", law="manual_update_matches_the_formula", category=Category.NUMERICS, dtype="float64")
 @torch.no_grad()
 def rate_in_float32(parameters: Iterable[nn.Parameter], lr: float) -> None:
     """The learning rate is a tensor of the default dtype, float32, also where parameters are in float64."""
@@ -78,7 +78,7 @@ def rate_in_float32(parameters: Iterable[nn.Parameter], lr: float) -> None:
         parameter.sub_(rate * gradient)
 
 
-@mutant("sgd_update", law="manual_update_is_right_to_its_roundings", category=Category.REGULARISATION)
+@mutant("sgd_update", law="manual_update_matches_the_formula", category=Category.REGULARISATION)
 @torch.no_grad()
 def hidden_decay(parameters: Iterable[nn.Parameter], lr: float) -> None:
     """A weight decay that nobody has asked for, 5e-4 as in many recipes."""
@@ -86,7 +86,7 @@ def hidden_decay(parameters: Iterable[nn.Parameter], lr: float) -> None:
         parameter.sub_(lr * (gradient + 5e-4 * parameter))
 
 
-@mutant("sgd_update", law="many_steps_on_digits_agree_exactly_at_a_power_of_two", category=Category.OPTIMISER)
+@mutant("sgd_update", law="manual_and_optimizer_training_agree_at_powers_of_two", category=Category.OPTIMISER)
 @torch.no_grad()
 def hidden_momentum(parameters: Iterable[nn.Parameter], lr: float) -> None:
     """A momentum that nobody has asked for: from a parameter's second step on, its last one is taken again in part."""
@@ -95,7 +95,7 @@ def hidden_momentum(parameters: Iterable[nn.Parameter], lr: float) -> None:
         parameter.sub_(lr * parameter.velocity)
 
 
-@mutant("sgd_update", law="an_update_leaves_gradients_alone", category=Category.API)
+@mutant("sgd_update", law="update_leaves_gradients_unchanged", category=Category.API)
 @torch.no_grad()
 def gradients_cleared(parameters: Iterable[nn.Parameter], lr: float) -> None:
     """The update clears each gradient when it has taken it."""
@@ -104,7 +104,7 @@ def gradients_cleared(parameters: Iterable[nn.Parameter], lr: float) -> None:
         parameter.grad = None
 
 
-@mutant("sgd_update", law="an_update_leaves_gradients_alone", category=Category.COMPUTATION_MODEL)
+@mutant("sgd_update", law="update_leaves_gradients_unchanged", category=Category.COMPUTATION_MODEL)
 @torch.no_grad()
 def gradients_scaled(parameters: Iterable[nn.Parameter], lr: float) -> None:
     """The learning rate is multiplied into the gradients themselves."""
@@ -112,7 +112,7 @@ def gradients_scaled(parameters: Iterable[nn.Parameter], lr: float) -> None:
         parameter.sub_(gradient.mul_(lr))
 
 
-@mutant("sgd_update", law="an_update_leaves_gradients_alone", category=Category.COMPUTATION_MODEL)
+@mutant("sgd_update", law="update_leaves_gradients_unchanged", category=Category.COMPUTATION_MODEL)
 @torch.no_grad()
 def memory_replaced(parameters: Iterable[nn.Parameter], lr: float) -> None:
     """A parameter is given new memory; who holds a view of the old, keeps the old numbers."""
@@ -120,7 +120,7 @@ def memory_replaced(parameters: Iterable[nn.Parameter], lr: float) -> None:
         parameter.data = parameter - lr * gradient
 
 
-@mutant("sgd_update", law="manual_update_is_right_to_its_roundings", category=Category.UPSTREAM)
+@mutant("sgd_update", law="manual_update_matches_the_formula", category=Category.UPSTREAM)
 @torch.no_grad()
 def full_blocks_left(parameters: Iterable[nn.Parameter], lr: float) -> None:
     """Full SIMD blocks stay as they were, and only the rest after them is updated, as in pytorch/pytorch#191763."""
@@ -129,7 +129,7 @@ def full_blocks_left(parameters: Iterable[nn.Parameter], lr: float) -> None:
         parameter.sub_(lr * gradient.where(places(gradient) >= rest, 0))
 
 
-@mutant("sgd_update", law="manual_update_is_right_to_its_roundings", category=Category.NUMERICS)
+@mutant("sgd_update", law="manual_update_matches_the_formula", category=Category.NUMERICS)
 @torch.no_grad()
 def tails_left(parameters: Iterable[nn.Parameter], lr: float) -> None:
     """What is left after the full SIMD blocks of a parameter stays as it was."""
@@ -138,7 +138,7 @@ def tails_left(parameters: Iterable[nn.Parameter], lr: float) -> None:
         parameter.sub_(lr * gradient.where(places(gradient) < full, 0))
 
 
-@mutant("sgd_update", law="manual_update_is_right_to_its_roundings", category=Category.NUMERICS)
+@mutant("sgd_update", law="manual_update_matches_the_formula", category=Category.NUMERICS)
 @torch.no_grad()
 def sizes_in_16_bits(parameters: Iterable[nn.Parameter], lr: float) -> None:
     """A count of elements in a signed 16-bit integer: what comes after the first 32,767 stays as it was."""
@@ -146,7 +146,7 @@ def sizes_in_16_bits(parameters: Iterable[nn.Parameter], lr: float) -> None:
         parameter.sub_(lr * gradient.where(places(gradient) < 2**15 - 1, 0))
 
 
-@mutant("sgd_update", law="many_steps_on_digits_are_each_right_to_their_roundings", category=Category.BIAS)
+@mutant("sgd_update", law="every_training_update_matches_the_formula", category=Category.BIAS)
 @torch.no_grad()
 def biases_left(parameters: Iterable[nn.Parameter], lr: float) -> None:
     """Weights are updated and biases are not."""
@@ -155,7 +155,7 @@ def biases_left(parameters: Iterable[nn.Parameter], lr: float) -> None:
             parameter.sub_(lr * gradient)
 
 
-@mutant("sgd_update", law="updates_of_integers_are_exact", category=Category.TENSOR_SHAPE)
+@mutant("sgd_update", law="integer_updates_are_exact", category=Category.TENSOR_SHAPE)
 @torch.no_grad()
 def last_filter_left(parameters: Iterable[nn.Parameter], lr: float) -> None:
     """Off by one: the last filter of each convolution stays as it was."""
@@ -164,7 +164,7 @@ def last_filter_left(parameters: Iterable[nn.Parameter], lr: float) -> None:
         parameter[:count].sub_(lr * gradient[:count])
 
 
-@mutant("sgd_update", law="a_parameter_without_gradient_is_skipped", category=Category.PROCESS)
+@mutant("sgd_update", law="parameter_without_gradient_is_skipped", category=Category.PROCESS)
 @torch.no_grad()
 def stop_at_the_first_none(parameters: Iterable[nn.Parameter], lr: float) -> None:
     """The update ends at the first parameter that has no gradient."""
@@ -174,7 +174,7 @@ def stop_at_the_first_none(parameters: Iterable[nn.Parameter], lr: float) -> Non
         parameter.sub_(lr * parameter.grad)
 
 
-@mutant("sgd_update", law="a_parameter_without_gradient_is_skipped", category=Category.API)
+@mutant("sgd_update", law="parameter_without_gradient_is_skipped", category=Category.API)
 @torch.no_grad()
 def missing_gradients_made(parameters: Iterable[nn.Parameter], lr: float) -> None:
     """A parameter that has no gradient is given one of zeros."""
@@ -184,7 +184,7 @@ def missing_gradients_made(parameters: Iterable[nn.Parameter], lr: float) -> Non
         parameter.sub_(lr * parameter.grad)
 
 
-@mutant("sgd_update", law="manual_update_is_right_to_its_roundings", category=Category.PROCESS)
+@mutant("sgd_update", law="manual_update_matches_the_formula", category=Category.PROCESS)
 @torch.no_grad()
 def only_the_first(parameters: Iterable[nn.Parameter], lr: float) -> None:
     """The loop ends after its first parameter."""
@@ -193,7 +193,7 @@ def only_the_first(parameters: Iterable[nn.Parameter], lr: float) -> None:
         return
 
 
-@mutant("sgd_update", law="many_steps_on_digits_are_each_right_to_their_roundings", category=Category.API)
+@mutant("sgd_update", law="every_training_update_matches_the_formula", category=Category.API)
 @torch.no_grad()
 def generator_begun(parameters: Iterable[nn.Parameter], lr: float) -> None:
     """A look whether there is anything to do takes the first parameter out of the generator that is given."""
@@ -203,7 +203,7 @@ def generator_begun(parameters: Iterable[nn.Parameter], lr: float) -> None:
         parameter.sub_(lr * gradient)
 
 
-@mutant("sgd_update", law="manual_update_is_right_to_its_roundings", category=Category.CLIPPING)
+@mutant("sgd_update", law="manual_update_matches_the_formula", category=Category.CLIPPING)
 @torch.no_grad()
 def gradients_clipped(parameters: Iterable[nn.Parameter], lr: float) -> None:
     """Gradients beyond 1 are clipped, which nobody has asked for."""
@@ -211,7 +211,7 @@ def gradients_clipped(parameters: Iterable[nn.Parameter], lr: float) -> None:
         parameter.sub_(lr * gradient.clamp(-1, 1))
 
 
-@mutant("sgd_update", law="both_updates_agree_exactly_at_a_power_of_two", category=Category.NUMERICS)
+@mutant("sgd_update", law="manual_and_optimizer_updates_agree_at_powers_of_two", category=Category.NUMERICS)
 @torch.no_grad()
 def two_half_steps(parameters: Iterable[nn.Parameter], lr: float) -> None:
     """The step is taken in two halves, and so rounded once more."""
@@ -219,7 +219,7 @@ def two_half_steps(parameters: Iterable[nn.Parameter], lr: float) -> None:
         parameter.sub_(lr / 2 * gradient).sub_(lr / 2 * gradient)
 
 
-@mutant("sgd_update", law="a_network_may_lie_anywhere_in_memory", category=Category.UNALIGNED_TENSOR)
+@mutant("sgd_update", law="any_memory_layout_gives_right_results", category=Category.UNALIGNED_TENSOR)
 @torch.no_grad()
 def paired_by_place(parameters: Iterable[nn.Parameter], lr: float) -> None:
     """Elements of a gradient are taken in the order of their places in memory, whatever its strides."""
@@ -227,7 +227,7 @@ def paired_by_place(parameters: Iterable[nn.Parameter], lr: float) -> None:
         parameter.sub_(lr * in_memory(gradient).view(parameter.shape))
 
 
-@mutant("sgd_update", law="a_network_may_lie_anywhere_in_memory", category=Category.UNALIGNED_TENSOR)
+@mutant("sgd_update", law="any_memory_layout_gives_right_results", category=Category.UNALIGNED_TENSOR)
 @torch.no_grad()
 def written_beside(parameters: Iterable[nn.Parameter], lr: float) -> None:
     """Every parameter is taken for a contiguous one; between the elements of a view, what is not its own is written."""

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks import fastest as module
+from benchmarks.fastest import fastest, main
 from lenet import engines
 from lenet.engines import EngineError, Run
-from lenet.engines import fastest as module
-from lenet.engines.fastest import fastest, main
 from lenet.net import Net
 
 FAKES = r"""

@@ -3,7 +3,7 @@ The fastest engine that is right, for one network on this machine: `fastest(net,
 
 Every installed engine that takes the network's dtype on its device, and claims the precision asked for, is built and
 called on real digits. Those whose logits lie within budget of the oracle's are timed by turns. What was chosen is
-remembered for this machine, and verified again before it is returned. `python -m lenet.engines.fastest` prints the
+remembered for this machine, and verified again before it is returned. `python -m benchmarks.fastest` prints the
 table of why.
 """
 
@@ -290,7 +290,7 @@ def _remember(key: dict[str, Any], rows: tuple[Row, ...]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the table of the reference network; 2 where no engine is right, or there is no such device."""
-    parser = argparse.ArgumentParser(prog="python -m lenet.engines.fastest", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fastest", description=__doc__)
     parser.add_argument("--batch", type=int, default=1, help="images a call, default %(default)s")
     parser.add_argument("--device", default="cpu", help="default %(default)s")
     parser.add_argument("--precision", choices=CLAIMS, default="float32", help="at least, default %(default)s")

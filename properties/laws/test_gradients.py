@@ -17,11 +17,11 @@ import lenet
 from lenet import oracle
 from lenet.oracle import SHAPES, Bounded
 from properties.case import LAYOUTS, Case
-from properties.closeness import assert_exact, assert_gradients, assert_within_budget
+from properties.comparison import assert_exact, assert_gradients, assert_within_budget
+from properties.laws.test_exactness import chains, ordinary_cases, scalable
+from properties.laws.test_forward import entropy_targets
 from properties.stack import Stack, gradients
 from properties.strategies import cases
-from properties.test_exactness import chains, ordinary_cases, scalable
-from properties.test_forward import entropy_targets
 
 
 @pytest.mark.engine
@@ -42,7 +42,7 @@ def test_gradients_agree_with_the_oracle(stack: Stack, case: Case) -> None:
 @pytest.mark.engine
 @pytest.mark.parametrize("targets", ["indices", "probabilities"])
 @given(case=cases())
-def test_cross_entropys_gradients_agree_with_the_oracle(stack: Stack, targets: str, case: Case) -> None:
+def test_cross_entropy_gradients_agree_with_the_oracle(stack: Stack, targets: str, case: Case) -> None:
     """
     The gradients of the cross-entropy, (softmax - targets) / N at the logits, lie within budget.
 
@@ -58,7 +58,7 @@ def test_cross_entropys_gradients_agree_with_the_oracle(stack: Stack, targets: s
 
 @pytest.mark.engine
 @given(case=cases())
-def test_the_images_gradient_agrees_with_the_oracle(stack: Stack, case: Case) -> None:
+def test_input_gradients_agree_with_the_oracle(stack: Stack, case: Case) -> None:
     """
     The gradient of the loss by every pixel lies within its budget, in every memory layout of the images.
 
@@ -91,7 +91,7 @@ class MeanSquaredError(torch.autograd.Function):
 
 
 @given(case=cases())
-def test_a_custom_function_joins_the_graph(stack: Stack, case: Case) -> None:
+def test_custom_autograd_function_joins_the_graph(stack: Stack, case: Case) -> None:
     """
     An `autograd.Function` of one's own is a node of the graph, and its backward leads to the oracle's gradients.
 
@@ -109,7 +109,7 @@ def test_a_custom_function_joins_the_graph(stack: Stack, case: Case) -> None:
 
 
 @given(case=cases())
-def test_the_graph_reaches_every_parameter_once(stack: Stack, case: Case) -> None:
+def test_graph_reaches_every_parameter_once(stack: Stack, case: Case) -> None:
     """
     From the loss's `.grad_fn`, `next_functions` lead to each of the ten parameters, and to no other leaf.
 
@@ -143,7 +143,7 @@ def _edges_to_leaves(root: Any) -> Counter[int]:
 
 @pytest.mark.engine
 @given(first=cases(), second=cases())
-def test_the_gradient_of_a_sum_is_the_sum_of_gradients(stack: Stack, first: Case, second: Case) -> None:
+def test_gradient_of_sum_is_sum_of_gradients(stack: Stack, first: Case, second: Case) -> None:
     """
     Backward of the sum of two losses gives g1 + g2 bit for bit, g1 and g2 being those of each alone.
 
@@ -178,7 +178,7 @@ def sum_of_gradients(stack: Stack, first: Case, second: Case) -> dict[str, Bound
 
 @pytest.mark.engine
 @given(case=ordinary_cases(), name=st.sampled_from(list(SHAPES)))
-def test_a_graph_from_before_a_change_mixes_nothing(stack: Stack, case: Case, name: str) -> None:
+def test_backward_after_parameter_change_raises_or_uses_saved_values(stack: Stack, case: Case, name: str) -> None:
     """
     Backward through a graph that is older than a change of one parameter raises, or gives the gradient as of before.
 
@@ -205,7 +205,7 @@ def test_a_graph_from_before_a_change_mixes_nothing(stack: Stack, case: Case, na
 
 @pytest.mark.engine
 @given(case=ordinary_cases(), exponent=st.integers(-4, 4))
-def test_the_gradient_of_a_scaled_loss_is_scaled(stack: Stack, case: Case, exponent: int) -> None:
+def test_gradient_of_scaled_loss_is_scaled(stack: Stack, case: Case, exponent: int) -> None:
     """
     Backward of 2**k times the loss gives 2**k g bit for bit: what a GradScaler relies on.
 
@@ -225,7 +225,7 @@ def test_the_gradient_of_a_scaled_loss_is_scaled(stack: Stack, case: Case, expon
 
 @pytest.mark.engine
 @given(seed=st.integers(0, 2**32 - 1), logit=st.integers(0, 9), layout=st.sampled_from(LAYOUTS))
-def test_of_equal_pixels_the_first_has_the_gradient(stack: Stack, seed: int, logit: int, layout: str) -> None:
+def test_pooling_tie_sends_gradient_to_first_element(stack: Stack, seed: int, logit: int, layout: str) -> None:
     """
     Where all candidates of the pooling windows are equal, the gradient goes to the first in row-major order.
 
@@ -244,7 +244,7 @@ def test_of_equal_pixels_the_first_has_the_gradient(stack: Stack, seed: int, log
 
 @pytest.mark.engine
 @given(case=cases(weights=("constant",)), layer=st.sampled_from(["fc2", "fc1", "conv2", "conv1"]))
-def test_at_a_kink_there_is_no_gradient(stack: Stack, case: Case, layer: str) -> None:
+def test_relu_gradient_at_zero_is_zero(stack: Stack, case: Case, layer: str) -> None:
     """
     At exactly 0 the derivative of ReLU is 0, the subgradient of least norm: a layer of zeros has no gradient.
 

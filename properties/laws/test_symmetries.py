@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from lenet.oracle import Bounded
 from properties.case import Case
-from properties.closeness import assert_exact, assert_gradients, assert_within_budget
+from properties.comparison import assert_exact, assert_gradients, assert_within_budget
+from properties.laws.test_exactness import summable
+from properties.laws.test_nonfinite import feature_maps
 from properties.stack import Stack
 from properties.strategies import cases
-from properties.test_exactness import summable
-from properties.test_nan import feature_maps
 
 SEVERAL = (2, 3, 5, 8)
 
@@ -33,7 +33,7 @@ def rows(bounded: Bounded, index: np.ndarray[tuple[int], np.dtype[np.int64]] | l
 
 @pytest.mark.engine
 @given(case=cases(batches=SEVERAL), order=st.randoms(use_true_random=False))
-def test_permuting_the_batch_permutes_the_rows(stack: Stack, case: Case, order: np.random.RandomState) -> None:
+def test_permuting_images_permutes_logits(stack: Stack, case: Case, order: np.random.RandomState) -> None:
     """
     Images in another order give the same rows of scores in that order, and the same gradients of the mean loss.
 
@@ -52,7 +52,7 @@ def test_permuting_the_batch_permutes_the_rows(stack: Stack, case: Case, order: 
 
 @pytest.mark.engine
 @given(case=cases(batches=SEVERAL), size=st.integers(1, 4))
-def test_a_batch_is_its_parts(stack: Stack, case: Case, size: int) -> None:
+def test_splitting_the_batch_preserves_logits(stack: Stack, case: Case, size: int) -> None:
     """
     The rows of a batch are those of its parts, split anywhere; those of parts, concatenated, are those of the batch.
 
@@ -68,7 +68,7 @@ def test_a_batch_is_its_parts(stack: Stack, case: Case, size: int) -> None:
 @pytest.mark.engine
 @example(case=Case(weights="huge", images="huge", seed=1452), times=2)  # in range, with partial sums that are not
 @given(case=cases(batches=(1, 2, 3)), times=st.integers(2, 5))
-def test_a_repeated_image_repeats_its_row(stack: Stack, case: Case, times: int) -> None:
+def test_repeated_images_repeat_logits(stack: Stack, case: Case, times: int) -> None:
     """
     A batch repeated whole gives its rows repeated, and the same mean gradients.
 
@@ -85,7 +85,7 @@ def test_a_repeated_image_repeats_its_row(stack: Stack, case: Case, times: int) 
 
 @pytest.mark.engine
 @given(case=cases(batches=SEVERAL), other=cases(batches=(1,)), which=st.integers(0, 7))
-def test_a_row_depends_on_its_own_image_alone(stack: Stack, case: Case, other: Case, which: int) -> None:
+def test_logits_depend_only_on_their_own_image(stack: Stack, case: Case, other: Case, which: int) -> None:
     """
     Another image in one place of the batch leaves all other rows bit for bit as they were.
 
@@ -104,7 +104,7 @@ def test_a_row_depends_on_its_own_image_alone(stack: Stack, case: Case, other: C
 
 @pytest.mark.engine
 @given(case=cases(batches=SEVERAL), which=st.integers(0, 7))
-def test_a_rows_gradient_is_in_its_own_image_alone(stack: Stack, case: Case, which: int) -> None:
+def test_input_gradient_is_zero_for_other_images(stack: Stack, case: Case, which: int) -> None:
     """
     The gradient of one row's scores by the other images is exactly zero.
 
@@ -121,7 +121,7 @@ def test_a_rows_gradient_is_in_its_own_image_alone(stack: Stack, case: Case, whi
 
 @pytest.mark.engine
 @given(case=cases(batches=(1, 2, 3)), seed=st.integers(0, 2**32 - 1))
-def test_relabelling_channels_and_units_changes_nothing(stack: Stack, case: Case, seed: int) -> None:
+def test_permuting_channels_and_units_preserves_logits(stack: Stack, case: Case, seed: int) -> None:
     """
     Filters and units in another order, with the next layer's weights in the same order, give the same scores.
 
@@ -173,7 +173,7 @@ def reordered(parameter: Tensor, outputs: Any, inputs: Any = None) -> Tensor:
 
 @pytest.mark.engine
 @given(case=cases(batches=(1, 2, 3)), axes=st.sampled_from([(-1,), (-2,), (-2, -1)]))
-def test_flipping_images_and_kernels_together_changes_nothing(stack: Stack, case: Case, axes: tuple[int, ...]) -> None:
+def test_flipping_images_and_kernels_preserves_logits(stack: Stack, case: Case, axes: tuple[int, ...]) -> None:
     """
     Images flipped, all kernels flipped and the flattened 5x5 blocks flipped: the scores stay the same.
 
@@ -198,7 +198,7 @@ def image_cases() -> SearchStrategy[Case]:
 
 
 @given(case=image_cases(), down=st.integers(-2, 2), right=st.integers(-2, 2))
-def test_a_shift_by_four_pixels_shifts_the_maps(stack: Stack, case: Case, down: int, right: int) -> None:
+def test_shifting_images_shifts_feature_maps(stack: Stack, case: Case, down: int, right: int) -> None:
     """
     An image shifted by four pixels has the first maps shifted by four and the second by two, by one once pooled.
 

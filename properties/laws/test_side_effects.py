@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lenet.engines.eager import deterministic
 from properties.case import Case
-from properties.closeness import assert_exact
+from properties.comparison import assert_exact
 from properties.stack import Stack, gradients
 from properties.strategies import cases, learning_rates
 
@@ -95,7 +95,7 @@ def global_state_unchanged(stack: Stack) -> Iterator[None]:
 
 @pytest.mark.engine
 @given(case=cases())
-def test_a_forward_pass_leaves_images_and_parameters_alone(stack: Stack, case: Case) -> None:
+def test_forward_leaves_images_and_parameters_unchanged(stack: Stack, case: Case) -> None:
     """
     After a forward pass the images, the parameters and their gradients are bit for bit what they were.
 
@@ -116,7 +116,7 @@ def test_a_forward_pass_leaves_images_and_parameters_alone(stack: Stack, case: C
 
 @pytest.mark.engine
 @given(case=cases(batches=FEW), training=st.booleans(), grad=st.booleans())
-def test_a_forward_pass_leaves_global_state_alone(stack: Stack, case: Case, training: bool, grad: bool) -> None:
+def test_forward_leaves_global_state_unchanged(stack: Stack, case: Case, training: bool, grad: bool) -> None:
     """
     A forward pass draws no random number and changes no setting of the process, nor the network's training flag.
 
@@ -134,7 +134,7 @@ def test_a_forward_pass_leaves_global_state_alone(stack: Stack, case: Case, trai
 
 @pytest.mark.engine
 @given(case=cases(batches=FEW), lr=learning_rates())
-def test_a_training_step_leaves_all_but_the_network_alone(stack: Stack, case: Case, lr: float) -> None:
+def test_training_step_changes_only_the_network(stack: Stack, case: Case, lr: float) -> None:
     """
     After a training step images and targets are bit for bit what they were, and no setting of the process has changed.
 
@@ -155,7 +155,7 @@ def test_a_training_step_leaves_all_but_the_network_alone(stack: Stack, case: Ca
 
 @pytest.mark.engine
 @given(case=cases())
-def test_the_same_call_gives_the_same_bits(stack: Stack, case: Case) -> None:
+def test_same_call_gives_same_bits(stack: Stack, case: Case) -> None:
     """
     The same network on the same images gives the same scores bit for bit: again, without a graph, and again after that.
 
@@ -181,7 +181,7 @@ def test_the_same_call_gives_the_same_bits(stack: Stack, case: Case) -> None:
 
 @pytest.mark.engine
 @given(case=cases())
-def test_training_and_evaluation_mode_agree(stack: Stack, case: Case) -> None:
+def test_train_and_eval_mode_agree(stack: Stack, case: Case) -> None:
     """
     After `net.eval()` scores and gradients are bit for bit those after `net.train()`: LeNet behaves the same in both.
 
@@ -199,7 +199,7 @@ def test_training_and_evaluation_mode_agree(stack: Stack, case: Case) -> None:
 
 @pytest.mark.engine
 @given(case=cases(batches=FEW), lr=learning_rates())
-def test_two_networks_share_nothing(stack: Stack, case: Case, lr: float) -> None:
+def test_networks_share_no_state(stack: Stack, case: Case, lr: float) -> None:
     """
     Training one network, or overwriting its parameters, leaves another one's parameters, gradients and scores.
 
@@ -284,7 +284,7 @@ COPIED = pytest.mark.parametrize("way", COPIES)
 
 @COPIED
 @given(case=cases(batches=FEW))
-def test_a_copy_keeps_every_bit(stack: Stack, way: str, case: Case) -> None:
+def test_copies_are_bit_identical(stack: Stack, way: str, case: Case) -> None:
     """
     A copy has every parameter bit for bit, in the same dtype and trainable, and gives the same scores bit for bit.
 
@@ -302,7 +302,7 @@ def test_a_copy_keeps_every_bit(stack: Stack, way: str, case: Case) -> None:
 
 @COPIED
 @given(case=cases(batches=FEW))
-def test_a_copy_has_memory_of_its_own(stack: Stack, way: str, case: Case) -> None:
+def test_copies_share_no_memory(stack: Stack, way: str, case: Case) -> None:
     """
     Overwriting a copy leaves the original's parameters and scores bit for bit; overwriting the original, the copy's.
 
@@ -325,7 +325,7 @@ def test_a_copy_has_memory_of_its_own(stack: Stack, way: str, case: Case) -> Non
 
 
 @given(case=cases(batches=FEW))
-def test_assigned_tensors_become_the_parameters(stack: Stack, case: Case) -> None:
+def test_load_with_assign_uses_the_given_tensors(stack: Stack, case: Case) -> None:
     """
     `load_state_dict(state, assign=True)` takes the given tensors themselves: their memory, trainable, all bits kept.
 
@@ -406,7 +406,7 @@ CHANGED = pytest.mark.parametrize("way", CHANGES)
 @pytest.mark.engine
 @CHANGED
 @given(old=cases(batches=FEW), case=cases(batches=FEW), grad=st.booleans())
-def test_changed_weights_count_at_once(stack: Stack, way: str, old: Case, case: Case, grad: bool) -> None:
+def test_weight_changes_take_effect_immediately(stack: Stack, way: str, old: Case, case: Case, grad: bool) -> None:
     """
     After the weights have changed, scores and gradients are bit for bit those of a new network with these weights.
 
@@ -428,7 +428,7 @@ def test_changed_weights_count_at_once(stack: Stack, way: str, old: Case, case: 
 
 @pytest.mark.engine
 @given(case=cases(batches=FEW), seed=st.integers(0, 2**32 - 1), grad=st.booleans())
-def test_changed_images_count_at_once(stack: Stack, case: Case, seed: int, grad: bool) -> None:
+def test_image_changes_take_effect_immediately(stack: Stack, case: Case, seed: int, grad: bool) -> None:
     """
     Other pixels in the same tensor, or in another of its shape, have the scores that a new network gives them.
 
@@ -459,7 +459,7 @@ def autocast(stack: Stack, cache: bool = True) -> torch.autocast:
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @given(case=cases(batches=FEW))
-def test_a_pass_without_gradients_does_not_spoil_autocast(stack: Stack, mode: Callable[[], Any], case: Case) -> None:
+def test_no_grad_pass_does_not_affect_later_autocast_pass(stack: Stack, mode: Callable[[], Any], case: Case) -> None:
     """
     Inside one autocast region, a pass without gradients leaves the next one's scores and gradients as they would be.
 
@@ -485,7 +485,7 @@ def test_a_pass_without_gradients_does_not_spoil_autocast(stack: Stack, mode: Ca
 
 @CHANGED
 @given(old=cases(batches=FEW), case=cases(batches=FEW))
-def test_changed_weights_count_within_autocast(stack: Stack, way: str, old: Case, case: Case) -> None:
+def test_weight_changes_take_effect_within_autocast(stack: Stack, way: str, old: Case, case: Case) -> None:
     """
     Weights changed inside an autocast region count at the next forward pass inside it, as they would in a new region.
 
@@ -507,7 +507,7 @@ def test_changed_weights_count_within_autocast(stack: Stack, way: str, old: Case
 
 @CHANGED
 @given(old=cases(batches=FEW), case=cases(batches=FEW))
-def test_an_autocast_region_keeps_nothing_when_it_ends(stack: Stack, way: str, old: Case, case: Case) -> None:
+def test_autocast_cache_ends_with_its_region(stack: Stack, way: str, old: Case, case: Case) -> None:
     """
     Weights changed between two autocast regions count in the second, and a pass after both is as if there were none.
 
@@ -540,7 +540,7 @@ def everything(stack: Stack, case: Case, lr: float, poisoned: bool) -> dict[str,
 
 
 @given(case=cases(), lr=learning_rates())
-def test_uninitialised_memory_is_not_read(stack: Stack, case: Case, lr: float) -> None:
+def test_uninitialized_memory_is_not_read(stack: Stack, case: Case, lr: float) -> None:
     """
     Scores, loss, gradients and a training step are bit for bit the same where new memory is filled with NaN.
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import lenet
 from lenet.oracle import Array
 from properties.case import LAYOUTS, Case
-from properties.closeness import assert_exact
+from properties.comparison import assert_exact
 from properties.stack import Stack, lay_out
 from properties.strategies import cases
 
@@ -74,7 +74,7 @@ def others(tensor: Tensor, image: int) -> Tensor:
 @pytest.mark.engine
 @KERNELS
 @given(case=separate(), image=st.integers(0, 16), row=EDGES, column=EDGES)
-def test_nan_reaches_every_score_of_its_image(
+def test_nan_pixel_makes_all_logits_of_its_image_nan(
     stack: Stack, kernels: str, case: Case, image: int, row: int, column: int
 ) -> None:
     """
@@ -95,7 +95,7 @@ def test_nan_reaches_every_score_of_its_image(
 @pytest.mark.engine
 @KERNELS
 @given(case=separate(), image=st.integers(0, 16), row=EDGES, column=EDGES, value=st.sampled_from(SPECIAL))
-def test_what_is_no_number_reaches_no_other_image(
+def test_nonfinite_pixel_does_not_affect_other_images(
     stack: Stack, kernels: str, case: Case, image: int, row: int, column: int, value: float
 ) -> None:
     """
@@ -115,7 +115,7 @@ def test_what_is_no_number_reaches_no_other_image(
 
 @KERNELS
 @given(case=separate(), image=st.integers(0, 16), row=EDGES, column=EDGES)
-def test_nan_fills_exactly_its_receptive_field(
+def test_nan_spreads_exactly_over_its_receptive_field(
     stack: Stack, kernels: str, case: Case, image: int, row: int, column: int
 ) -> None:
     """
@@ -158,7 +158,7 @@ def windows(read: range, size: int) -> range:
 @pytest.mark.engine
 @KERNELS
 @given(case=separate(), image=st.integers(0, 16), row=EDGES, column=EDGES, value=st.sampled_from(SPECIAL))
-def test_what_is_no_number_reaches_no_other_images_gradient(
+def test_nonfinite_pixel_does_not_affect_other_images_gradients(
     stack: Stack, kernels: str, case: Case, image: int, row: int, column: int, value: float
 ) -> None:
     """
@@ -186,7 +186,7 @@ def by_images(stack: Stack, net: nn.Module, images: Tensor, case: Case) -> Tenso
 @pytest.mark.engine
 @KERNELS
 @given(case=separate(), image=st.integers(0, 16), score=st.integers(0, 9), value=st.sampled_from(SPECIAL))
-def test_a_gradient_that_is_no_number_reaches_no_other_image(
+def test_nonfinite_upstream_gradient_does_not_affect_other_images(
     stack: Stack, kernels: str, case: Case, image: int, score: int, value: float
 ) -> None:
     """
@@ -231,7 +231,7 @@ SHARES = st.sampled_from([0.0, 0.05, 0.5, 1.0])
 
 @pytest.mark.parametrize("form", ["F.relu", "F.relu in place", "nn.ReLU"])
 @given(shape=MAPS, share=SHARES, layout=st.sampled_from(LAYOUTS), seed=st.integers(0, 2**32 - 1))
-def test_relu_keeps_what_is_no_number(
+def test_relu_propagates_nonfinite_values(
     stack: Stack, form: str, shape: tuple[int, ...], share: float, layout: str, seed: int
 ) -> None:
     """
@@ -254,7 +254,7 @@ def test_relu_keeps_what_is_no_number(
 
 @pytest.mark.parametrize("form", ["F.max_pool2d", "with indices", "nn.MaxPool2d"])
 @given(shape=MAPS, share=SHARES, layout=st.sampled_from(LAYOUTS), seed=st.integers(0, 2**32 - 1))
-def test_pooling_keeps_what_is_no_number(
+def test_max_pooling_propagates_nonfinite_values(
     stack: Stack, form: str, shape: tuple[int, ...], share: float, layout: str, seed: int
 ) -> None:
     """
@@ -294,7 +294,7 @@ def carrier(stack: Stack, case: Case, exponent: int = 0) -> nn.Module:
 @pytest.mark.engine
 @KERNELS
 @given(case=cases(weights=("one-hot",), batches=BATCHES), multiple=st.sampled_from([1, 2, 3, 64]) | st.integers(1, 64))
-def test_subnormal_numbers_are_kept(stack: Stack, kernels: str, case: Case, multiple: int) -> None:
+def test_subnormal_numbers_are_preserved(stack: Stack, kernels: str, case: Case, multiple: int) -> None:
     """
     A pixel of 1 to 64 times the smallest subnormal comes out of weights that are 0 or 1 as the same number.
 
@@ -319,9 +319,7 @@ def largest_number(stack: Stack) -> float:
 @pytest.mark.engine
 @KERNELS
 @given(case=cases(weights=("one-hot",), batches=BATCHES), exponent=st.integers(1, 14))
-def test_the_largest_number_is_kept_and_the_next_is_infinite(
-    stack: Stack, kernels: str, case: Case, exponent: int
-) -> None:
+def test_largest_number_is_preserved_and_next_overflows(stack: Stack, kernels: str, case: Case, exponent: int) -> None:
     """
     A score of exactly the largest number is that number; one that is larger by its last bit's worth is inf.
 
@@ -342,7 +340,7 @@ def test_the_largest_number_is_kept_and_the_next_is_infinite(
 
 @pytest.mark.engine
 @given(case=cases(weights=("one-hot",), batches=(2, 1, 17)), exponent=st.integers(1, 14))
-def test_a_loss_that_overflows_is_infinite(stack: Stack, case: Case, exponent: int) -> None:
+def test_overflowing_loss_is_infinite(stack: Stack, case: Case, exponent: int) -> None:
     """
     The mean squared error is inf, not NaN, where the scores are infinite, or finite with a square that is not.
 

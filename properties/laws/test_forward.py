@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lenet import oracle
 from properties.case import Case
-from properties.closeness import assert_within_budget
+from properties.comparison import assert_within_budget
 from properties.stack import Stack, float64
 from properties.strategies import cases
 
@@ -70,7 +70,7 @@ def entropy_targets(stack: Stack, case: Case, targets: str) -> tuple[Case, Tenso
 
 @pytest.mark.parametrize("loss", ["mse", "cross-entropy"])
 @pytest.mark.parametrize("count", [600, 4096, 16_384, 32_768])
-def test_the_mean_loss_of_many_rows_is_that_of_one(stack: Stack, loss: str, count: int) -> None:
+def test_mean_loss_of_repeated_rows_equals_loss_of_one_row(stack: Stack, loss: str, count: int) -> None:
     """
     Over thousands of equal rows the mean loss is what it is for one of them.
 

@@ -14,7 +14,7 @@ from lenet.digits import Digits, one_hot
 from lenet.oracle import THRESHOLD, Bounded
 from lenet.training import Settings, batches, train
 from properties.case import Case
-from properties.closeness import ledger
+from properties.comparison import ledger
 from properties.stack import Stack, float64, precision_of, rounded
 
 SETTINGS = Settings(epochs=2)
@@ -22,7 +22,7 @@ CASE = Case(seed=0)  # the initial parameters
 
 
 @pytest.mark.engine
-def test_training_on_digits_learns_what_the_oracle_learns(stack: Stack) -> None:
+def test_training_on_digits_matches_the_oracle(stack: Stack) -> None:
     """
     Trained on real digits by `train_step`, the loss falls in every epoch, and the oracle tells the test digits alike.
 

@@ -15,7 +15,7 @@ from lenet import oracle
 from lenet.training import SGD_FORMS
 from lenet.update import SGD
 from properties.case import Case
-from properties.closeness import assert_exact, assert_rounded, assert_within_budget
+from properties.comparison import assert_exact, assert_rounded, assert_within_budget
 from properties.stack import Stack, float64, gradients
 from properties.strategies import Vectors, cases, learning_rates, powers_of_two, vectors
 
@@ -51,7 +51,7 @@ def assert_step(stack: Stack, before: list[nn.Parameter], after: list[nn.Paramet
 
 
 @given(drawn=vectors(), lr=learning_rates())
-def test_manual_update_is_right_to_its_roundings(stack: Stack, drawn: Vectors, lr: float) -> None:
+def test_manual_update_matches_the_formula(stack: Stack, drawn: Vectors, lr: float) -> None:
     """
     `sgd_update` makes every element weight - lr * gradient, within the three roundings that this takes.
 
@@ -67,7 +67,7 @@ def test_manual_update_is_right_to_its_roundings(stack: Stack, drawn: Vectors, l
 
 @FORM
 @given(drawn=vectors(), lr=learning_rates())
-def test_optimizer_update_is_right_to_its_roundings(stack: Stack, form: str, drawn: Vectors, lr: float) -> None:
+def test_optimizer_update_matches_the_formula(stack: Stack, form: str, drawn: Vectors, lr: float) -> None:
     """
     `optim.SGD`, for-loop, foreach and fused, makes every element weight - lr * gradient within the same roundings.
 
@@ -82,7 +82,9 @@ def test_optimizer_update_is_right_to_its_roundings(stack: Stack, form: str, dra
 
 @FORM
 @given(drawn=vectors(), lr=powers_of_two())
-def test_both_updates_agree_exactly_at_a_power_of_two(stack: Stack, form: str, drawn: Vectors, lr: float) -> None:
+def test_manual_and_optimizer_updates_agree_at_powers_of_two(
+    stack: Stack, form: str, drawn: Vectors, lr: float
+) -> None:
     """
     At a learning rate of 2**-k the product is exact and one rounding is left: both updates give the same bits.
 
@@ -100,7 +102,7 @@ def test_both_updates_agree_exactly_at_a_power_of_two(stack: Stack, form: str, d
 
 @FORM
 @given(case=digit_cases(), lr=powers_of_two())
-def test_many_steps_on_digits_agree_exactly_at_a_power_of_two(stack: Stack, form: str, case: Case, lr: float) -> None:
+def test_manual_and_optimizer_training_agree_at_powers_of_two(stack: Stack, form: str, case: Case, lr: float) -> None:
     """
     Two networks trained on real digits at a learning rate of 2**-k, one by hand and one by `optim.SGD`, stay the same.
 
@@ -124,7 +126,7 @@ def test_many_steps_on_digits_agree_exactly_at_a_power_of_two(stack: Stack, form
 
 @FORM
 @given(case=digit_cases(), lr=learning_rates())
-def test_many_steps_on_digits_are_each_right_to_their_roundings(stack: Stack, form: str, case: Case, lr: float) -> None:
+def test_every_training_update_matches_the_formula(stack: Stack, form: str, case: Case, lr: float) -> None:
     """
     On real digits every step by hand and every step by `optim.SGD` is weight - lr * gradient within its roundings.
 
@@ -149,7 +151,7 @@ def test_many_steps_on_digits_are_each_right_to_their_roundings(stack: Stack, fo
 
 @pytest.mark.parametrize("form", ["manual", *SGD_FORMS])
 @given(drawn=vectors(), lr=learning_rates())
-def test_an_update_leaves_gradients_alone(stack: Stack, form: str, drawn: Vectors, lr: float) -> None:
+def test_update_leaves_gradients_unchanged(stack: Stack, form: str, drawn: Vectors, lr: float) -> None:
     """
     After an update every `.grad` is the tensor that it was, bit for bit; parameters keep their memory.
 
@@ -173,7 +175,7 @@ def test_an_update_leaves_gradients_alone(stack: Stack, form: str, drawn: Vector
 
 @pytest.mark.parametrize("form", ["manual", *SGD_FORMS])
 @given(drawn=vectors(), lr=learning_rates(), which=st.sets(st.integers(0, 4), min_size=1))
-def test_a_parameter_without_gradient_is_skipped(
+def test_parameter_without_gradient_is_skipped(
     stack: Stack, form: str, drawn: Vectors, lr: float, which: set[int]
 ) -> None:
     """
@@ -200,7 +202,7 @@ def test_a_parameter_without_gradient_is_skipped(
 
 @pytest.mark.engine
 @given(case=cases(), earlier=cases(), lr=learning_rates())
-def test_a_training_step_agrees_with_the_oracle(stack: Stack, case: Case, earlier: Case, lr: float) -> None:
+def test_training_step_agrees_with_the_oracle(stack: Stack, case: Case, earlier: Case, lr: float) -> None:
     """
     `train_step` returns the loss before its update, detached, and leaves every parameter at weight - lr * gradient.
 

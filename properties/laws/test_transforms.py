@@ -19,7 +19,7 @@ from torch.func import functional_call, grad, jvp, vmap
 from lenet import oracle
 from lenet.oracle import SHAPES, Array, Bounded
 from properties.case import Case
-from properties.closeness import assert_exact, assert_gradients, assert_within_budget, ledger
+from properties.comparison import assert_exact, assert_gradients, assert_within_budget, ledger
 from properties.stack import Stack, float64, gradients
 from properties.strategies import cases
 
@@ -105,7 +105,7 @@ def needs_float64(stack: Stack) -> None:
 
 
 @given(case=smooth_cases(), name=names(), seed=st.integers(0, 2**32 - 1))
-def test_gradients_are_differences_of_the_loss(stack: Stack, case: Case, name: str, seed: int) -> None:
+def test_gradients_match_finite_differences(stack: Stack, case: Case, name: str, seed: int) -> None:
     """
     In float64 (f(p + h d) - f(p - h d)) / 2h is the gradient times d, d being a direction of any one parameter.
 
@@ -135,7 +135,7 @@ def along(stack: Stack, gradient: Bounded, moved: Tensor) -> Bounded:
 
 
 @given(case=smooth_cases(), name=names(), seed=st.integers(0, 2**32 - 1))
-def test_second_derivatives_are_differences_of_gradients(stack: Stack, case: Case, name: str, seed: int) -> None:
+def test_hessian_vector_products_match_finite_differences(stack: Stack, case: Case, name: str, seed: int) -> None:
     """
     In float64 the Hessian times a direction, by backward through backward, is the difference quotient of the gradients.
 
@@ -173,7 +173,7 @@ def hessian_product(stack: Stack, case: Case, net: nn.Module, moved: Parameters)
 
 @pytest.mark.parametrize("by_hand", [False, True])
 @given(case=smooth_cases(), name=names(), seed=st.integers(0, 2**32 - 1))
-def test_second_derivatives_agree_forward_over_reverse(
+def test_forward_over_reverse_matches_reverse_over_reverse(
     stack: Stack, by_hand: bool, case: Case, name: str, seed: int
 ) -> None:
     """
@@ -213,7 +213,7 @@ def test_forward_mode_agrees_with_the_oracle(stack: Stack, case: Case, name: str
 
 
 @given(case=cases(batches=(1, 2, 3)))
-def test_per_sample_gradients_add_up_to_the_batchs(stack: Stack, case: Case) -> None:
+def test_per_sample_gradients_sum_to_batch_gradient(stack: Stack, case: Case) -> None:
     """
     `vmap(grad(...))` gives each image's own gradients, and their sum is that of the images' losses.
 
@@ -237,7 +237,7 @@ def test_per_sample_gradients_add_up_to_the_batchs(stack: Stack, case: Case) -> 
 
 
 @given(case=cases())
-def test_functional_call_is_the_network(stack: Stack, case: Case) -> None:
+def test_functional_call_matches_the_network(stack: Stack, case: Case) -> None:
     """
     `functional_call` with the net's own parameters gives the same logits and gradients, bit for bit, and no `.grad`.
 
@@ -258,7 +258,7 @@ def test_functional_call_is_the_network(stack: Stack, case: Case) -> None:
 
 
 @given(case=cases(batches=(1, 2, 3)))
-def test_autograd_grad_is_backward(stack: Stack, case: Case) -> None:
+def test_autograd_grad_matches_backward(stack: Stack, case: Case) -> None:
     """
     `torch.autograd.grad` returns what `backward` would put into `.grad`, and puts nothing there.
 

@@ -17,7 +17,7 @@ from lenet.oracle import PRECISIONS, THRESHOLD, Bounded
 from lenet.update import SGD
 from properties import calibration
 from properties.case import Case
-from properties.closeness import assert_exact, assert_rounded, assert_within_budget, ledger
+from properties.comparison import assert_exact, assert_rounded, assert_within_budget, ledger
 from properties.stack import Stack, gradients
 
 FLOAT32 = PRECISIONS["float32"]
@@ -146,7 +146,9 @@ def test_the_threshold_is_the_power_of_two_above_what_was_measured() -> None:
 def test_the_project_compares_numbers_in_no_fourth_way() -> None:
     fourth = re.compile(r"\b(allclose|assert_close|isclose|approx|[ar]tol)\b")
     root = Path(calibration.__file__).parents[1]
-    sources = [path for room in ("lenet", "properties", "benchmarks", "reports") for path in (root / room).glob("*.py")]
+    sources = [
+        path for room in ("lenet", "properties", "benchmarks", "reports") for path in (root / room).rglob("*.py")
+    ]
 
     assert len(sources) > 30
     assert [path.name for path in sources if path != Path(__file__) and fourth.search(path.read_text())] == []

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import engines
-from benchmarks.engines import AGAIN, PRODUCT, Block, Cold, Result, choose, main, order_effects, tables, timings
+from benchmarks.engine_times import AGAIN, PRODUCT, Block, Cold, Result, choose, main, order_effects, tables, timings
 from benchmarks.test_worker import command, fakes, interrupted, left
 from lenet.engines import EngineError
 
@@ -105,7 +104,7 @@ def test_a_wrong_engine_is_reported_and_the_others_are_timed(
 
 
 def test_a_worker_that_dies_ends_the_run_with_one_line(fakes: Path) -> None:
-    result = command("benchmarks.engines", "--engines", "eager,fakes:dying", "--batches", "1").communicate()
+    result = command("benchmarks.engine_times", "--engines", "eager,fakes:dying", "--batches", "1").communicate()
 
     lines = [line for line in result[1].splitlines() if line]
     assert len(lines) == 1
@@ -114,7 +113,7 @@ def test_a_worker_that_dies_ends_the_run_with_one_line(fakes: Path) -> None:
 
 
 def test_ctrl_c_leaves_no_process(fakes: Path) -> None:
-    with command("benchmarks.engines", "--engines", "eager,fakes:hanging", "--batches", "1") as run:
+    with command("benchmarks.engine_times", "--engines", "eager,fakes:hanging", "--batches", "1") as run:
         assert interrupted(run, fakes, processes=3) == "stopped"  # the parent, the worker and what it started
 
     assert not left(fakes)

@@ -29,10 +29,10 @@ from lenet.oracle import SHAPES, Answer
 from lenet.training import SGD_FORMS
 from lenet.update import SGD
 from properties.case import Case
-from properties.closeness import assert_exact, assert_rounded, assert_within_budget, ledger
+from properties.comparison import assert_exact, assert_rounded, assert_within_budget, ledger
+from properties.laws.test_gradients import STALE
 from properties.stack import Stack, float64, gradients
 from properties.strategies import cases
-from properties.test_gradients import STALE
 
 Tensors: TypeAlias = Mapping[str, Tensor]
 """By parameter; of gradients, those that are not None."""
@@ -411,7 +411,7 @@ class Training(RuleBasedStateMachine):
         self.graphs = [graph for graph in self.graphs if graph.now == "gone"]
 
 
-def test_training_in_any_order_keeps_to_the_model(stack: Stack) -> None:
+def test_training_in_any_order_matches_the_model(stack: Stack) -> None:
     """
     Whatever the order of the steps of training, each changes what it must, bit for bit or within budget, and no more.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lenet import oracle
 from lenet.oracle import SHAPES
 from properties.case import Case
-from properties.closeness import assert_exact
+from properties.comparison import assert_exact
 from properties.stack import Stack, float64, gradients
 from properties.strategies import cases
 
@@ -44,7 +44,7 @@ def summable(stack: Stack, case: Case) -> Case:
 
 @pytest.mark.engine
 @given(case=integer_cases())
-def test_integers_are_exact(stack: Stack, case: Case) -> None:
+def test_integer_logits_and_gradients_are_exact(stack: Stack, case: Case) -> None:
     """
     Where all partial sums are small integers, logits and gradients equal the oracle's bit for bit.
 
@@ -66,7 +66,7 @@ def test_integers_are_exact(stack: Stack, case: Case) -> None:
 
 
 @given(case=integer_cases(), lr=st.sampled_from([1.0, 0.5]))
-def test_updates_of_integers_are_exact(stack: Stack, case: Case, lr: float) -> None:
+def test_integer_updates_are_exact(stack: Stack, case: Case, lr: float) -> None:
     """
     Where parameters and gradients are small integers, the update of the whole network by hand is exact.
 
@@ -116,7 +116,7 @@ def chains(case: Case) -> list[tuple[int, int]]:
 
 @pytest.mark.engine
 @given(seed=st.integers(0, 2**32 - 1), batch=st.integers(1, 3))
-def test_chosen_pixels_reach_chosen_logits(stack: Stack, seed: int, batch: int) -> None:
+def test_one_hot_weights_route_pixels_to_logits(stack: Stack, seed: int, batch: int) -> None:
     """
     One-hot filters and selection matrices carry the largest of 4x4 chosen pixels to each logit, and nothing else.
 
@@ -133,7 +133,7 @@ def test_chosen_pixels_reach_chosen_logits(stack: Stack, seed: int, batch: int) 
 
 @pytest.mark.engine
 @given(seed=st.integers(0, 2**32 - 1), logit=st.integers(0, 9))
-def test_a_logits_gradient_is_at_its_pixel(stack: Stack, seed: int, logit: int) -> None:
+def test_one_hot_weights_route_gradients_to_pixels(stack: Stack, seed: int, logit: int) -> None:
     """
     Through one-hot weights the gradient of a logit by the image is 1 at the pixel that it is, and 0 everywhere else.
 
@@ -172,7 +172,7 @@ def scale(net: nn.Module, name: str, exponent: int) -> None:
 
 @pytest.mark.engine
 @given(case=ordinary_cases(), exponents=st.tuples(*[st.integers(-16, 16)] * 4))
-def test_a_scale_moved_between_layers_changes_nothing(
+def test_power_of_two_scaling_between_layers_preserves_logits(
     stack: Stack, case: Case, exponents: tuple[int, int, int, int]
 ) -> None:
     """
@@ -197,7 +197,7 @@ def test_a_scale_moved_between_layers_changes_nothing(
 
 @pytest.mark.engine
 @given(case=ordinary_cases(), exponent=st.integers(-4, 4))
-def test_without_biases_logits_scale_with_the_image(stack: Stack, case: Case, exponent: int) -> None:
+def test_without_biases_logits_scale_with_images(stack: Stack, case: Case, exponent: int) -> None:
     """
     With zero biases f(2**k x) is 2**k f(x), bit for bit.
 
@@ -217,7 +217,7 @@ def test_without_biases_logits_scale_with_the_image(stack: Stack, case: Case, ex
 
 @pytest.mark.engine
 @pytest.mark.parametrize("batch", [600, 4096])
-def test_counts_in_bulk_are_exact(stack: Stack, batch: int) -> None:
+def test_large_batch_counts_are_exact(stack: Stack, batch: int) -> None:
     """
     Over a batch of ones, every gradient of the logits' sum is a count of images, exactly where the dtype holds it.
 

@@ -13,7 +13,7 @@ from lenet import oracle
 from lenet.oracle import SHAPES
 from lenet.update import SGD
 from properties.case import LAYOUTS, Case
-from properties.closeness import assert_gradients, assert_rounded, assert_within_budget
+from properties.comparison import assert_gradients, assert_rounded, assert_within_budget
 from properties.stack import Stack, float64, lay_out
 from properties.strategies import cases, learning_rates
 
@@ -38,7 +38,7 @@ def spread_out(net: nn.Module, layouts: tuple[str, ...]) -> list[Tensor]:
     with_gradient=st.booleans(),
     lr=learning_rates(),
 )
-def test_a_network_may_lie_anywhere_in_memory(
+def test_any_memory_layout_gives_right_results(
     stack: Stack, case: Case, layouts: tuple[str, ...], with_gradient: bool, lr: float
 ) -> None:
     """
@@ -65,7 +65,7 @@ def test_a_network_may_lie_anywhere_in_memory(
 
 
 @given(case=cases(batches=FEW), formats=st.lists(st.sampled_from(["contiguous", "channels_last"]), max_size=3))
-def test_a_network_may_change_its_layout_in_mid_run(stack: Stack, case: Case, formats: list[str]) -> None:
+def test_memory_format_may_change_between_passes(stack: Stack, case: Case, formats: list[str]) -> None:
     """
     `net.to(memory_format=...)` between passes, once or more, leaves logits and gradients within budget.
 
@@ -87,7 +87,7 @@ def test_a_network_may_change_its_layout_in_mid_run(stack: Stack, case: Case, fo
 @pytest.mark.engine
 @pytest.mark.parametrize("upstream", ["expanded", "strided", "transposed"])
 @given(case=cases(weights=("default", "sparse", "integers"), batches=FEW))
-def test_an_incoming_gradient_may_lie_anywhere(stack: Stack, case: Case, upstream: str) -> None:
+def test_upstream_gradient_may_have_any_memory_layout(stack: Stack, case: Case, upstream: str) -> None:
     """
     `logits.backward(gradient)` is right for a gradient that is expanded from one number, strided or transposed.
 

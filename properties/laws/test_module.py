@@ -10,12 +10,12 @@ from torch import nn
 
 from lenet.oracle import SHAPES
 from properties.case import Case
-from properties.closeness import assert_exact
+from properties.comparison import assert_exact
 from properties.stack import Stack
 from properties.strategies import cases, learning_rates
 
 
-def test_an_assigned_parameter_is_registered(stack: Stack) -> None:
+def test_assigned_parameter_is_registered(stack: Stack) -> None:
     """
     A `Parameter` assigned to a Module is one of its parameters; a plain tensor is not, and neither is in the way.
 
@@ -35,7 +35,7 @@ def test_an_assigned_parameter_is_registered(stack: Stack) -> None:
 
 
 @given(case=cases(), dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]))
-def test_to_a_dtype_moves_every_parameter(stack: Stack, case: Case, dtype: torch.dtype) -> None:
+def test_to_dtype_converts_every_parameter(stack: Stack, case: Case, dtype: torch.dtype) -> None:
     """
     `net.to(dtype)` rounds every parameter to the dtype, the same as each tensor's own `to`, in the same Parameters.
 
@@ -53,7 +53,7 @@ def test_to_a_dtype_moves_every_parameter(stack: Stack, case: Case, dtype: torch
 
 
 @pytest.mark.parametrize("target", ["the stack's device", "meta"])
-def test_to_a_device_moves_every_parameter(stack: Stack, target: str) -> None:
+def test_to_device_moves_every_parameter(stack: Stack, target: str) -> None:
     """
     `net.to(device)` moves every parameter, bit for bit, and the network then runs there.
 
@@ -76,7 +76,7 @@ def test_to_a_device_moves_every_parameter(stack: Stack, target: str) -> None:
 
 
 @given(case=cases(batches=(1,)), lr=learning_rates())
-def test_a_state_dict_has_the_networks_own_memory(stack: Stack, case: Case, lr: float) -> None:
+def test_state_dict_shares_memory_with_parameters(stack: Stack, case: Case, lr: float) -> None:
     """
     `state_dict()` holds the parameters themselves, not copies: after a training step it holds the new numbers.
 

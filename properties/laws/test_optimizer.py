@@ -18,7 +18,7 @@ from lenet.engines.eager import deterministic
 from lenet.training import SGD_FORMS
 from lenet.update import SGD
 from properties.case import Case
-from properties.closeness import assert_exact, assert_rounded
+from properties.comparison import assert_exact, assert_rounded
 from properties.stack import Stack, float64, lay_out
 from properties.strategies import Placed, Vectors, cases, learning_rates, placed, settings, vectors
 
@@ -73,9 +73,7 @@ def assert_step(stack: Stack, optimizer: optim.SGD, parameters: list[nn.Paramete
 
 @FORM
 @given(drawn=vectors(), chosen=settings(), tensor=st.booleans())
-def test_every_step_is_right_to_its_roundings(
-    stack: Stack, form: str, drawn: Vectors, chosen: SGD, tensor: bool
-) -> None:
+def test_sgd_steps_match_the_formula(stack: Stack, form: str, drawn: Vectors, chosen: SGD, tensor: bool) -> None:
     """
     Each of three steps makes of parameter, gradient and buffer what the documented formula says, within its roundings.
 
@@ -94,7 +92,9 @@ def test_every_step_is_right_to_its_roundings(
 
 @FORM
 @given(drawn=vectors(at_least=2), first=settings(), second=settings())
-def test_each_group_keeps_its_own_settings(stack: Stack, form: str, drawn: Vectors, first: SGD, second: SGD) -> None:
+def test_parameter_groups_use_their_own_settings(
+    stack: Stack, form: str, drawn: Vectors, first: SGD, second: SGD
+) -> None:
     """
     Parameters in two groups are updated each by the settings of its own group.
 
@@ -111,7 +111,7 @@ def test_each_group_keeps_its_own_settings(stack: Stack, form: str, drawn: Vecto
 
 @FORM
 @given(drawn=vectors(), chosen=with_momentum(), lr=learning_rates())
-def test_a_learning_rate_may_change_between_steps(
+def test_learning_rate_change_takes_effect_at_next_step(
     stack: Stack, form: str, drawn: Vectors, chosen: SGD, lr: float
 ) -> None:
     """
@@ -130,7 +130,7 @@ def test_a_learning_rate_may_change_between_steps(
 
 @FORM
 @given(drawn=vectors(at_least=2), chosen=settings())
-def test_a_first_gradient_may_come_late(stack: Stack, form: str, drawn: Vectors, chosen: SGD) -> None:
+def test_late_first_gradient_takes_a_first_step(stack: Stack, form: str, drawn: Vectors, chosen: SGD) -> None:
     """
     A parameter that gets its first gradient at the second step takes a first step then; the others go on.
 
@@ -154,7 +154,7 @@ def test_a_first_gradient_may_come_late(stack: Stack, form: str, drawn: Vectors,
 
 @FORM
 @given(drawn=vectors(at_least=2), chosen=with_momentum())
-def test_no_gradient_is_not_a_gradient_of_zero(stack: Stack, form: str, drawn: Vectors, chosen: SGD) -> None:
+def test_missing_gradient_differs_from_zero_gradient(stack: Stack, form: str, drawn: Vectors, chosen: SGD) -> None:
     """
     In motion, a parameter whose gradient is None stays as it is, and one whose gradient is zero moves on and decays.
 
@@ -180,7 +180,7 @@ def test_no_gradient_is_not_a_gradient_of_zero(stack: Stack, form: str, drawn: V
 
 @FORM
 @given(drawn=vectors(), chosen=with_momentum())
-def test_the_first_momentum_buffer_is_the_gradient(stack: Stack, form: str, drawn: Vectors, chosen: SGD) -> None:
+def test_first_momentum_buffer_is_the_gradient(stack: Stack, form: str, drawn: Vectors, chosen: SGD) -> None:
     """
     After the first step without decay the momentum buffer is the gradient bit for bit, undampened, in its own memory.
 
@@ -203,7 +203,7 @@ def test_the_first_momentum_buffer_is_the_gradient(stack: Stack, form: str, draw
 @FORM
 @given(drawn=vectors(), chosen=settings())
 @example(drawn=Vectors(), chosen=SGD(lr=0.5, momentum=0.5, nesterov=True))  # neither decay nor sign has made a copy
-def test_a_step_leaves_gradients_as_they_are(stack: Stack, form: str, drawn: Vectors, chosen: SGD) -> None:
+def test_optimizer_step_leaves_gradients_unchanged(stack: Stack, form: str, drawn: Vectors, chosen: SGD) -> None:
     """
     Whatever the settings, after three steps every `.grad` is the tensor that it was, bit for bit.
 
@@ -223,7 +223,7 @@ def test_a_step_leaves_gradients_as_they_are(stack: Stack, form: str, drawn: Vec
 
 @FORM
 @given(drawn=vectors(), chosen=settings())
-def test_maximize_descends_the_negative_gradient(stack: Stack, form: str, drawn: Vectors, chosen: SGD) -> None:
+def test_maximize_equals_minimize_with_negated_gradients(stack: Stack, form: str, drawn: Vectors, chosen: SGD) -> None:
     """
     `maximize=True` gives bit for bit what `maximize=False` gives for the negative gradients.
 
@@ -247,7 +247,7 @@ def test_maximize_descends_the_negative_gradient(stack: Stack, form: str, drawn:
 
 @FORM
 @given(case=placed(), chosen=settings())
-def test_memory_layouts_change_nothing(stack: Stack, form: str, case: Placed, chosen: SGD) -> None:
+def test_optimizer_step_is_right_in_any_memory_layout(stack: Stack, form: str, case: Placed, chosen: SGD) -> None:
     """
     Steps are right to their roundings in every memory layout of parameter, gradient and buffer, also one that changes.
 
@@ -260,7 +260,7 @@ def test_memory_layouts_change_nothing(stack: Stack, form: str, case: Placed, ch
 
 @FORM
 @given(case=placed(), chosen=settings())
-def test_a_step_writes_nothing_beside_its_parameter(stack: Stack, form: str, case: Placed, chosen: SGD) -> None:
+def test_optimizer_step_writes_only_its_parameter(stack: Stack, form: str, case: Placed, chosen: SGD) -> None:
     """
     Where parameter, gradient or buffer is a view of a larger tensor, the rest of that tensor stays as it was.
 
@@ -300,7 +300,7 @@ def placed_steps(
 
 @FORM
 @given(drawn=vectors(), chosen=settings())
-def test_a_saved_state_goes_on_bit_for_bit(stack: Stack, form: str, drawn: Vectors, chosen: SGD) -> None:
+def test_loaded_optimizer_state_continues_bit_for_bit(stack: Stack, form: str, drawn: Vectors, chosen: SGD) -> None:
     """
     An optimizer that loads another's saved `state_dict` goes on as the other does, bit for bit; its settings too.
 
@@ -336,7 +336,7 @@ def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
 
 @FORM
 @given(drawn=vectors(), chosen=with_momentum())
-def test_a_loaded_state_is_the_optimizers_own(stack: Stack, form: str, drawn: Vectors, chosen: SGD) -> None:
+def test_loaded_optimizer_state_is_independent(stack: Stack, form: str, drawn: Vectors, chosen: SGD) -> None:
     """
     After `b.load_state_dict(a.state_dict())` a step of `a` leaves the state of `b` as it was.
 
@@ -360,7 +360,7 @@ def test_a_loaded_state_is_the_optimizers_own(stack: Stack, form: str, drawn: Ve
 
 
 @given(chosen=settings(), other=settings())
-def test_groups_are_left_as_they_were_given(stack: Stack, chosen: SGD, other: SGD) -> None:
+def test_optimizer_leaves_given_group_dicts_unchanged(stack: Stack, chosen: SGD, other: SGD) -> None:
     """
     The dictionaries that describe an optimizer's groups are the caller's: a second optimizer takes its own defaults.
 
@@ -375,7 +375,7 @@ def test_groups_are_left_as_they_were_given(stack: Stack, chosen: SGD, other: SG
 
 
 @given(lr=learning_rates(), changed=learning_rates())
-def test_each_group_has_its_own_learning_rate(stack: Stack, lr: float, changed: float) -> None:
+def test_groups_do_not_share_a_learning_rate_tensor(stack: Stack, lr: float, changed: float) -> None:
     """
     With one tensor as learning rate for all, changing it in one group, in place, leaves the other groups' as it was.
 
@@ -401,7 +401,7 @@ def test_each_group_has_its_own_learning_rate(stack: Stack, lr: float, changed: 
     ids=str,
 )
 @FORM
-def test_invalid_settings_are_refused(stack: Stack, form: str, invalid: dict[str, Any]) -> None:
+def test_invalid_optimizer_settings_raise(stack: Stack, form: str, invalid: dict[str, Any]) -> None:
     """
     Negative rates, and Nesterov's momentum without momentum or with dampening, raise ValueError.
 
@@ -415,7 +415,7 @@ def test_invalid_settings_are_refused(stack: Stack, form: str, invalid: dict[str
 
 @FORM
 @given(drawn=vectors(), chosen=settings())
-def test_a_step_reads_no_uninitialised_memory(stack: Stack, form: str, drawn: Vectors, chosen: SGD) -> None:
+def test_optimizer_step_reads_no_uninitialized_memory(stack: Stack, form: str, drawn: Vectors, chosen: SGD) -> None:
     """
     Steps give the same bits when PyTorch fills all memory that it reserves with NaN.
 
@@ -436,7 +436,7 @@ def test_a_step_reads_no_uninitialised_memory(stack: Stack, form: str, drawn: Ve
 
 @FORM
 @given(case=cases(weights=("default",), batches=(1, 2)), chosen=settings(), to_none=st.booleans())
-def test_a_closure_is_evaluated_once_and_its_loss_returned(
+def test_closure_is_evaluated_once_and_its_loss_returned(
     stack: Stack, form: str, case: Case, chosen: SGD, to_none: bool
 ) -> None:
     """
@@ -469,7 +469,7 @@ def test_a_closure_is_evaluated_once_and_its_loss_returned(
 
 @FORM
 @given(drawn=vectors(), chosen=settings())
-def test_a_graph_from_before_a_step_mixes_nothing(stack: Stack, form: str, drawn: Vectors, chosen: SGD) -> None:
+def test_backward_after_step_raises_or_uses_saved_values(stack: Stack, form: str, drawn: Vectors, chosen: SGD) -> None:
     """
     Backward through a graph that is older than a step raises RuntimeError, or gives the gradient as of before the step.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lenet.oracle import SHAPES
 from properties.case import Case
-from properties.closeness import assert_exact
+from properties.comparison import assert_exact
 from properties.stack import Stack, gradients
 from properties.strategies import cases, learning_rates
 
@@ -65,7 +65,7 @@ def always(**choices: Any) -> Callable[[Callable[..., None]], Callable[..., None
 
 @pytest.mark.engine
 @pytest.mark.parametrize("channels", [0, 2, 3])
-def test_other_than_one_channel_is_refused(stack: Stack, channels: int) -> None:
+def test_wrong_channel_count_raises(stack: Stack, channels: int) -> None:
     """
     Images of two or three channels, or of none, are an error in every batch.
 
@@ -79,7 +79,7 @@ def test_other_than_one_channel_is_refused(stack: Stack, channels: int) -> None:
 
 
 @pytest.mark.engine
-def test_other_than_four_dimensions_are_refused(stack: Stack) -> None:
+def test_wrong_dimension_count_raises(stack: Stack) -> None:
     """
     A single image without its batch dimension is an error, and so is every tensor that has not four dimensions.
 
@@ -98,7 +98,7 @@ def test_other_than_four_dimensions_are_refused(stack: Stack) -> None:
     size=st.tuples(st.integers(1, 80), st.integers(1, 80)).filter(lambda size: size != (32, 32)),
     batch=st.sampled_from(BATCHES),
 )
-def test_another_size_is_refused(stack: Stack, size: tuple[int, int], batch: int) -> None:
+def test_wrong_image_size_raises(stack: Stack, size: tuple[int, int], batch: int) -> None:
     """
     Images that are not 32x32 are an error: larger, smaller, or not square.
 
@@ -111,7 +111,7 @@ def test_another_size_is_refused(stack: Stack, size: tuple[int, int], batch: int
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: str(dtype).removeprefix("torch."))
-def test_another_dtype_is_refused(stack: Stack, dtype: torch.dtype) -> None:
+def test_wrong_dtype_raises(stack: Stack, dtype: torch.dtype) -> None:
     """
     Images of another dtype than the network's are an error: of other floats, integers, booleans or complex numbers.
 
@@ -126,7 +126,7 @@ def test_another_dtype_is_refused(stack: Stack, dtype: torch.dtype) -> None:
         assert_refused(lambda images=images: net(images), f"{batch} images of {dtype}")
 
 
-def test_another_device_is_refused(stack: Stack) -> None:
+def test_wrong_device_raises(stack: Stack) -> None:
     """
     Images on another device than the network's are an error, whichever of the two is where.
 
@@ -144,7 +144,7 @@ def test_another_device_is_refused(stack: Stack) -> None:
                 assert_refused(lambda net=net, images=images: net(images), what)
 
 
-def test_what_is_no_tensor_is_refused(stack: Stack) -> None:
+def test_non_tensor_input_raises(stack: Stack) -> None:
     """
     A NumPy array, a list, a number, a text or None instead of images is an error.
 
@@ -158,7 +158,7 @@ def test_what_is_no_tensor_is_refused(stack: Stack) -> None:
 
 @pytest.mark.engine
 @given(case=cases(batches=(2, 1)), size=st.sampled_from(SIZES), batch=st.sampled_from(BATCHES))
-def test_a_refusal_leaves_the_network_as_it_was(stack: Stack, case: Case, size: tuple[int, int], batch: int) -> None:
+def test_network_is_unchanged_after_an_error(stack: Stack, case: Case, size: tuple[int, int], batch: int) -> None:
     """
     After an error the network gives the same scores as before, bit for bit, for images that are right.
 
@@ -175,7 +175,7 @@ def test_a_refusal_leaves_the_network_as_it_was(stack: Stack, case: Case, size: 
 
 
 @given(case=cases(batches=(2, 3)), lr=learning_rates())
-def test_a_training_step_that_fails_changes_no_parameter(stack: Stack, case: Case, lr: float) -> None:
+def test_failed_training_step_changes_no_parameter(stack: Stack, case: Case, lr: float) -> None:
     """
     A training step on a wrong number of targets or on images of a wrong size is an error, and updates nothing.
 
@@ -204,7 +204,7 @@ def test_a_training_step_that_fails_changes_no_parameter(stack: Stack, case: Cas
     case=cases(weights=("default",), batches=(2, 1, 3, 10)),
     shape=st.sampled_from(["(N,)", "(N,1)", "(10,)", "(1,1)", "()"]),
 )
-def test_targets_of_another_shape_are_never_silent(stack: Stack, who: str, case: Case, shape: str) -> None:
+def test_misshaped_targets_raise_or_warn(stack: Stack, who: str, case: Case, shape: str) -> None:
     """
     Mean squared error of (N,10) scores and targets of (N,), (N,1), (10,), (1,1) or () is an error, or warned of.
 
@@ -243,7 +243,7 @@ def complaints(call: Callable[[], Any]) -> set[str]:
     wrong=st.sampled_from([10, -1, 11, -10, -99, -101, 2**31, 2**40]),
     row=st.integers(0, 16),
 )
-def test_a_class_that_is_none_is_refused(stack: Stack, reduction: str, case: Case, wrong: int, row: int) -> None:
+def test_class_index_out_of_range_raises(stack: Stack, reduction: str, case: Case, wrong: int, row: int) -> None:
     """
     Cross-entropy raises where one target is no class from 0 to 9, wherever in the batch, except -100, which it ignores.
 
@@ -260,7 +260,7 @@ def test_a_class_that_is_none_is_refused(stack: Stack, reduction: str, case: Cas
 
 
 @given(case=cases(batches=(2, 1, 3)), more=st.sampled_from([1, -1, 2]))
-def test_a_wrong_number_of_classes_is_refused(stack: Stack, case: Case, more: int) -> None:
+def test_mismatched_target_count_raises(stack: Stack, case: Case, more: int) -> None:
     """
     Cross-entropy raises where there are more or fewer targets than rows of scores, or rows of another length.
 
@@ -275,7 +275,7 @@ def test_a_wrong_number_of_classes_is_refused(stack: Stack, case: Case, more: in
 
 
 @given(case=cases(batches=(2, 1, 0, 3)))
-def test_backward_from_several_numbers_is_refused(stack: Stack, case: Case) -> None:
+def test_backward_from_nonscalar_raises(stack: Stack, case: Case) -> None:
     """
     `.backward()` on the ten scores, without a gradient to begin with, raises RuntimeError and leaves no gradient.
 
@@ -296,7 +296,7 @@ NAMES = st.sampled_from(list(SHAPES))
 
 
 @given(name=NAMES)
-def test_a_missing_entry_is_refused_by_name(stack: Stack, name: str) -> None:
+def test_missing_state_dict_entry_raises_by_name(stack: Stack, name: str) -> None:
     """
     A state_dict that lacks an entry raises RuntimeError, which names it.
 
@@ -310,7 +310,7 @@ def test_a_missing_entry_is_refused_by_name(stack: Stack, name: str) -> None:
 
 
 @given(name=NAMES | st.sampled_from(["conv3.weight", "scale", "conv1.running_mean"]))
-def test_an_extra_entry_is_refused_by_name(stack: Stack, name: str) -> None:
+def test_unexpected_state_dict_entry_raises_by_name(stack: Stack, name: str) -> None:
     """
     A state_dict with an entry too many raises RuntimeError, which names it, be it the ten's under another prefix.
 
@@ -326,7 +326,7 @@ def test_an_extra_entry_is_refused_by_name(stack: Stack, name: str) -> None:
 
 @pytest.mark.parametrize("strict", [True, False])
 @given(name=NAMES, how=st.sampled_from(["longer", "shorter", "flat", "wrapped", "scalar"]))
-def test_a_misshaped_entry_is_refused_by_name(stack: Stack, strict: bool, name: str, how: str) -> None:
+def test_misshaped_state_dict_entry_raises_by_name(stack: Stack, strict: bool, name: str, how: str) -> None:
     """
     A state_dict with an entry of another shape raises RuntimeError, which names it, and leaves that parameter.
 
@@ -350,7 +350,7 @@ def test_a_misshaped_entry_is_refused_by_name(stack: Stack, strict: bool, name: 
 
 
 @given(name=NAMES)
-def test_a_lenient_load_says_what_it_left(stack: Stack, name: str) -> None:
+def test_non_strict_load_reports_skipped_entries(stack: Stack, name: str) -> None:
     """
     With `strict=False` a missing and an extra entry are returned by name, and all the others are loaded.
 

@@ -1,5 +1,5 @@
 """
-Engines timed against each other: `python -m benchmarks.engines` prints the table, `--record DIR` writes it down.
+Engines timed against each other: `python -m benchmarks.engine_times` prints the table, `--record DIR` writes it down.
 
 One fresh process holds one engine, and only one of them runs at any moment. Each time is the median over blocks of at
 least 5 ms of calls; the blocks of all engines take turns, in another random order in every round. The first engine is
@@ -341,7 +341,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _record(options: argparse.Namespace, chosen: list[Engine], result: Result) -> None:
-    command = shlex.join(["python", "-m", "benchmarks.engines", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", "benchmarks.engine_times", *sys.argv[1:]])
     run = {name: getattr(options, name) for name in ("device", "dtype", "threads", "budget")}
     claims = {engine.name: engine.claims[options.dtype] for engine in chosen}
     found = {
@@ -356,7 +356,7 @@ def _record(options: argparse.Namespace, chosen: list[Engine], result: Result) -
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.engines", description="Time engines by turns.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine_times", description="Time engines by turns.")
     parser.add_argument("--engines", metavar="NAMES", help=f"comma-separated; default: {','.join(DEFAULT)}, if there")
     parser.add_argument("--batches", type=_batches, default=BATCHES[:-1], metavar="SIZES", help="comma-separated")
     parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="default: all cores")

@@ -19,11 +19,11 @@ from lenet.oracle import Answer
 from lenet.training import SGD_FORMS
 from lenet.update import SGD
 from properties.case import Case
-from properties.closeness import assert_exact, assert_gradients, assert_within_budget
+from properties.comparison import assert_exact, assert_gradients, assert_within_budget
+from properties.laws.test_nonfinite import constant
+from properties.laws.test_optimizer import buffer_of, give_gradients, optimizer_of, parameters_of
 from properties.stack import Stack, float64, gradients, precision_of
 from properties.strategies import Vectors, cases, settings, vectors
-from properties.test_nan import constant
-from properties.test_optimizer import buffer_of, give_gradients, optimizer_of, parameters_of
 
 FORM = pytest.mark.parametrize("form", SGD_FORMS)
 LOWER = pytest.mark.parametrize("lower", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
@@ -50,7 +50,7 @@ def lowered(stack: Stack, case: Case, lower: torch.dtype) -> tuple[nn.Module, Te
 
 @LOWER
 @given(case=cases(batches=(1, 2, 3, 0)))
-def test_autocast_keeps_the_precision_that_it_claims(stack: Stack, lower: torch.dtype, case: Case) -> None:
+def test_autocast_meets_its_claimed_precision(stack: Stack, lower: torch.dtype, case: Case) -> None:
     """
     Under autocast to a 16-bit dtype the logits, and the gradients of parameters kept in float32, lie within its budget.
 
@@ -80,7 +80,7 @@ def test_autocast_keeps_the_precision_that_it_claims(stack: Stack, lower: torch.
     place=st.sampled_from(["images", "conv1", "conv2", "fc1", "fc2", "fc3"]),
     fraction=st.floats(0, 1, exclude_max=True),
 )
-def test_autocast_rounds_no_further_than_it_claims(
+def test_autocast_preserves_representable_values(
     stack: Stack, lower: torch.dtype, case: Case, place: str, fraction: float
 ) -> None:
     """
@@ -128,7 +128,7 @@ def test_autocast_ends_with_its_region(stack: Stack, lower: torch.dtype, case: C
 
 
 @given(case=cases(batches=(1, 2)), outer=st.booleans())
-def test_autocast_regions_nest(stack: Stack, case: Case, outer: bool) -> None:
+def test_nested_autocast_regions_are_independent(stack: Stack, case: Case, outer: bool) -> None:
     """
     A region of another 16-bit dtype within a region gives bit for bit what it gives alone.
 
@@ -169,7 +169,9 @@ def scale_gradients(parameters: list[nn.Parameter], scaler: amp.GradScaler) -> N
 
 @FORM
 @given(drawn=vectors(), chosen=settings(), unscale=st.booleans())
-def test_a_scaled_step_is_the_step(stack: Stack, form: str, drawn: Vectors, chosen: SGD, unscale: bool) -> None:
+def test_grad_scaler_step_equals_unscaled_step(
+    stack: Stack, form: str, drawn: Vectors, chosen: SGD, unscale: bool
+) -> None:
     """
     `scaler.step` on gradients of a scaled loss updates as `optimizer.step` on those of the loss itself, bit for bit.
 
@@ -203,7 +205,7 @@ def test_a_scaled_step_is_the_step(stack: Stack, form: str, drawn: Vectors, chos
     which=st.integers(0, 2**16),
     spoilt=st.sampled_from([float("inf"), float("-inf"), float("nan")]),
 )
-def test_a_step_with_infinite_gradients_is_skipped(
+def test_grad_scaler_skips_step_with_nonfinite_gradients(
     stack: Stack, form: str, drawn: Vectors, chosen: SGD, which: int, spoilt: float
 ) -> None:
     """
@@ -244,7 +246,7 @@ def test_a_step_with_infinite_gradients_is_skipped(
     interval=st.integers(1, 4),
     changed=st.none() | st.integers(1, 4),
 )
-def test_the_scale_grows_and_backs_off_as_documented(
+def test_grad_scaler_grows_and_backs_off_as_documented(
     stack: Stack, steps: list[bool], interval: int, changed: int | None
 ) -> None:
     """
@@ -311,7 +313,7 @@ MISUSES = {
 
 
 @pytest.mark.parametrize("misuse", MISUSES)
-def test_a_scaler_refuses_what_is_out_of_order(stack: Stack, misuse: str) -> None:
+def test_grad_scaler_rejects_calls_out_of_order(stack: Stack, misuse: str) -> None:
     """
     Unscaling or stepping twice, unscaling after the step, and a closure raise RuntimeError, as documented.
 
@@ -326,7 +328,7 @@ def test_a_scaler_refuses_what_is_out_of_order(stack: Stack, misuse: str) -> Non
 
 
 @pytest.mark.parametrize("form", ["for-loop", "foreach"])
-def test_a_scaler_refuses_float16_gradients(stack: Stack, form: str) -> None:
+def test_grad_scaler_rejects_float16_gradients(stack: Stack, form: str) -> None:
     """
     Gradients in float16 raise ValueError: unscaled in float16 they would lose what the scale has saved.
 
@@ -342,7 +344,7 @@ def test_a_scaler_refuses_float16_gradients(stack: Stack, form: str) -> None:
 
 
 @given(case=cases(weights=("default", "sparse"), images=("digits", "normal"), batches=(2, 3)), chosen=settings())
-def test_scaled_micro_batches_step_as_unscaled_ones(stack: Stack, case: Case, chosen: SGD) -> None:
+def test_scaled_micro_batches_step_like_unscaled_ones(stack: Stack, case: Case, chosen: SGD) -> None:
     """
     Gradients of scaled losses accumulated over micro-batches, each weighted by its share, step as without a scale.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from lenet import oracle
 from lenet.oracle import SHAPES
 from properties.case import Case
-from properties.closeness import assert_exact, assert_gradients
+from properties.comparison import assert_exact, assert_gradients
 from properties.stack import Stack, gradients
 from properties.strategies import cases
 
@@ -27,7 +27,7 @@ def backward(stack: Stack, net: nn.Module, case: Case) -> dict[str, Tensor]:
 
 @pytest.mark.engine
 @given(first=cases(), second=cases())
-def test_a_second_backward_adds_exactly(stack: Stack, first: Case, second: Case) -> None:
+def test_second_backward_adds_exactly(stack: Stack, first: Case, second: Case) -> None:
     """
     After backward on one batch and then on another, `.grad` is g1 + g2 bit for bit.
 
@@ -48,7 +48,7 @@ def test_a_second_backward_adds_exactly(stack: Stack, first: Case, second: Case)
 
 @pytest.mark.engine
 @given(case=cases())
-def test_the_same_graph_twice_gives_twice_the_gradient(stack: Stack, case: Case) -> None:
+def test_backward_twice_through_retained_graph_doubles_gradients(stack: Stack, case: Case) -> None:
     """
     Two backward passes through one graph, kept with `retain_graph=True`, give 2 g bit for bit.
 
@@ -67,7 +67,7 @@ def test_the_same_graph_twice_gives_twice_the_gradient(stack: Stack, case: Case)
 
 @pytest.mark.engine
 @given(case=cases(batches=(2, 3, 5, 8, 17)), size=st.integers(1, 8))
-def test_micro_batches_add_up_to_the_batch(stack: Stack, case: Case, size: int) -> None:
+def test_micro_batch_gradients_accumulate_to_batch_gradients(stack: Stack, case: Case, size: int) -> None:
     """
     Backward on micro-batches, each loss weighted by its share of the images, gives the whole batch's gradients.
 
@@ -86,7 +86,7 @@ def test_micro_batches_add_up_to_the_batch(stack: Stack, case: Case, size: int) 
 
 
 @given(case=cases(), to_none=st.booleans(), frozen=st.sampled_from(["", *SHAPES]))
-def test_zero_grad_forgets_what_came_before(stack: Stack, case: Case, to_none: bool, frozen: str) -> None:
+def test_zero_grad_discards_earlier_gradients(stack: Stack, case: Case, to_none: bool, frozen: str) -> None:
     """
     `zero_grad` sets every `.grad` to None, or to zeros when asked to; the next backward gives the gradient alone.
 
@@ -112,7 +112,7 @@ def test_zero_grad_forgets_what_came_before(stack: Stack, case: Case, to_none: b
 
 @pytest.mark.engine
 @given(case=cases())
-def test_nothing_accumulates_under_no_grad(stack: Stack, case: Case) -> None:
+def test_no_gradient_accumulates_under_no_grad(stack: Stack, case: Case) -> None:
     """
     Under `torch.no_grad()` the forward pass leaves no graph, `.backward()` raises, and every `.grad` stays as it was.
 
@@ -136,7 +136,7 @@ def test_nothing_accumulates_under_no_grad(stack: Stack, case: Case) -> None:
 
 @pytest.mark.engine
 @given(case=cases())
-def test_a_freed_graph_cannot_be_used_again(stack: Stack, case: Case) -> None:
+def test_backward_through_freed_graph_raises(stack: Stack, case: Case) -> None:
     """
     A second backward through a graph that was not retained raises RuntimeError.
 
@@ -158,7 +158,7 @@ def test_a_freed_graph_cannot_be_used_again(stack: Stack, case: Case) -> None:
 
 @pytest.mark.engine
 @given(case=cases(), seed=st.integers(0, 2**32 - 1))
-def test_grad_is_accumulated_in_place(stack: Stack, case: Case, seed: int) -> None:
+def test_gradients_accumulate_in_place(stack: Stack, case: Case, seed: int) -> None:
     """
     A later backward adds into the tensor that `.grad` already is: same object, same memory, for all who hold it.
 

@@ -17,7 +17,7 @@ from torch.nn.functional import max_pool2d
 import lenet
 from lenet.oracle import SHAPES, Array
 from properties.case import Case
-from properties.closeness import assert_exact
+from properties.comparison import assert_exact
 from properties.stack import Stack, float64
 from properties.strategies import cases
 
@@ -39,7 +39,7 @@ FALSE_ALARM = 1e-12
 
 @pytest.mark.engine
 @given(case=cases(batches=(1,)))
-def test_one_image_gives_ten_scores(stack: Stack, case: Case) -> None:
+def test_one_image_gives_ten_logits(stack: Stack, case: Case) -> None:
     """
     One 1x1x32x32 image gives 1x10 scores, in the dtype and on the device of the network.
 
@@ -54,7 +54,7 @@ def test_one_image_gives_ten_scores(stack: Stack, case: Case) -> None:
 
 @pytest.mark.engine
 @given(batch=st.sampled_from([0, 1, 2, 3, 7, 64]) | st.integers(0, 100), seed=st.integers(0, 2**32 - 1))
-def test_each_image_gives_ten_scores(stack: Stack, batch: int, seed: int) -> None:
+def test_every_image_gives_ten_logits(stack: Stack, batch: int, seed: int) -> None:
     """
     N images give N rows of ten scores, for every N, none and odd numbers included.
 
@@ -66,7 +66,7 @@ def test_each_image_gives_ten_scores(stack: Stack, batch: int, seed: int) -> Non
 
 
 @given(case=cases())
-def test_stages_have_the_tutorials_shapes(stack: Stack, case: Case) -> None:
+def test_intermediate_shapes_match_the_tutorial(stack: Stack, case: Case) -> None:
     """
     The stages are 6x28x28, pooled to 6x14x14, 16x10x10, and pooled to 16x5x5 = 400 flattened features.
 
@@ -103,7 +103,7 @@ def observe(net: nn.Module) -> dict[str, Tensor]:
     return seen
 
 
-def test_parameters_are_the_tutorials_ten(stack: Stack) -> None:
+def test_parameters_match_the_tutorial(stack: Stack) -> None:
     """
     `net.parameters()` are ten, by name, order and shape: 61,706 numbers, each of which is trained.
 
@@ -118,7 +118,7 @@ def test_parameters_are_the_tutorials_ten(stack: Stack) -> None:
 
 
 @torch.no_grad()
-def test_no_parameter_lies_over_another(stack: Stack) -> None:
+def test_parameters_do_not_overlap_in_memory(stack: Stack) -> None:
     """
     61,706 numbers, written one parameter after the other, can all be read again.
 
@@ -135,7 +135,7 @@ def test_no_parameter_lies_over_another(stack: Stack) -> None:
         assert_exact(parameter, part, name)
 
 
-def test_new_networks_begin_uniform_and_independent(stack: Stack) -> None:
+def test_initialization_is_uniform_and_independent(stack: Stack) -> None:
     """
     A new network's weights and biases are uniform in +-1/sqrt(inputs of a unit), as nn.Conv2d and nn.Linear begin.
 
@@ -166,7 +166,7 @@ def distance_from_uniform(numbers: Array) -> float:
     return float(max((np.arange(1, count + 1) / count - ordered).max(), (ordered - np.arange(count) / count).max()))
 
 
-def test_repr_is_the_tutorials(stack: Stack) -> None:
+def test_repr_matches_the_tutorial(stack: Stack) -> None:
     """
     `print(net)` shows what the tutorial shows. Applicable to the reference network alone.
 
@@ -179,7 +179,7 @@ def test_repr_is_the_tutorials(stack: Stack) -> None:
 
 
 @given(case=cases())
-def test_feature_maps_are_what_the_next_layer_is_given(stack: Stack, case: Case) -> None:
+def test_feature_maps_match_the_next_layers_input(stack: Stack, case: Case) -> None:
     """
     `feature_maps` gives conv1's 6 maps of 28x28 and conv2's 16 of 10x10 by name, with no graph.
 
