@@ -84,7 +84,7 @@ def test_a_wrong_engine_is_reported_and_the_others_are_timed(
     fakes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(fakes)
-    monkeypatch.setattr(engines, "ROUNDS", 3)
+    monkeypatch.setattr(engine_times, "ROUNDS", 3)
     options = ["--engines", "eager,fakes:wrong", "--batches", "1,16", "--threads", "1", "--budget", "0"]
 
     assert main([*options, "--record", str(fakes)]) == 1
