@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import engine_times
 from benchmarks.engine_times import AGAIN, PRODUCT, Block, Cold, Result, choose, main, order_effects, tables, timings
 from benchmarks.test_worker import command, fakes, interrupted, left
 from lenet.engines import EngineError
