@@ -1,4 +1,4 @@
-"""The network of PyTorch's "Neural Networks" tutorial, how to train it, and what it is verified against."""
+"""The network of PyTorch's "Neural Networks" tutorial, its training, and the oracle that verifies both."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -9,11 +9,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Net", "feature_maps", "sgd_update", "train_step"]
 
-_HOME = {"Net": "net", "feature_maps": "net", "sgd_update": "training", "train_step": "training"}
+_MODULE_OF = {"Net": "net", "feature_maps": "net", "sgd_update": "training", "train_step": "training"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: the oracle can be had without torch, and `python -m lenet.training` runs only once."""
-    if name in _HOME:
-        return getattr(import_module(f"lenet.{_HOME[name]}"), name)
+    """Import on first use, so that `lenet.oracle` can be imported without torch."""
+    if name in _MODULE_OF:
+        return getattr(import_module(f"lenet.{_MODULE_OF[name]}"), name)
     raise AttributeError(f"module 'lenet' has no attribute {name!r}")

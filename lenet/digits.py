@@ -1,9 +1,9 @@
 """
-Real input for the network: handwritten digits as images (N, 1, 32, 32) in [0, 1], with a fixed split.
+Handwritten digits as images (N, 1, 32, 32) in [0, 1], with a fixed split into training and test images.
 
-By default the 1,797 digits of scikit-learn (8x8 pixels, 16 grey levels; UCI "Optical Recognition of Handwritten
-Digits", Alpaydin & Kaynak 1998). `load(folder)` reads MNIST's four IDX files, plain or gzip, instead:
-http://yann.lecun.com/exdb/mnist/ describes the format.
+`load()` returns the 1,797 digits of scikit-learn (8x8 pixels, gray levels 0 to 16; UCI "Optical Recognition of
+Handwritten Digits", Alpaydin & Kaynak 1998). `load(folder)` reads MNIST's four IDX files, plain or gzip, in the format
+that http://yann.lecun.com/exdb/mnist/ describes.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ TEST_DIGITS = 360  # a fifth of scikit-learn's 1,797
 
 
 class DigitsError(ValueError):
-    """A data set that cannot be read; the message is one line that names the file and what was found in it."""
+    """A data set that cannot be read; the message is one line that names the file and the problem."""
 
 
 @dataclass(frozen=True)
 class Digits:
-    """Images (N,1,32,32) float32 in [0,1] and their labels (N,) int64 in 0..9, to train on and to test on."""
+    """Training and test images (N,1,32,32), float32 in [0,1], and their labels (N,), int64 from 0 to 9."""
 
     name: str
     train_images: Tensor
@@ -40,12 +40,12 @@ class Digits:
 
 
 def one_hot(labels: Tensor) -> Tensor:
-    """Labels (N,) as targets (N,10) for the mean squared error: 1 for the digit, 0 elsewhere."""
+    """Return labels (N,) as targets (N,10) for the mean squared error: 1 at the label, 0 elsewhere."""
     return F.one_hot(labels, 10).to(torch.get_default_dtype())
 
 
 def load(mnist: Path | None = None) -> Digits:
-    """MNIST from a folder of IDX files, else scikit-learn's digits; raises DigitsError on a malformed file."""
+    """Return MNIST from a folder of IDX files, or scikit-learn's digits; raises DigitsError for a malformed file."""
     return _scikit_learn() if mnist is None else _mnist(mnist)
 
 
@@ -55,7 +55,7 @@ def _scikit_learn() -> Digits:
     pixels = torch.tensor(table[:, :-1].reshape(-1, 1, 8, 8), dtype=torch.float32) / 16  # N,1,8,8
     images = F.interpolate(pixels, size=(32, 32), mode="bilinear", align_corners=False)  # N,1,32,32
     labels = torch.tensor(table[:, -1], dtype=torch.int64)
-    # RandomState's streams are frozen by NumPy's policy, so the split is the same everywhere.
+    # NumPy's policy freezes the streams of RandomState, so the split is the same everywhere.
     order = torch.from_numpy(np.random.RandomState(0).permutation(len(images)))
     train, test = order[TEST_DIGITS:], order[:TEST_DIGITS]
     return Digits("scikit-learn's digits", images[train], labels[train], images[test], labels[test])
@@ -63,22 +63,22 @@ def _scikit_learn() -> Digits:
 
 def _table() -> np.ndarray[Any, np.dtype[np.float64]]:
     """
-    Rows of 64 pixels and a label (1797,65), from the file that `sklearn.datasets.load_digits` reads.
+    Return rows of 64 pixels and a label (1797,65) from the file that `sklearn.datasets.load_digits` reads.
 
-    To import scikit-learn for it would take every process a second.
+    Importing scikit-learn instead would cost every process a second.
     """
     package = find_spec("sklearn")
     if package is None or not package.submodule_search_locations:
-        raise DigitsError("scikit-learn, which the digits come with, is not installed: pip install scikit-learn")
+        raise DigitsError("scikit-learn, which provides the digits, is not installed: pip install scikit-learn")
     path = Path(package.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
     if not path.is_file():
-        raise DigitsError(f"{path}: this scikit-learn has no digits there; the version in constraints.txt has")
+        raise DigitsError(f"{path}: not in this version of scikit-learn; install the one in constraints.txt")
     return np.loadtxt(path, delimiter=",")
 
 
 def _mnist(folder: Path) -> Digits:
     if not folder.is_dir():
-        raise DigitsError(f"--mnist {folder}: there is no such folder")
+        raise DigitsError(f"--mnist {folder}: no such folder")
     train_images, train_labels = _mnist_part(folder, "train")
     test_images, test_labels = _mnist_part(folder, "t10k")
     return Digits("MNIST", train_images, train_labels, test_images, test_labels)
@@ -101,21 +101,25 @@ def _mnist_part(folder: Path, part: str) -> tuple[Tensor, Tensor]:
 
 
 def _idx(folder: Path, name: str, dimensions: int) -> tuple[Path, np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:
-    """The array in an IDX file of unsigned bytes: magic 0 0 8 dimensions, big-endian sizes, then the bytes."""
+    """
+    Read an IDX file of unsigned bytes: the magic number 0 0 8 `dimensions`, big-endian sizes, then the bytes.
+
+    Returns the path that was found, `name` or `name.gz`, and the array.
+    """
     path = next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
     if path is None:
-        raise DigitsError(f"--mnist {folder}: there is neither {name} nor {name}.gz")
+        raise DigitsError(f"--mnist {folder}: has neither {name} nor {name}.gz")
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except PermissionError as error:
         raise DigitsError(f"{path}: cannot be read: {error.strerror}") from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DigitsError(f"{path}: not a whole gzip file: {error}") from error
+        raise DigitsError(f"{path}: not a complete gzip file: {error}") from error
     magic, header = bytes((0, 0, 8, dimensions)), 4 + 4 * dimensions
     if content[:4] != magic:
         raise DigitsError(f"{path}: magic number 0x{content[:4].hex()}, expected 0x{magic.hex()}")
     if len(content) < header:
-        raise DigitsError(f"{path}: truncated: {len(content)} bytes, expected {header} of header")
+        raise DigitsError(f"{path}: truncated: {len(content)} bytes, header of {header} expected")
     shape = tuple(int(n) for n in np.frombuffer(content, ">u4", count=dimensions, offset=4))
     expected = header + int(np.prod(shape, dtype=object))
     if len(content) != expected:

@@ -1,4 +1,4 @@
-"""Writing files so that nothing written before is lost: beside the old one first, then in its place."""
+"""Write files so that earlier files are neither lost nor left half overwritten."""
 
 from __future__ import annotations
 
@@ -12,22 +12,26 @@ from typing import IO
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of `path` when the block ends, and leaves it as it was where it raises."""
+    """
+    Open a temporary binary file that replaces `path` when the block ends; if the block raises, `path` stays unchanged.
+
+    Missing parent folders are created.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    beside = Path(name)
+    temporary = Path(name)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
-        beside.chmod(0o644)
-        beside.replace(path)
+        temporary.chmod(0o644)
+        temporary.replace(path)
     except BaseException:
-        beside.unlink()
+        temporary.unlink()
         raise
 
 
 def writable(folder: Path) -> bool:
-    """Whether files can be written in `folder`, which is made where there is none."""
+    """Create `folder` if it does not exist, and return whether files can be written to it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -37,6 +41,6 @@ def writable(folder: Path) -> bool:
 
 
 def set_aside(path: Path) -> None:
-    """Rename what an earlier run left at `path`, so that it is not lost and never taken for this run's."""
+    """Rename an earlier run's file, `name.json` to `name.previous.json`, so that it is not mistaken for this run's."""
     if path.exists():
         path.replace(path.with_name(f"{path.stem}.previous{path.suffix}"))

@@ -1,4 +1,4 @@
-"""What a run ran on: versions and hardware, so that figures are compared with their like only."""
+"""Versions and hardware of a run, so that figures of different machines or packages are not compared unnoticed."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 
-FORMAT = 2
-"""Of the JSON files that runs write and the report reads."""
+from lenet.engines import PEERS
+
+FORMAT = 3
+"""The version of the format of the JSON files that runs write and the report reads."""
 
 PACKAGES = ("hypothesis", "pytest", "pytest-benchmark", "scikit-learn")
-PEERS = ("onnxruntime", "openvino", "jax")
-"""Which need not be there."""
+"""The packages whose versions are recorded, besides torch and NumPy; engines' packages follow if installed."""
 
 
 def fingerprint() -> dict[str, str]:
-    """The stack's versions and hardware by name, each in words."""
+    """Return the versions and hardware by name, each as text."""
     stack = {
         "torch": torch.__version__,
         "numpy": np.__version__,
@@ -34,12 +35,12 @@ def fingerprint() -> dict[str, str]:
         "CPU capability": torch.backends.cpu.get_cpu_capability(),
     }
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an old driver is no reason to have no record
+        warnings.simplefilter("ignore")  # PyTorch warns of an old driver
         cuda = torch.cuda.is_available()
     if cuda:
         stack |= {"GPU": torch.cuda.get_device_name(), "CUDA": str(torch.version.cuda)}
         stack["cuDNN"] = str(torch.backends.cudnn.version())
-    for package in (*PACKAGES, *PEERS):
+    for package in dict.fromkeys((*PACKAGES, *PEERS.values())):
         try:
             stack[package] = version(package)
         except PackageNotFoundError:
@@ -49,9 +50,9 @@ def fingerprint() -> dict[str, str]:
 
 def stamp(command: str) -> dict[str, Any]:
     """
-    What every file of a run begins with: its format, the stack, when it was written, and by which command.
+    Return the first fields of every JSON file: its format, the stack, the date, and the command that wrote it.
 
-    Files below the current folder are named from there, so that the command is the same on another machine.
+    Paths below the current folder become relative, so that the command is the same on another machine.
     """
     written = datetime.now(UTC).isoformat(timespec="seconds")
     command = re.sub(rf"(?<=[\s='\"]){re.escape(f'{Path.cwd()}{os.sep}')}", "", command)
@@ -59,13 +60,13 @@ def stamp(command: str) -> dict[str, Any]:
 
 
 def headline(stack: dict[str, str]) -> str:
-    """The same in one line: PyTorch, Python, processor and cores, GPU."""
+    """Return a fingerprint in one line: PyTorch, Python, processor and cores, GPU."""
     gpu = f", {stack['GPU']}" if "GPU" in stack else ""
     return f"torch {stack['torch']}, Python {stack['python']}, {stack['processor']}, {stack['cores']} cores{gpu}"
 
 
 def _processor() -> str:
-    """The processor's model name: from /proc/cpuinfo where there is one, else as the platform calls it."""
+    """Return the processor's model name from /proc/cpuinfo, or what the platform reports if that has none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 FORWARD_FLOPS = 833_040
-"""Floating-point operations of one image's forward pass: two for each multiply-add of the five layers' products."""
+"""Floating-point operations of one image's forward pass: two for each multiply-add in the five layers' products."""
 
 TRAINING_FLOPS = 2_263_920
-"""The same for forward and backward pass: thrice the forward pass, less the gradient by the image, which none needs."""
+"""The same for a forward and backward pass: three forward passes without the gradient with respect to the image."""
 
 
 class Net(nn.Module):
-    """Ten scores, no softmax, for each 32x32 image: (N, 1, 32, 32) -> (N, 10). 61,706 parameters."""
+    """LeNet with ten logits for each 32x32 image, without softmax: (N, 1, 32, 32) -> (N, 10). 61,706 parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,12 +34,12 @@ class Net(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """
-        (N, 1, 32, 32) -> (N, 10). Raises ValueError for any other shape.
+        Return the logits, (N, 1, 32, 32) -> (N, 10). Raises ValueError for images of any other shape.
 
-        Without the check, images of 33 to 35 pixels would be scored too, by what the pooling leaves of them.
+        Without the check, images of 33 to 35 pixels would be accepted, and pooling would discard their last pixels.
         """
         if images.shape[1:] != (1, 32, 32):
-            raise ValueError(f"images are (N, 1, 32, 32), not {tuple(images.shape)}")
+            raise ValueError(f"images must be (N, 1, 32, 32), not {tuple(images.shape)}")
         c1 = F.relu(self.conv1(images))  # N,6,28,28
         s2 = F.max_pool2d(c1, 2)  # N,6,14,14
         c3 = F.relu(self.conv2(s2))  # N,16,10,10
@@ -53,24 +53,24 @@ class Net(nn.Module):
 
 def feature_maps(net: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """
-    What each filter found in the images: conv1's 6 maps (N,6,28,28) and conv2's 16 (N,16,10,10), after their ReLU.
+    Return the outputs of conv1 (N,6,28,28) and conv2 (N,16,10,10) after their ReLU, by layer name.
 
-    The maps are read off as `net` runs, without a graph, from its submodules `conv1` and `conv2`. Raises LookupError
-    where the net's forward pass does not call them.
+    Forward hooks on the submodules `conv1` and `conv2` read the maps while `net` runs without a graph. Raises
+    LookupError if its forward pass does not call them.
     """
-    seen: dict[str, Tensor] = {}
+    maps: dict[str, Tensor] = {}
 
-    def note(name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        seen[name] = F.relu(output)
+    def keep(name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        maps[name] = F.relu(output)
 
     names = ("conv1", "conv2")
-    hooks = [net.get_submodule(name).register_forward_hook(partial(note, name)) for name in names]
+    hooks = [net.get_submodule(name).register_forward_hook(partial(keep, name)) for name in names]
     try:
         with torch.no_grad():
             net(images)
     finally:
         for hook in hooks:
             hook.remove()
-    if missing := [name for name in names if name not in seen]:
+    if missing := [name for name in names if name not in maps]:
         raise LookupError(f"the forward pass of {type(net).__name__} does not call its submodule {missing[0]}")
-    return seen
+    return maps

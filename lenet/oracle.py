@@ -1,31 +1,41 @@
 """
-The tutorial's Net in float64 NumPy, and how far from it a correct result may lie.
+Exact logits, losses and gradients of the network, each with its rounding budget.
 
-This module imports no torch: whatever it agrees with, it agrees with independently. `solve` gives the exact
-logits, loss and gradients of a case (exact: float64's own rounding is 2**29 times finer than float32's) and, with
-each of them, its rounding budget: the unit in which an error is measured.
+This module imports NumPy alone and no torch, so that it is an independent implementation. `solve` computes a case in
+float64, which counts as exact here: its rounding errors are 2**29 times smaller than float32's. With each result comes
+a rounding budget, the unit in which the error of a result under test is measured.
 
-The budget is Monte Carlo arithmetic (Parker 1997, "Monte Carlo Arithmetic: exploiting randomness in floating-point
-arithmetic", UCLA CSD-970002; Denis, de Oliveira Castro & Petit 2016, "Verificarlo", ARITH 23). The network is computed
-`REPLICAS` more times, and in each replica every dot product z = sum_k a_k b_k + c of n terms is disturbed by
+**Rounding errors.** Budgets are estimated by Monte Carlo arithmetic (Parker 1997, "Monte Carlo Arithmetic: exploiting
+randomness in floating-point arithmetic", UCLA CSD-970002; Denis, de Oliveira Castro & Petit 2016, "Verificarlo",
+ARITH 23). The network is computed in several replicas, which lie along axis 0 of every array:
+
+- the first replica is exact;
+- the next `REPLICAS` are perturbed: each adds a random error, of the size of the rounding error, to every operation;
+- the last rounds each result once, to nearest.
+
+The random error of a dot product z = sum_k a_k b_k + c of n terms is
 
     sqrt((n + 1) * v**2 + u**2) * sqrt(sum_k (a_k b_k)**2 + c**2 + z**2) * (xi + xi_shared)
 
-with u the unit roundoff of what is stored and v that of the accumulator. (Where operands w are rounded before they
-are multiplied, as in TF32, 2 w**2 is added to the first factor.) The first factor counts roundings, n + 1 while
-adding and one when storing; the second is the size of what is rounded: the partial sums of a random sum grow like the
-root of the sum of squares, those of terms of one sign like z. xi is standard normal for each element and xi_shared for
-each operation: identical units round identically, so errors may add coherently. An element's budget is the root of its
-replicas' mean square deviation plus that of its whole tensor. In the 16-bit precisions, whose sums are wider than what
-is stored, a sum over a batch may be stored after each image, as PyTorch's convolutions do on the CPU. Where rounding
-may carry a number out of the precision's range, its budget and that of all that follows from it are infinite.
+where u is the unit roundoff of the stored result and v that of the accumulator. The first factor counts roundings:
+n + 1 in the accumulator and one when the result is stored. If the operands are first rounded to a unit roundoff w, as
+in TF32, 2 * w**2 is added under its root. The second factor is the magnitude of what is rounded: partial sums grow like
+the root of the sum of squares if the terms have random signs, and like z if they all have one sign. xi is a standard
+normal number for each element; xi_shared is one number for the entire operation, because identical units round
+identically and their errors may add up coherently.
 
-Decisions (which of a pooling window and zero is the largest) are not continuous, so they are budgeted apart. All
-replicas take the exact computation's decisions. A decision that rounding could turn, because its margin is less than
-`THRESHOLD` spreads of that margin, is open: the backward pass is repeated with the gradient of every open decision
-given or taken away at random, and once with the decisions of a replica that rounds each dot product just once, as
-hardware does, so that what is nearly tied is tied. What this does to an element of a gradient widens its budget. So
-ties and kinks can be judged like all else.
+The squared budget of an element is the mean square deviation of its perturbed replicas from the exact one, plus the
+mean of that over its entire tensor. In the 16-bit precisions, which accumulate in float32, a sum over a batch may be
+stored after each image, as PyTorch's convolutions on the CPU do. Where rounding may carry a value out of the range of
+the precision, its budget is infinite, and so are the budgets of all values computed from it.
+
+**Decisions.** ReLU and max-pooling select one of several candidates. A gradient is not continuous in this decision, so
+its effect is budgeted separately. The backward passes of all replicas take the decisions of the exact computation. A
+decision is undecided if rounding may flip it: its margin is less than `THRESHOLD` standard deviations of the margin
+over the replicas. If any decision is undecided, the backward pass is repeated, `REPLICAS` times with random shares of
+the gradient moved between the candidates, and once with the decisions of the last replica, in which near ties are exact
+ties, as on hardware. The variance of the gradients over these passes is added to the square of their budgets. So ties
+and kinks can be judged like any other input.
 """
 
 from __future__ import annotations
@@ -42,10 +52,10 @@ Array: TypeAlias = NDArray[np.float64]
 Parameters: TypeAlias = Mapping[str, Array]
 
 THRESHOLD = 8.0
-"""How many budgets an error may be: the power of two above the worst of `properties/calibration.json`, see there."""
+"""The largest error allowed, in budgets: the power of two above the worst error in `properties/calibration.json`."""
 
 REPLICAS = 6
-"""Disturbed copies of a computation; a gradient tensor's own elements make up for their small number."""
+"""The number of perturbed replicas. It can be small because a budget also averages over the elements of a tensor."""
 
 SHAPES: dict[str, tuple[int, ...]] = {
     "conv1.weight": (6, 1, 5, 5),
@@ -59,61 +69,73 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "fc3.weight": (10, 84),
     "fc3.bias": (10,),
 }
-"""The ten parameters, in the order of `net.parameters()`: 61,706 numbers."""
+"""The shapes of the ten parameters in the order of `net.parameters()`: 61,706 numbers."""
 
 
 @dataclass(frozen=True)
 class Precision:
-    """What a computation claims: unit roundoff, half the smallest and the largest number that it stores."""
+    """A floating-point precision in which a computation stores, accumulates and multiplies."""
 
     name: str
     unit: float
+    """The unit roundoff of a stored result: half the distance from 1 to the next larger number."""
     underflow: float
+    """The largest error of a result that underflows: half the smallest positive number."""
     largest: float
-    sums: Precision | None = None  # what it adds up in, where that is another
-    operands: float = 0.0  # the unit roundoff to which it first rounds what it multiplies, where that is stored wider
+    """The largest finite number."""
+    sum_precision: Precision | None = None
+    """The precision of the accumulator if it differs from that of the stored result."""
+    operand_unit: float = 0.0
+    """The unit roundoff to which operands are rounded before they are multiplied; 0 if they are used as stored."""
 
     @property
     def accumulator(self) -> Precision:
-        """What it adds up in."""
-        return self.sums or self
+        """The precision of sums."""
+        return self.sum_precision or self
 
     @property
-    def coarsest(self) -> float:
-        """The largest of its unit roundoffs: integers up to its inverse stay exact wherever they pass."""
-        return max(self.unit, self.operands)
+    def coarsest_unit(self) -> float:
+        """The largest unit roundoff of operands and results; integers up to its inverse are exact everywhere."""
+        return max(self.unit, self.operand_unit)
 
 
-_FLOAT64 = Precision("float64", 2.0**-53, 2.0**-1074, float(np.finfo(np.float64).max))  # 2**-1075 is no float64
+_FLOAT64 = Precision("float64", 2.0**-53, 2.0**-1074, float(np.finfo(np.float64).max))  # 2**-1075 underflows to zero
 _FLOAT32 = Precision("float32", 2.0**-24, 2.0**-150, 2.0**128 - 2.0**104)
 _BFLOAT16 = Precision("bfloat16", 2.0**-8, 2.0**-134, 2.0**128 - 2.0**120, _FLOAT32)
 _FLOAT16 = Precision("float16", 2.0**-11, 2.0**-25, 65504.0, _FLOAT32)
-_TF32 = Precision("tf32", 2.0**-24, 2.0**-150, _FLOAT32.largest, operands=2.0**-11)
+_TF32 = Precision("tf32", 2.0**-24, 2.0**-150, _FLOAT32.largest, operand_unit=2.0**-11)
 PRECISIONS = {precision.name: precision for precision in (_FLOAT64, _FLOAT32, _BFLOAT16, _FLOAT16)}
-"""Those of which there are numbers."""
+"""The precisions that are dtypes, by name."""
 
 CLAIMS = PRECISIONS | {_TF32.name: _TF32}
-"""Those that a computation may claim: TF32 is float32 but for what is multiplied, which is rounded to 11 bits."""
+"""The precisions that a computation may claim: the dtypes, and TF32, which is float32 with 11-bit operands."""
 
 
-def claimed(name: str, stored: str) -> Precision:
-    """The precision of this name as claimed by a computation whose parameters and images are stored in another."""
+def claimed_precision(name: str, stored: str) -> Precision:
+    """
+    Return the precision `name`, claimed by a computation whose parameters and images have the dtype `stored`.
+
+    If `stored` is wider than the claim, operands are rounded to the claim before they are multiplied.
+    """
     precision = CLAIMS[name]
-    return precision if PRECISIONS[stored].unit >= precision.unit else replace(precision, operands=precision.coarsest)
+    if PRECISIONS[stored].unit >= precision.unit:
+        return precision
+    return replace(precision, operand_unit=precision.coarsest_unit)
 
 
 @dataclass(frozen=True)
 class Bounded:
-    """An exact tensor and its budget, element by element."""
+    """An exact tensor and the rounding budget of each of its elements, two arrays of one shape."""
 
     value: Array
     budget: Array
 
     def ratio(self, got: Array) -> Array:
         """
-        |got - value| / budget: 0 where both are the same (infinite and NaN included), inf where the budget is 0.
+        Return the error of each element of `got` in budgets, |got - value| / budget.
 
-        Also 0 where the budget is infinite: what is not in the precision's range can be anything.
+        It is 0 where `got` equals the exact value (infinity and NaN included) and where the budget is infinite, since
+        any value is then correct. Otherwise it is infinite where the budget is 0 or `got` is NaN.
         """
         same = (got == self.value) | (np.isnan(got) & np.isnan(self.value)) | np.isinf(self.budget)
         with np.errstate(all="ignore"):
@@ -123,220 +145,229 @@ class Bounded:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a correct network and loss give for one case, each with its budget."""
+    """The exact logits, loss and gradients of one case, each with its budget."""
 
     logits: Bounded  # N,10
-    loss: Bounded  # a number
-    gradients: dict[str, Bounded]  # of the loss, by each parameter
-    by_images: Bounded | None  # of the loss, N,1,32,32, where it was asked for
-    undecided: bool  # whether rounding could turn a decision
-    largest: float  # sum of the squares of a dot product's terms: of integers, no partial sum is larger
+    loss: Bounded  # a scalar, shape ()
+    gradients: dict[str, Bounded]  # of the loss with respect to each parameter
+    input_gradient: Bounded | None  # of the loss with respect to the images, N,1,32,32, if requested
+    has_undecided: bool  # whether rounding may flip a decision
+    largest_sum_of_squares: float  # over the terms of any dot product; for integers, a bound of every partial sum
 
 
 class _Rounding:
     """
-    Copies of one computation along axis 0, R = replicas + 2 of them; R = 1 without a precision.
+    Arithmetic on replicas of one computation, which lie along axis 0 of every array.
 
-    The first copy is exact, the last rounds each result once to the nearest, the `replicas` between are disturbed.
+    There are R = `replicas` + 2 of them: the first is exact, the last rounds each result once to nearest, and the
+    `replicas` between are perturbed. Without a precision, all replicas that the operands have are computed exactly.
     """
 
     def __init__(self, precision: Precision | None, seed: int = 0, replicas: int = REPLICAS) -> None:
         self.precision = precision
         self.replicas = replicas
-        self.largest = 0.0  # sum of the squares of a dot product's terms
-        self.directions: list[Array] = []
+        self.largest_sum_of_squares = 0.0
+        self.shared: list[Array] = []  # errors that `_shared_errors` has yet to return
         self.random = np.random.default_rng(seed)
 
     def dot(self, a: Array, b: Array, c: Array | None = None, repeats: int = 1, images: int = 1) -> Array:
         """
-        a @ b + c, (R,m,n) @ (R,n,k) -> (R,m,k), with R 1 where all copies share an operand.
+        Return a @ b + c with rounding errors, (R,m,n) @ (R,n,k) -> (R,m,k); axis 0 may be 1 for exact operands.
 
-        Each term may stand for `repeats` terms of its size divided by `repeats`; they may be of several `images`.
+        `repeats` budgets the sum as if each product were the sum of that many equal ones. `images` is the number of
+        images that the sum runs over, see `perturb`.
         """
         z = a @ b if c is None else a @ b + c
         if self.precision is None:
             return z
-        energy = a[0] ** 2 @ b[0] ** 2 / repeats
-        energy = energy if c is None else energy + c[0] ** 2
-        if operands := self.precision.operands:
+        sum_of_squares = a[0] ** 2 @ b[0] ** 2 / repeats
+        sum_of_squares = sum_of_squares if c is None else sum_of_squares + c[0] ** 2
+        if unit := self.precision.operand_unit:
             z = np.broadcast_to(z, (self.replicas + 2, *z.shape[1:])).copy()
-            z[-1] = _nearest(a[-1], operands) @ _nearest(b[-1], operands) + (0.0 if c is None else c[-1])
-        return self.disturb(z, energy, a.shape[-1] * repeats, images=images * repeats, products=True)
+            z[-1] = _round_to_nearest(a[-1], unit) @ _round_to_nearest(b[-1], unit) + (0.0 if c is None else c[-1])
+        return self.perturb(z, sum_of_squares, a.shape[-1] * repeats, images=images * repeats, products=True)
 
-    def disturb(
-        self, z: Array, energy: Array, terms: int, stored: bool = True, images: int = 1, products: bool = False
+    def perturb(
+        self, z: Array, sum_of_squares: Array, terms: int, stored: bool = True, images: int = 1, products: bool = False
     ) -> Array:
         """
-        Sums z (R,...) of `terms` terms whose squares add up to `energy`, each copy with its own rounding error.
+        Return sums z (R,...) of `terms` terms, whose squares add up to `sum_of_squares` (...), with rounding errors.
 
-        What is not stored keeps the accumulator's precision; a narrower result may be stored after each image; terms
-        that are `products` have both their factors rounded where the precision says so. What may leave the range is
-        infinite.
+        A result that is not `stored` keeps the precision of the accumulator. A result narrower than the accumulator may
+        be stored after each of `images` images. If the terms are `products`, their operands are rounded as well where
+        the precision has an operand unit. Values that may leave the range become infinite in all but the exact replica.
         """
         if self.precision is None:
             return z
-        sums = self.precision.accumulator
-        result = self.precision if stored else sums
-        stores = images if result is not sums else 1
-        self.largest = max(self.largest, float(energy.max(initial=0.0)))
-        factors = 2 * self.precision.operands**2 if products else 0.0
-        scale = np.sqrt(((terms + 1) * sums.unit**2 + stores * result.unit**2 + factors) * (energy + z[0] ** 2))
-        scale += np.where(energy > 0, np.sqrt(terms + 1) * sums.underflow + stores * result.underflow, 0.0)
+        accumulator = self.precision.accumulator
+        result = self.precision if stored else accumulator
+        stores = images if result is not accumulator else 1
+        self.largest_sum_of_squares = max(self.largest_sum_of_squares, float(sum_of_squares.max(initial=0.0)))
+        operands = 2 * self.precision.operand_unit**2 if products else 0.0
+        roundings = (terms + 1) * accumulator.unit**2 + stores * result.unit**2 + operands
+        scale = np.sqrt(roundings * (sum_of_squares + z[0] ** 2))
+        underflow = np.sqrt(terms + 1) * accumulator.underflow + stores * result.underflow
+        scale += np.where(sum_of_squares > 0, underflow, 0.0)
         z = np.broadcast_to(z, (self.replicas + 2, *z.shape[1:])).copy()
-        shared = self._shared().reshape(-1, *[1] * (z.ndim - 1))
+        shared = self._shared_errors().reshape(-1, *[1] * (z.ndim - 1))
         z[1:-1] += scale * (self.random.standard_normal((self.replicas, *z.shape[1:]), np.float32) + shared)
-        z[-1] = _nearest(z[-1], result.unit)
-        reach = max(z.max(initial=0.0), -z.min(initial=0.0), np.sqrt(stores * energy.max(initial=0.0)))
-        if reach > result.largest / 4 or np.sqrt((terms + 1) * energy.max(initial=0.0)) > sums.largest:
+        z[-1] = _round_to_nearest(z[-1], result.unit)
+        reach = max(z.max(initial=0.0), -z.min(initial=0.0), np.sqrt(stores * sum_of_squares.max(initial=0.0)))
+        if reach > result.largest / 4 or np.sqrt((terms + 1) * sum_of_squares.max(initial=0.0)) > accumulator.largest:
             spread = np.sqrt(np.mean((z[1:-1] - z[0]) ** 2, axis=0))
-            partial = np.sqrt((stores - 1) * energy)
+            partial = np.sqrt((stores - 1) * sum_of_squares)
             beyond = np.abs(z[0]) + THRESHOLD * spread + partial > result.largest
-            beyond |= np.sqrt((terms + 1) * energy) > sums.largest  # by Cauchy-Schwarz, no partial sum is larger
+            beyond |= np.sqrt((terms + 1) * sum_of_squares) > accumulator.largest  # bounds partial sums: Cauchy-Schwarz
             z[1:] = np.where(beyond, np.copysign(np.inf, z[0]), z[1:])
         return z
 
-    def _shared(self) -> Array:
+    def _shared_errors(self) -> Array:
         """
-        One standard normal a replica, (replicas,), whose mean square is 1 and which is orthogonal to the latest ones.
+        Return one random number for each perturbed replica, (replicas,), with mean square 1.
 
-        So where a whole network's errors are shared, as with constant weights, few replicas give their size reliably.
+        Results of successive calls are orthogonal, in groups of `replicas`. So a few replicas estimate reliably how
+        shared errors add up, even if all errors of a network are shared, as with constant weights.
         """
-        if not self.directions:
+        if not self.shared:
             basis, _ = np.linalg.qr(self.random.standard_normal((self.replicas, self.replicas)))
-            self.directions = list(basis.T * np.sqrt(self.replicas))
-        return self.directions.pop()
+            self.shared = list(basis.T * np.sqrt(self.replicas))
+        return self.shared.pop()
 
 
-def _nearest(values: Array, unit: float) -> Array:
-    """The values rounded to the nearest of this unit roundoff."""
+def _round_to_nearest(values: Array, unit: float) -> Array:
+    """Round to the nearest numbers with this unit roundoff and an unlimited exponent range."""
     mantissa, exponent = np.frexp(values)
     return np.ldexp(np.round(mantissa / unit) * unit, exponent)
 
 
 class _Gate:
     """
-    ReLU and max-pooling in one: the largest of the candidates on the last axis and zero, (R,N,...,m) -> (R,N,...).
+    ReLU and max-pooling in one: the maximum of zero and the candidates on the last axis, (R,N,...,m) -> (R,N,...).
 
-    m is 4 for a pooling window in row-major order, 1 for a ReLU alone. Of equals the first wins, and zero before all:
-    `torch.nn.functional.max_pool2d` and `relu` hand the gradient out so.
+    m is 4 for a pooling window in row-major order and 1 for a ReLU alone. Ties go to zero and then to the first
+    candidate, as in the backward passes of `torch.nn.functional.relu` and `max_pool2d`.
     """
 
     def __init__(self, z: Array) -> None:
         self.z = z
         self.output = np.maximum(z.max(axis=-1), 0.0)
-        self.taken = _winner(z[0])
+        self.selected = _winner(z[0])  # N,...,m: the exact decision
 
-    def doubt(self) -> Array:
+    def flip_likelihood(self) -> Array:
         """
-        For each candidate, N,...,m: about the root of the chance that rounding turns it into the winner.
+        Return how likely rounding makes each candidate the winner, (N,...,m): about the square root of a probability.
 
-        In the winner's own place: the same for zero. It is 0 from THRESHOLD spreads on, and before that at least
-        2 / THRESHOLD, so that a single turn, however unlikely, uses up no more than half of what an error may be.
+        The winner's own element holds the likelihood that zero wins instead. A margin m whose standard deviation over
+        the replicas is s gives exp(-(m / s)**2 / 4), but at least 2 / THRESHOLD, so that a single flip, however
+        unlikely, takes at most half of the error allowed. It gives 0 if m >= THRESHOLD * s.
         """
-        winner = np.where(self.taken, self.z, 0.0).sum(axis=-1, keepdims=True)
-        margin = winner - np.where(self.taken, 0.0, self.z)
+        winner = np.where(self.selected, self.z, 0.0).sum(axis=-1, keepdims=True)
+        margin = winner - np.where(self.selected, 0.0, self.z)
         spread = np.sqrt(np.mean((margin[1:-1] - margin[0]) ** 2, axis=0))
         with np.errstate(invalid="ignore", divide="ignore"):
-            chance = np.maximum(np.exp(-((margin[0] / spread) ** 2) / 4), 2 / THRESHOLD)
-        return np.where(margin[0] < THRESHOLD * spread, chance, 0.0)
+            likelihood = np.maximum(np.exp(-((margin[0] / spread) ** 2) / 4), 2 / THRESHOLD)
+        return np.where(margin[0] < THRESHOLD * spread, likelihood, 0.0)
 
-    def turns(self, doubt: Array, random: np.random.Generator) -> Array:
+    def sample_flips(self, likelihood: Array, random: np.random.Generator) -> Array:
         """
-        The share of the gradient that each candidate gets, REPLICAS+1,N,...,m, when open decisions fall at random.
+        Return samples of the share of the gradient that each candidate gets, (REPLICAS + 1,N,...,m).
 
-        Identical units round identically, so by turns they fall each for itself, alike in all images, and alike in all
-        windows. Signs come with a magnitude, lest two turns cancel in every replica. The last share is the rounded
-        replica's.
+        Each candidate gains its flip likelihood times a random number, and the winner loses what the others gain.
+        Identical units round identically, so the random numbers are independent in every third sample, the same for all
+        images in the next, and the same for all windows as well in the one after. They have a random sign and a random
+        magnitude; with signs alone, two flips could cancel in every sample. The last sample has the decisions of the
+        rounded replica.
         """
-        batch, *places, m = doubt.shape
+        batch, *places, m = likelihood.shape
         shapes = ((batch, *places, m), (1, *places, m), (1, *[1] * len(places), m))
-        signs = [
+        factors = [
             random.choice([-1.0, 1.0], shapes[i % 3]) * random.uniform(0.5, 1.5, shapes[i % 3]) for i in range(REPLICAS)
         ]
-        gained = np.stack([sign * doubt for sign in signs])
-        lost = np.where(self.taken, 0.0, gained).sum(axis=-1, keepdims=True)
-        return np.concatenate([self.taken * (1 - lost) + gained, _winner(self.z[-1])[None]])
+        gained = np.stack([factor * likelihood for factor in factors])
+        lost = np.where(self.selected, 0.0, gained).sum(axis=-1, keepdims=True)
+        return np.concatenate([self.selected * (1 - lost) + gained, _winner(self.z[-1])[None]])
 
 
 def _winner(z: Array) -> NDArray[np.bool_]:
-    """The first of the largest candidates on the last axis; none where zero is as large."""
+    """Select the first of the largest candidates on the last axis, or none if zero is as large."""
     first = z.argmax(axis=-1)[..., None] == np.arange(z.shape[-1])
     return np.asarray(first & (z > 0))
 
 
 @dataclass(frozen=True)
-class _Pass:
-    """What the forward pass leaves for the backward pass; every array has the copies on axis 0."""
+class _ForwardPass:
+    """The results of a forward pass that the backward pass needs; axis 0 of every array holds the replicas."""
 
-    rows: dict[str, Array]  # what each layer's weight is multiplied by: R,rows,inputs
+    rows: dict[str, Array]  # the input of each layer as rows that its weight matrix multiplies: R,rows,inputs
     gates: list[_Gate]  # after conv1, conv2, fc1, fc2
     logits: Array  # R,N,10
 
 
-def _patches(maps: Array) -> Array:
-    """Every 5x5 window of every channel as a row: (R,N,C,H,W) -> (R, N*(H-4)*(W-4), C*25)."""
-    windows = sliding_window_view(maps, (5, 5), axis=(-2, -1)).transpose(0, 1, 3, 4, 2, 5, 6)
-    copies, batch, height, width, channels, _, _ = windows.shape
-    return windows.reshape(copies, batch * height * width, channels * 25)
+def _im2col(maps: Array) -> Array:
+    """Arrange every 5x5 patch of all channels as a row: (R,N,C,H,W) -> (R, N*(H-4)*(W-4), C*25)."""
+    patches = sliding_window_view(maps, (5, 5), axis=(-2, -1)).transpose(0, 1, 3, 4, 2, 5, 6)
+    replicas, batch, height, width, channels, _, _ = patches.shape
+    return patches.reshape(replicas, batch * height * width, channels * 25)
 
 
-def _unpatch(delta: Array, weight: Array, batch: int, channels: int, size: int) -> Array:
-    """The transpose of `_patches`: delta @ weight added where the patches came from, -> (R,N,channels,size,size)."""
+def _col2im(delta: Array, weight: Array, batch: int, channels: int, size: int) -> Array:
+    """Add the rows of delta @ weight where `_im2col` took the patches from, -> (R,N,channels,size,size)."""
     places = size - 4
-    copies = max(len(delta), len(weight))
-    maps = np.zeros((copies, batch, size, size, channels))
+    replicas = max(len(delta), len(weight))
+    maps = np.zeros((replicas, batch, size, size, channels))
     filters = weight.reshape(*weight.shape[:2], channels, 25)
     for offset in range(25):
         i, j = divmod(offset, 5)
         part = delta @ filters[..., offset]
-        maps[:, :, i : i + places, j : j + places] += part.reshape(copies, batch, places, places, channels)
+        maps[:, :, i : i + places, j : j + places] += part.reshape(replicas, batch, places, places, channels)
     return maps.transpose(0, 1, 4, 2, 3)
 
 
-def _windows(rows: Array, batch: int, size: int) -> Array:
-    """A convolution's rows as 2x2 pooling windows: (R, N*size*size, C) -> (R,N,size/2,size/2,C,4)."""
+def _pooling_windows(rows: Array, batch: int, size: int) -> Array:
+    """Group the rows of a convolution's output by 2x2 window: (R, N*size*size, C) -> (R,N,size/2,size/2,C,4)."""
     half, channels = size // 2, rows.shape[-1]
     grid = rows.reshape(len(rows), batch, half, 2, half, 2, channels)
     return grid.transpose(0, 1, 2, 4, 6, 3, 5).reshape(len(rows), batch, half, half, channels, 4)
 
 
-def _unwindows(windows: Array) -> Array:
-    """The inverse of `_windows`: (R,N,h,h,C,4) -> (R, N*4*h*h, C)."""
+def _rows_of_windows(windows: Array) -> Array:
+    """Invert `_pooling_windows`: (R,N,h,h,C,4) -> (R, N*4*h*h, C)."""
     r, n, h, _, c, _ = windows.shape
     return windows.reshape(r, n, h, h, c, 2, 2).transpose(0, 1, 2, 5, 3, 6, 4).reshape(r, n * 4 * h * h, c)
 
 
-def _matrix(weight: Array) -> Array:
-    """A layer's weight (R,O,...) as the matrix (R,I,O) that its input rows are multiplied by."""
+def _weight_matrix(weight: Array) -> Array:
+    """Return a layer's weight (R,O,...) as the matrix (R,I,O) that its input rows are multiplied by."""
     return weight.reshape(len(weight), weight.shape[1], -1).swapaxes(-1, -2)
 
 
-def _forward(p: Parameters, images: Array, rounding: _Rounding) -> _Pass:
+def _forward(p: Parameters, images: Array, rounding: _Rounding) -> _ForwardPass:
     rows: dict[str, Array] = {}
 
     def layer(name: str, inputs: Array) -> Array:
         rows[name] = inputs
-        return rounding.dot(inputs, _matrix(p[f"{name}.weight"]), p[f"{name}.bias"][:, None, :])
+        return rounding.dot(inputs, _weight_matrix(p[f"{name}.weight"]), p[f"{name}.bias"][:, None, :])
 
     batch = len(images)
-    gate1 = _Gate(_windows(layer("conv1", _patches(images[None])), batch, 28))
+    gate1 = _Gate(_pooling_windows(layer("conv1", _im2col(images[None])), batch, 28))
     pooled1 = gate1.output.transpose(0, 1, 4, 2, 3)  # R,N,6,14,14
-    gate2 = _Gate(_windows(layer("conv2", _patches(pooled1)), batch, 10))
+    gate2 = _Gate(_pooling_windows(layer("conv2", _im2col(pooled1)), batch, 10))
     pooled2 = gate2.output.transpose(0, 1, 4, 2, 3)  # R,N,16,5,5
     gate3 = _Gate(layer("fc1", pooled2.reshape(len(pooled2), batch, 400))[..., None])
     gate4 = _Gate(layer("fc2", gate3.output)[..., None])
-    return _Pass(rows, [gate1, gate2, gate3, gate4], layer("fc3", gate4.output))
+    return _ForwardPass(rows, [gate1, gate2, gate3, gate4], layer("fc3", gate4.output))
 
 
 def _backward(p: Parameters, shares: Sequence[NDArray[Any]], delta: Array, rounding: _Rounding) -> dict[str, Array]:
     """
-    The gradient by each layer's outputs, R,rows,outputs.
+    Return the gradient with respect to each layer's output, R,rows,outputs.
 
-    From delta, that by the logits, and from the share of the gradient that each gate's candidates get.
+    `delta` (R,N,10) is the gradient with respect to the logits. `shares` has, for each gate, the share of the gradient
+    that each of its candidates gets.
     """
 
     def weight(layer: str) -> Array:
-        return _matrix(p[f"{layer}.weight"]).swapaxes(-1, -2)
+        return _weight_matrix(p[f"{layer}.weight"]).swapaxes(-1, -2)
 
     batch = delta.shape[1]
     share1, share2, share3, share4 = shares
@@ -344,34 +375,36 @@ def _backward(p: Parameters, shares: Sequence[NDArray[Any]], delta: Array, round
     delta3 = rounding.dot(delta4, weight("fc2")) * share3[..., 0]
     flat = rounding.dot(delta3, weight("fc1"))
     pooled2 = flat.reshape(len(flat), batch, 16, 5, 5)
-    delta2 = _unwindows(pooled2.transpose(0, 1, 3, 4, 2)[..., None] * share2)  # R,N*100,16
-    pooled1 = _convolution_backward(delta2, weight("conv2"), (batch, 6, 14), rounding)
-    delta1 = _unwindows(pooled1.transpose(0, 1, 3, 4, 2)[..., None] * share1)  # R,N*784,6
+    delta2 = _rows_of_windows(pooled2.transpose(0, 1, 3, 4, 2)[..., None] * share2)  # R,N*100,16
+    pooled1 = _convolution_input_gradient(delta2, weight("conv2"), (batch, 6, 14), rounding)
+    delta1 = _rows_of_windows(pooled1.transpose(0, 1, 3, 4, 2)[..., None] * share1)  # R,N*784,6
     return {"conv1": delta1, "conv2": delta2, "fc1": delta3, "fc2": delta4, "fc3": delta}
 
 
-def _convolution_backward(delta: Array, weight: Array, maps: tuple[int, int, int], rounding: _Rounding) -> Array:
-    """The gradient by a convolution's input, (R, *maps, size) with maps N, channels, size; from that by its rows."""
-    energy = _unpatch(delta[:1] ** 2, weight[:1] ** 2, *maps)[0]
-    return rounding.disturb(_unpatch(delta, weight, *maps), energy, weight.shape[1] * 25, products=True)
+def _convolution_input_gradient(delta: Array, weight: Array, maps: tuple[int, int, int], rounding: _Rounding) -> Array:
+    """Return the gradient with respect to a convolution's input, (R,N,C,size,size) for `maps` (N, C, size)."""
+    sum_of_squares = _col2im(delta[:1] ** 2, weight[:1] ** 2, *maps)[0]
+    return rounding.perturb(_col2im(delta, weight, *maps), sum_of_squares, weight.shape[1] * 25, products=True)
 
 
-def _gradients(
+def _parameter_gradients(
     deltas: dict[str, Array], rows: dict[str, Array], rounding: _Rounding, repeats: int = 1
 ) -> dict[str, Array]:
-    """The gradient by each parameter, R,..., from those by each layer's outputs and from the layer's inputs."""
+    """Return the gradient with respect to each parameter, R,..., from those of the layers' outputs and their inputs."""
     images, gradients = deltas["fc3"].shape[1], {}
     for layer, delta in deltas.items():
         gradient = rounding.dot(delta.swapaxes(-1, -2), rows[layer], repeats=repeats, images=images)
         gradients[f"{layer}.weight"] = gradient.reshape(-1, *SHAPES[f"{layer}.weight"])
-        terms, energy = delta.shape[1] * repeats, (delta[0] ** 2).sum(axis=0) / repeats
-        gradients[f"{layer}.bias"] = rounding.disturb(delta.sum(axis=1), energy, terms, images=images * repeats)
+        terms, sum_of_squares = delta.shape[1] * repeats, (delta[0] ** 2).sum(axis=0) / repeats
+        total = delta.sum(axis=1)
+        gradients[f"{layer}.bias"] = rounding.perturb(total, sum_of_squares, terms, images=images * repeats)
     return gradients
 
 
-def _by_images(p: Parameters, deltas: dict[str, Array], batch: int, rounding: _Rounding) -> Array:
-    """The gradient by the images, R,N,1,32,32."""
-    return _convolution_backward(deltas["conv1"], p["conv1.weight"].reshape(-1, 6, 25), (batch, 1, 32), rounding)
+def _input_gradient(p: Parameters, deltas: dict[str, Array], batch: int, rounding: _Rounding) -> Array:
+    """Return the gradient with respect to the images, R,N,1,32,32."""
+    weight = p["conv1.weight"].reshape(-1, 6, 25)
+    return _convolution_input_gradient(deltas["conv1"], weight, (batch, 1, 32), rounding)
 
 
 Loss: TypeAlias = Callable[[Array, Array, _Rounding, int], tuple[Array, Array]]
@@ -379,111 +412,120 @@ Loss: TypeAlias = Callable[[Array, Array, _Rounding, int], tuple[Array, Array]]
 
 
 def mse(logits: Array, targets: Array, rounding: _Rounding, repeats: int = 1) -> tuple[Array, Array]:
-    """The mean of the squared errors."""
-    difference = rounding.disturb(logits - targets, (logits[0] - targets) ** 2, 1)
-    square = rounding.disturb(difference**2, np.zeros(targets.shape), 1)
+    """Return the mean squared error, mean((logits - targets)**2), and its gradient."""
+    difference = rounding.perturb(logits - targets, (logits[0] - targets) ** 2, 1)
+    square = rounding.perturb(difference**2, np.zeros(targets.shape), 1)
     loss = _mean(square, targets.size, rounding, repeats)
     delta = 2 * difference / max(1, targets.size)
-    return loss, rounding.disturb(delta, delta[0] ** 2, 1)
+    return loss, rounding.perturb(delta, delta[0] ** 2, 1)
 
 
 def cross_entropy(logits: Array, targets: Array, rounding: _Rounding, repeats: int = 1) -> tuple[Array, Array]:
     """
-    The mean over the images of -sum(targets * log(softmax(logits))); targets are probabilities, or a one of ten.
+    Return the mean over the images of -sum(targets * log_softmax(logits)), and its gradient.
 
-    The logarithm is stored, the softmax that the gradient needs is its exponential.
+    The targets are probabilities, one-hot or not. The logarithms are stored, and the gradient's softmax is their
+    exponential.
     """
     shifted = logits - logits.max(axis=-1, keepdims=True, initial=-np.inf)
     total = np.exp(shifted).sum(axis=-1, keepdims=True)
-    normalizer = rounding.disturb(np.log(total), np.ones(total.shape[1:]), 10, stored=False)
-    logarithm = rounding.disturb(shifted - normalizer, shifted[0] ** 2 + normalizer[0] ** 2, 2)
-    terms = rounding.disturb(-targets * logarithm, np.zeros(targets.shape), 1)
+    normalizer = rounding.perturb(np.log(total), np.ones(total.shape[1:]), 10, stored=False)
+    logarithm = rounding.perturb(shifted - normalizer, shifted[0] ** 2 + normalizer[0] ** 2, 2)
+    terms = rounding.perturb(-targets * logarithm, np.zeros(targets.shape), 1)
     loss = _mean(terms, len(targets), rounding, repeats)
     sums = targets.sum(axis=-1, keepdims=True)
     softmax = np.exp(logarithm) * sums
     delta = (softmax - targets) / max(1, len(targets))
-    energy = (softmax[0] ** 2 + targets**2) / max(1, len(targets)) ** 2
-    return loss, rounding.disturb(delta, energy, 10)
+    sum_of_squares = (softmax[0] ** 2 + targets**2) / max(1, len(targets)) ** 2
+    return loss, rounding.perturb(delta, sum_of_squares, 10)
 
 
 def dot(logits: Array, targets: Array, rounding: _Rounding, repeats: int = 1) -> tuple[Array, Array]:
-    """The sum of targets * logits: its gradient by the logits is the targets, without any rounding."""
+    """Return sum(targets * logits) and its gradient, which is the targets without any rounding."""
     terms = logits * targets
-    loss = rounding.disturb(
+    loss = rounding.perturb(
         terms.sum(axis=(1, 2), keepdims=True), np.sum(terms[0] ** 2, keepdims=True), terms[0].size * repeats
     )
     return loss[:, 0, 0], targets[None]
 
 
 def scaled(loss: Loss, factor: float) -> Loss:
-    """The loss times a factor; the gradient is rounded once more."""
+    """Return the loss function times a factor; its value and its gradient are each rounded once more."""
 
     def times(logits: Array, targets: Array, rounding: _Rounding, repeats: int = 1) -> tuple[Array, Array]:
         value, delta = loss(logits, targets, rounding, repeats)
-        value = rounding.disturb(factor * value, np.zeros(()), 1)
-        return value, rounding.disturb(factor * delta, (factor * delta[0]) ** 2, 1)
+        value = rounding.perturb(factor * value, np.zeros(()), 1)
+        return value, rounding.perturb(factor * delta, (factor * delta[0]) ** 2, 1)
 
     return times
 
 
 def _mean(terms: Array, count: int, rounding: _Rounding, repeats: int) -> Array:
-    """The sum of the terms (R,N,10) divided by `count`, (R,); NaN where that is 0."""
+    """Return the sum of the terms (R,N,10) divided by `count`, (R,); NaN if `count` is 0."""
     with np.errstate(invalid="ignore"):
         mean = np.sum(terms, axis=(1, 2), keepdims=True) / np.float64(count)
-        energy = np.sum(terms[0] ** 2, keepdims=True) / np.float64(count) ** 2
-    return rounding.disturb(mean, energy / repeats, terms[0].size * repeats)[:, 0, 0]
+        sum_of_squares = np.sum(terms[0] ** 2, keepdims=True) / np.float64(count) ** 2
+    return rounding.perturb(mean, sum_of_squares / repeats, terms[0].size * repeats)[:, 0, 0]
 
 
-def _bounded(copies: Array, precision: Precision, turning: Array | float = 0.0) -> Bounded:
-    """The first copy, with the deviation of the disturbed ones from it, and the variance that turned decisions add."""
-    square = (copies[1:-1] - copies[0]) ** 2
-    within = np.isfinite(square) | np.isnan(copies[0])
-    variance = np.where(within, square, np.inf).mean(axis=0)
-    variance += np.where(within, square, 0.0).sum() / max(1, within.sum())
-    return in_range(copies[0], np.sqrt(variance + turning), precision)
+def _estimate(replicas: Array, precision: Precision, flip_variance: Array | float = 0.0) -> Bounded:
+    """
+    Return the exact replica, with the budget that the perturbed ones and `flip_variance` give.
+
+    A perturbed replica that is not finite makes the budget of its element infinite and leaves the mean over the tensor
+    unchanged.
+    """
+    square = (replicas[1:-1] - replicas[0]) ** 2
+    in_range = np.isfinite(square) | np.isnan(replicas[0])
+    variance = np.where(in_range, square, np.inf).mean(axis=0)
+    variance += np.where(in_range, square, 0.0).sum() / max(1, in_range.sum())
+    return bounded(replicas[0], np.sqrt(variance + flip_variance), precision)
 
 
-def in_range(value: Array, budget: Array, precision: Precision) -> Bounded:
-    """The budget is infinite where rounding may carry the value out of the precision's range."""
+def bounded(value: Array, budget: Array, precision: Precision) -> Bounded:
+    """Return the value with its budget, or an infinite one where rounding may carry the value out of the range."""
     beyond = np.abs(value) + THRESHOLD * budget > precision.largest
     return Bounded(value, np.where(beyond, np.inf, budget))
 
 
-def _turning(
+def _flip_variance(
     p: Parameters,
-    run: _Pass,
+    run: _ForwardPass,
     deltas: dict[str, Array],
     gradients: dict[str, Array],
     random: np.random.Generator,
 ) -> dict[str, Array]:
     """
-    The variance that open decisions add to the gradient by each parameter and by the images; empty where none is open.
+    Return the variance that undecided decisions add to the gradient of each parameter and of the images.
 
-    Of whole passes in which they turned, and of the layers' outputs taken apart: over tens of thousands of elements,
-    effects that cancel by chance in every one of the few passes would leave some element without budget.
+    The dictionary is empty if no decision is undecided. The variance is the sum of three parts: the mean square change
+    of the gradient over backward passes with sampled flips, its squared change with the decisions of the rounded
+    replica, and its mean square change if the rows that it sums over changed independently. The third part is needed
+    because changes cancel by chance: with few passes and tens of thousands of elements, some would have no variance.
     """
-    doubts = [gate.doubt() for gate in run.gates]
-    if not any(doubt.any() for doubt in doubts):
+    likelihoods = [gate.flip_likelihood() for gate in run.gates]
+    if not any(likelihood.any() for likelihood in likelihoods):
         return {}
     exactly = _Rounding(None)
     rows = {layer: inputs[:1] for layer, inputs in run.rows.items()}
-    shares = [gate.turns(doubt, random) for gate, doubt in zip(run.gates, doubts, strict=True)]
-    turned = _backward(p, shares, deltas["fc3"][:1], exactly)
-    apart = {layer: ((turned[layer] - deltas[layer][0]) ** 2).mean(axis=0, keepdims=True) for layer in rows}
-    parts = _gradients(apart, {layer: inputs**2 for layer, inputs in rows.items()}, exactly)
-    whole = _gradients(turned, rows, exactly)
+    shares = [gate.sample_flips(likelihood, random) for gate, likelihood in zip(run.gates, likelihoods, strict=True)]
+    flipped = _backward(p, shares, deltas["fc3"][:1], exactly)
+    changes = {layer: ((flipped[layer] - deltas[layer][0]) ** 2).mean(axis=0, keepdims=True) for layer in rows}
+    separate = _parameter_gradients(changes, {layer: inputs**2 for layer, inputs in rows.items()}, exactly)
+    together = _parameter_gradients(flipped, rows, exactly)
     if "images" in gradients:
-        batch, squares = len(doubts[0]), {"conv1.weight": p["conv1.weight"] ** 2}
-        parts["images"] = _by_images(squares, apart, batch, exactly)
-        whole["images"] = _by_images(p, turned, batch, exactly)
+        batch, squares = len(likelihoods[0]), {"conv1.weight": p["conv1.weight"] ** 2}
+        separate["images"] = _input_gradient(squares, changes, batch, exactly)
+        together["images"] = _input_gradient(p, flipped, batch, exactly)
     variances = {}
-    for name, part in parts.items():
-        square = (whole[name] - gradients[name][0]) ** 2
-        variances[name] = square[:-1].sum(axis=0) / REPLICAS + square[-1] + part[0]
+    for name, variance in separate.items():
+        square = (together[name] - gradients[name][0]) ** 2
+        variances[name] = square[:-1].sum(axis=0) / REPLICAS + square[-1] + variance[0]
     return variances
 
 
-def _copies(parameters: Parameters) -> dict[str, Array]:
+def _single_replica(parameters: Parameters) -> dict[str, Array]:
+    """Return the parameters in float64 with an axis of one replica."""
     return {name: np.asarray(value, np.float64)[None] for name, value in parameters.items()}
 
 
@@ -495,72 +537,77 @@ def solve(
     seed: int = 0,
     repeats: int = 1,
     loss: Loss = mse,
-    by_images: bool = False,
+    with_input_gradient: bool = False,
 ) -> Answer:
     """
-    Logits, loss and its gradients for images (N,1,32,32) and targets (N,10), with budgets at `precision`.
+    Return the logits, loss and gradients for images (N,1,32,32) and targets (N,10), with budgets at `precision`.
 
-    The gradient by the images, which training needs not, only with `by_images`.
+    The gradient with respect to the images, which training does not need, is computed only `with_input_gradient`.
 
-    With `repeats` the loss and gradients are budgeted as those of a batch in which each image occurs that often: the
-    same numbers, but sums of that many more terms. So a batch of thousands is judged at the cost of its few images.
+    `repeats` budgets the loss and gradients as those of a batch in which each image occurs that often. The values are
+    the same, but their sums have that many more terms. So a batch of thousands is judged at the cost of a few images.
+    `seed` determines the random errors.
     """
-    p = _copies(parameters)
+    p = _single_replica(parameters)
     rounding = _Rounding(precision, seed)
-    with np.errstate(invalid="ignore", over="ignore"):  # copies that overflow
+    with np.errstate(invalid="ignore", over="ignore"):  # perturbed replicas may overflow
         run = _forward(p, images, rounding)
         value, delta = loss(run.logits, targets, rounding, repeats)
-        deltas = _backward(p, [gate.taken[None] for gate in run.gates], delta, rounding)
-        gradients = _gradients(deltas, run.rows, rounding, repeats)
-        if by_images:
-            gradients["images"] = _by_images(p, deltas, len(images), rounding)
-        turning = _turning(p, run, deltas, gradients, rounding.random)
-        bounded = {name: _bounded(g, precision, turning.get(name, 0.0)) for name, g in gradients.items()}
+        deltas = _backward(p, [gate.selected[None] for gate in run.gates], delta, rounding)
+        gradients = _parameter_gradients(deltas, run.rows, rounding, repeats)
+        if with_input_gradient:
+            gradients["images"] = _input_gradient(p, deltas, len(images), rounding)
+        flip_variance = _flip_variance(p, run, deltas, gradients, rounding.random)
+        estimates = {name: _estimate(g, precision, flip_variance.get(name, 0.0)) for name, g in gradients.items()}
         return Answer(
-            logits=_bounded(run.logits, precision),
-            loss=_bounded(value, precision),
-            gradients={name: bounded[name] for name in SHAPES},
-            by_images=bounded.get("images"),
-            undecided=bool(turning),
-            largest=rounding.largest,
+            logits=_estimate(run.logits, precision),
+            loss=_estimate(value, precision),
+            gradients={name: estimates[name] for name in SHAPES},
+            input_gradient=estimates.get("images"),
+            has_undecided=bool(flip_variance),
+            largest_sum_of_squares=rounding.largest_sum_of_squares,
         )
 
 
 def loss(
     logits: Array, targets: Array, precision: Precision, kind: Loss = mse, repeats: int = 1, seed: int = 0
 ) -> Bounded:
-    """The loss of logits (N,10) and targets (N,10), each row `repeats` times over, with its budget."""
+    """Return the loss of logits (N,10) and targets (N,10), each row repeated `repeats` times, with its budget."""
     with np.errstate(invalid="ignore", over="ignore"):
-        return _bounded(kind(logits[None], targets, _Rounding(precision, seed), repeats)[0], precision)
+        return _estimate(kind(logits[None], targets, _Rounding(precision, seed), repeats)[0], precision)
 
 
 def decisions(parameters: Parameters, images: Array) -> list[NDArray[np.bool_]]:
-    """Which candidate every ReLU and pooling window takes."""
-    return [gate.taken for gate in _forward(_copies(parameters), images, _Rounding(None)).gates]
+    """Return which candidate each ReLU and pooling window selects, N,...,m after conv1, conv2, fc1 and fc2."""
+    return [gate.selected for gate in _forward(_single_replica(parameters), images, _Rounding(None)).gates]
 
 
-def accumulated(answers: Sequence[Answer], precision: Precision) -> dict[str, Bounded]:
+def accumulated_gradients(answers: Sequence[Answer], precision: Precision) -> dict[str, Bounded]:
     """
-    The gradients of several backward passes added up in `.grad` one after the other.
+    Return the gradients that several backward passes in a row accumulate in `.grad`.
 
-    Each is within THRESHOLD of its budgets, and each addition rounds once.
+    Each gradient may be off by THRESHOLD of its own budgets, so budgets add up, and each addition rounds once.
     """
     total = {name: Bounded(np.zeros(shape), np.zeros(shape)) for name, shape in SHAPES.items()}
     for answer in answers:
         for name, more in answer.gradients.items():
             value = total[name].value + more.value
             rounding = (precision.unit * np.abs(value) + precision.underflow) / THRESHOLD
-            total[name] = in_range(value, total[name].budget + more.budget + rounding, precision)
+            total[name] = bounded(value, total[name].budget + more.budget + rounding, precision)
     return total
 
 
-def updated(parameters: Parameters, answer: Answer, lr: float, precision: Precision) -> dict[str, Bounded]:
-    """The parameters after a step of SGD, weight - lr * gradient: the gradient's budget and two roundings included."""
+def updated_parameters(parameters: Parameters, answer: Answer, lr: float, precision: Precision) -> dict[str, Bounded]:
+    """
+    Return the parameters after a step of SGD, weight - lr * gradient.
+
+    The budget consists of the gradient's and of two roundings, of the product and of the difference.
+    """
     after = {}
     for name, gradient in answer.gradients.items():
         value = parameters[name] - lr * gradient.value
         roundings = precision.unit * np.hypot(value, lr * gradient.value) + precision.underflow
-        after[name] = in_range(value, np.hypot(lr * gradient.budget, roundings), precision)
+        after[name] = bounded(value, np.hypot(lr * gradient.budget, roundings), precision)
     return after
 
 
@@ -568,24 +615,29 @@ def train(
     parameters: Parameters, batches: Iterable[tuple[Array, Array]], lr: float, precision: Precision, seed: int = 0
 ) -> tuple[dict[str, Array], list[float]]:
     """
-    Train by SGD on batches of (images, targets), three times over: exactly, disturbed, and rounded once an operation.
+    Train by SGD on batches of (images, targets) in three replicas: exact, perturbed, and rounded once an operation.
 
-    Returns the parameters of the three, (3,...) each, for `predict`; and the exact run's loss at every step. Each run
-    takes its own decisions, so how far the three drift apart is how far rounding carries a run of this length.
+    Returns the trained parameters, (3,...) each, for `predict`, and the exact replica's loss at every step. Each
+    replica takes its own decisions, so the distance between the replicas shows how far rounding carries a run of this
+    length.
     """
-    p, losses = _copies(parameters), []
+    p, losses = _single_replica(parameters), []
     rounding = _Rounding(precision, seed, replicas=1)
     for images, targets in batches:
         run = _forward(p, images, rounding)
         loss, delta = mse(run.logits, targets, rounding)
         deltas = _backward(p, [_winner(gate.z) for gate in run.gates], delta, rounding)
-        gradients = _gradients(deltas, run.rows, rounding)
-        p = {name: rounding.disturb(p[name] - lr * g, (lr * g[0]) ** 2, 1) for name, g in gradients.items()}
+        gradients = _parameter_gradients(deltas, run.rows, rounding)
+        p = {name: rounding.perturb(p[name] - lr * g, (lr * g[0]) ** 2, 1) for name, g in gradients.items()}
         losses.append(float(loss[0]))
     return {name: p[name] for name in SHAPES}, losses
 
 
-def predict(copies: dict[str, Array], images: Array) -> Bounded:
-    """The logits (N,10) of the exactly trained parameters, and how far the other runs' lie from them, over all."""
-    logits = _forward(copies, images, _Rounding(None)).logits
+def predict(trained: dict[str, Array], images: Array) -> Bounded:
+    """
+    Return the logits (N,10) of the exactly trained network, for parameters that `train` returned.
+
+    The budget is the same for all logits: the root mean square distance of the other replicas' logits.
+    """
+    logits = _forward(trained, images, _Rounding(None)).logits
     return Bounded(logits[0], np.full(logits.shape[1:], np.sqrt(np.mean((logits[1:] - logits[0]) ** 2))))

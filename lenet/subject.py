@@ -1,10 +1,10 @@
 """
-What is judged: from an option's text to a `Subject`, and a clear refusal of what cannot be judged.
+Load a subject, the implementation that is judged, from the text of the option `--subject`.
 
-A subject is a module, a file or any object in one of them, `package.module`, `package.module:Name`, `path/to/file.py`
-or `path/to/file.py:Name`. What it does not define is taken from `lenet`. A class derived from `nn.Module` stands for
-`Net`, a function named `sgd_update` or `train_step` for itself. Parts of PyTorch are judged through `replaces`, the
-subject's own implementations by the full names of those whose place they take while it is judged.
+A subject is a module, a file, or an object in one of them: `package.module`, `package.module:Name`, `path/to/file.py`
+or `path/to/file.py:Name`. It defines `Net`, `sgd_update`, `train_step` or `replaces`, and `lenet` provides the rest. An
+object may also be a subclass of `nn.Module`, which is used as `Net`, or a function named `sgd_update` or `train_step`.
+`replaces` maps full names of parts of PyTorch to implementations that replace them while the subject is judged.
 """
 
 from __future__ import annotations
@@ -26,19 +26,22 @@ from torch import Tensor, nn
 import lenet
 
 CONTRACT = ("Net", "sgd_update", "train_step")
+"""What a subject may define; `lenet` defines all of them."""
+
 REPLACES = "replaces"
+"""The attribute that maps full names of parts of PyTorch to the subject's implementations."""
 
 
 class SubjectError(ValueError):
-    """A subject that cannot be judged; the message is one line that says what was asked for and what was found."""
+    """A subject that cannot be judged; the message is one line that names the option and the problem."""
 
 
 @dataclass(frozen=True)
 class Subject:
     """
-    What is judged: `Net()`, `sgd_update(parameters, lr)` and `train_step(net, images, targets, lr)`.
+    An implementation to judge: `Net()`, `sgd_update(parameters, lr)` and `train_step(net, images, targets, lr)`.
 
-    With what it puts in PyTorch's place, such as `{"torch.optim.SGD": MySGD}`.
+    `replaces` has the parts of PyTorch that it replaces, such as `{"torch.optim.SGD": MySGD}`.
     """
 
     spec: str
@@ -49,7 +52,7 @@ class Subject:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """While this lasts, what the subject replaces of PyTorch is replaced, wherever it is looked up by its name."""
+        """Within this context, replace the parts of PyTorch in `replaces`, wherever they are looked up by name."""
         with ExitStack() as replaced:
             for name, part in self.replaces.items():
                 replaced.enter_context(mock.patch(name, part))
@@ -57,7 +60,7 @@ class Subject:
 
 
 def load(spec: str) -> Subject:
-    """The subject that `spec` names; raises SubjectError where there is none, or none that can be judged."""
+    """Return the subject that `spec` names; raises SubjectError if it does not exist or cannot be judged."""
     place, _, name = spec.partition(":")
     found: Any = _file(spec, Path(place)) if place.endswith(".py") else _module(spec, place)
     if name:
@@ -67,7 +70,7 @@ def load(spec: str) -> Subject:
             public = ", ".join(n for n in dir(found) if not n.startswith("_")) or "nothing"
             raise SubjectError(f"--subject {spec}: {place} has no {name}; it defines {public}") from None
     parts = _parts(spec, found)
-    if "sgd_update" in parts:  # the reference's step, taken with the subject's own update
+    if "sgd_update" in parts:  # lenet's training step, with the update of the subject
         parts.setdefault("train_step", partial(lenet.train_step, update=parts["sgd_update"]))
     subject = Subject(spec, **{part: getattr(lenet, part) for part in CONTRACT} | parts)
     _check_replaces(subject)
@@ -78,20 +81,20 @@ def load(spec: str) -> Subject:
 
 def _file(spec: str, path: Path) -> Any:
     if not path.is_file():
-        raise SubjectError(f"--subject {spec}: there is no file {path}")
+        raise SubjectError(f"--subject {spec}: no such file: {path}")
     description = importlib.util.spec_from_file_location(path.stem, path)
-    assert description is not None, "a path that ends in .py has a loader"
+    assert description is not None, "a path that ends in .py has a spec"
     assert description.loader is not None, "a path that ends in .py has a loader"
     module = importlib.util.module_from_spec(description)
-    sys.modules.setdefault(path.stem, module)  # dataclasses and pickle look their module up there
-    sys.path.append(str(path.parent.resolve()))  # for what lies beside it
+    sys.modules.setdefault(path.stem, module)  # where dataclasses and pickle look up their module
+    sys.path.append(str(path.parent.resolve()))  # so that it can import neighboring files
     with _importing(spec):
         description.loader.exec_module(module)
     return module
 
 
 def _module(spec: str, name: str) -> Any:
-    absent = SubjectError(f"--subject {spec}: there is no module {name!r}; a file is given as path/to/file.py")
+    absent = SubjectError(f"--subject {spec}: no module named {name!r}; name a file as path/to/file.py")
     if not all(part.isidentifier() for part in name.split(".")):
         raise absent
     with _importing(spec):
@@ -105,21 +108,22 @@ def _module(spec: str, name: str) -> Any:
 
 @contextmanager
 def _importing(spec: str) -> Iterator[None]:
-    """Turn whatever a subject raises while it is imported into a SubjectError."""
+    """Turn any exception raised while a subject is imported into a SubjectError."""
     try:
         yield
     except SubjectError:
         raise
     except (Exception, SystemExit) as error:
-        raise SubjectError(f"--subject {spec}: raised while it was imported: {_line(error)}") from error
+        raise SubjectError(f"--subject {spec}: import raised {_line(error)}") from error
 
 
 def _line(error: BaseException) -> str:
+    """Return an exception's type and message in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _parts(spec: str, found: Any) -> dict[str, Any]:
-    """What `found` defines of the contract, by name."""
+    """Return the parts of a subject that `found` defines, by name."""
     if isinstance(found, type) and issubclass(found, nn.Module):
         return {"Net": found}
     if getattr(found, "__name__", None) in CONTRACT and callable(found):
@@ -127,13 +131,13 @@ def _parts(spec: str, found: Any) -> dict[str, Any]:
     if parts := {name: getattr(found, name) for name in (*CONTRACT, REPLACES) if hasattr(found, name)}:
         return parts
     wanted = ", ".join((*CONTRACT, REPLACES))
-    raise SubjectError(f"--subject {spec}: defines none of {wanted}, and is no nn.Module class")
+    raise SubjectError(f"--subject {spec}: defines none of {wanted} and is not an nn.Module class")
 
 
 def _check_replaces(subject: Subject) -> None:
-    """Refuse to replace what PyTorch does not have, or by what cannot be called."""
+    """Raise SubjectError unless `replaces` maps names that PyTorch has to callables."""
     if not isinstance(subject.replaces, Mapping):
-        raise SubjectError(f"--subject {subject.spec}: its replaces is no mapping from a name to an implementation")
+        raise SubjectError(f"--subject {subject.spec}: replaces is not a mapping from names to implementations")
     for name, part in subject.replaces.items():
         try:
             if not name.startswith("torch."):
@@ -142,28 +146,30 @@ def _check_replaces(subject: Subject) -> None:
         except (AttributeError, ImportError, ValueError, TypeError):
             example = "torch.nn.functional.relu"
             raise SubjectError(
-                f"--subject {subject.spec}: replaces {name!r}, which is no name like {example}"
+                f"--subject {subject.spec}: replaces {name!r}, which is not a name like {example}"
             ) from None
         if not callable(part):
-            raise SubjectError(f"--subject {subject.spec}: what it replaces {name} by is not callable")
+            raise SubjectError(f"--subject {subject.spec}: the replacement of {name} is not callable")
 
 
 def _check(subject: Subject) -> None:
-    """Refuse a subject that is not callable, or whose Net cannot load the reference's parameters."""
+    """Raise SubjectError if a part is not callable, or if `Net` cannot load the parameters of `lenet.Net`."""
     for part in CONTRACT:
         if not callable(getattr(subject, part)):
-            raise SubjectError(f"--subject {subject.spec}: its {part} is not callable")
+            raise SubjectError(f"--subject {subject.spec}: {part} is not callable")
     wanted = {name: tuple(value.shape) for name, value in lenet.Net().state_dict().items()}
     try:
         got = {name: tuple(value.shape) for name, value in subject.Net().state_dict().items()}
     except Exception as error:
-        raise SubjectError(f"--subject {subject.spec}: its Net() raised {_line(error)}") from error
+        raise SubjectError(f"--subject {subject.spec}: Net() raised {_line(error)}") from error
     differences = [f"{name} {list(shape)} is missing" for name, shape in wanted.items() if name not in got]
     differences += [f"{name} {list(shape)} is not in lenet.Net" for name, shape in got.items() if name not in wanted]
     differences += [
-        f"{name} is {list(got[name])} where lenet.Net has {list(shape)}"
+        f"{name} is {list(got[name])}, not {list(shape)} as in lenet.Net"
         for name, shape in wanted.items()
         if name in got and got[name] != shape
     ]
     if differences:
-        raise SubjectError(f"--subject {subject.spec}: its Net cannot load lenet.Net's state: {'; '.join(differences)}")
+        raise SubjectError(
+            f"--subject {subject.spec}: Net cannot load the state of lenet.Net: {'; '.join(differences)}"
+        )

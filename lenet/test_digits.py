@@ -1,4 +1,4 @@
-"""Real digits, and every way in which an MNIST file can be wrong."""
+"""The digits are those of scikit-learn or MNIST, and every malformed MNIST file gives a clear error."""
 
 import gzip
 import struct
@@ -22,7 +22,7 @@ def idx(magic: int, sizes: tuple[int, ...], content: bytes) -> bytes:
 
 @pytest.fixture
 def mnist(tmp_path: Path) -> Path:
-    """A whole folder: 3 images to train on, plain; 2 to test on, gzip."""
+    """A complete folder: 3 training images, plain, and 2 test images, gzip."""
     pixels = bytes(i % 256 for i in range(3 * 784))
     (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(2051, (3, 28, 28), pixels))
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(2049, (3,), bytes([7, 0, 9])))
@@ -31,7 +31,7 @@ def mnist(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_digits_are_1797_real_ones_split_once_and_for_all() -> None:
+def test_digits_are_1797_with_a_fixed_split() -> None:
     data = digits.load()
 
     assert data.train_images.shape == (1437, 1, 32, 32)
@@ -43,8 +43,8 @@ def test_the_digits_are_1797_real_ones_split_once_and_for_all() -> None:
     assert sorted(set(data.test_labels.tolist())) == list(range(10))
 
 
-def test_the_digits_are_enlarged_by_their_own_pixels() -> None:
-    """Between the centres of neighbours; beyond the outermost, which lie a pixel and a half inside, nothing changes."""
+def test_digits_are_enlarged_by_bilinear_interpolation() -> None:
+    """Beyond the centers of the outermost pixels, a pixel and a half from the border, the values are constant."""
     images = digits.load().test_images
 
     assert torch.equal(images[:, :, 0], images[:, :, 1])
@@ -56,7 +56,7 @@ def test_the_digits_are_enlarged_by_their_own_pixels() -> None:
     assert len(images[:, :, ::31].mul(16).round().unique()) == 17
 
 
-def test_targets_are_one_at_the_label() -> None:
+def test_targets_are_one_at_the_label_and_zero_elsewhere() -> None:
     targets = digits.one_hot(torch.tensor([3, 0]))
 
     assert targets.shape == (2, 10)
@@ -64,7 +64,7 @@ def test_targets_are_one_at_the_label() -> None:
     assert targets.sum() == 2
 
 
-def test_mnist_is_read_plain_and_gzip_and_padded_to_32(mnist: Path) -> None:
+def test_mnist_is_read_plain_or_gzip_and_padded_to_32(mnist: Path) -> None:
     data = digits.load(mnist)
 
     assert data.train_images.shape == (3, 1, 32, 32)
@@ -77,20 +77,23 @@ def test_mnist_is_read_plain_and_gzip_and_padded_to_32(mnist: Path) -> None:
 
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing folder": (lambda f: f.rename(f.with_name("elsewhere")), "there is no such folder"),
-    "missing file": (lambda f: (f / f"{LABELS}.gz").unlink(), f"neither {LABELS} nor {LABELS}.gz"),
-    "torn gzip": (lambda f: cut(f / f"{IMAGES}.gz", 20), "not a whole gzip file"),
-    "not gzip": (lambda f: (f / f"{IMAGES}.gz").write_bytes(b"hello"), "not a whole gzip file"),
+    "missing folder": (lambda f: f.rename(f.with_name("elsewhere")), "no such folder"),
+    "missing file": (lambda f: (f / f"{LABELS}.gz").unlink(), f"has neither {LABELS} nor {LABELS}.gz"),
+    "truncated gzip": (lambda f: cut(f / f"{IMAGES}.gz", 20), "not a complete gzip file"),
+    "not gzip": (lambda f: (f / f"{IMAGES}.gz").write_bytes(b"hello"), "not a complete gzip file"),
     "wrong magic": (lambda f: (f / IMAGES).write_bytes(idx(2049, (2,), b"ab")), "magic number 0x00000801"),
     "empty": (lambda f: (f / IMAGES).write_bytes(b""), "magic number 0x, expected 0x00000803"),
-    "torn header": (lambda f: (f / IMAGES).write_bytes(idx(2051, (2,), b"")), "truncated: 8 bytes, expected 16"),
+    "truncated header": (
+        lambda f: (f / IMAGES).write_bytes(idx(2051, (2,), b"")),
+        "8 bytes, header of 16 expected",
+    ),
     "truncated": (lambda f: (f / IMAGES).write_bytes(idx(2051, (2, 28, 28), bytes(99))), "truncated: 115 bytes"),
     "too long": (lambda f: (f / LABELS).write_bytes(idx(2049, (2,), b"abc")), "too long: 11 bytes, expected 10"),
     "wrong size": (lambda f: (f / IMAGES).write_bytes(idx(2051, (2, 8, 8), bytes(128))), "images of 8x8 pixels"),
     "counts disagree": (lambda f: (f / LABELS).write_bytes(idx(2049, (3,), bytes(3))), "has 2 images.*has 3 labels"),
     "label 10": (lambda f: (f / LABELS).write_bytes(idx(2049, (2,), bytes([1, 10]))), "label 10 at index 1"),
     "no labels": (lambda f: empty(f), "t10k-labels-idx1-ubyte: no labels"),
-    "spoilt gzip": (lambda f: spoil_middle(f / f"{IMAGES}.gz"), "not a whole gzip file"),
+    "corrupt gzip": (lambda f: corrupt_middle(f / f"{IMAGES}.gz"), "not a complete gzip file"),
     "huge sizes": (lambda f: (f / IMAGES).write_bytes(idx(2051, (2**32 - 1,) * 3, b"")), "truncated: 16 bytes"),
 }
 
@@ -104,25 +107,25 @@ def empty(folder: Path) -> None:
     (folder / LABELS).write_bytes(idx(2049, (0,), b""))
 
 
-def spoil_middle(path: Path) -> None:
+def corrupt_middle(path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[:10] + b"\xff" * 20 + content[30:])
 
 
-def test_a_file_that_may_not_be_read_is_one_clear_line(mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path) -> bytes:
+def test_unreadable_file_is_a_one_line_error(mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def deny(path: Path) -> bytes:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(Path, "read_bytes", deny)
 
     with pytest.raises(DigitsError, match=r"train-images-idx3-ubyte: cannot be read: Permission denied$"):
         digits.load(mnist)
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_malformed_mnist_is_one_clear_line(mnist: Path, fault: str) -> None:
-    spoil, message = FAULTS[fault]
-    spoil(mnist)
+def test_malformed_mnist_is_a_one_line_error(mnist: Path, fault: str) -> None:
+    make, message = FAULTS[fault]
+    make(mnist)
 
     with pytest.raises(DigitsError, match=message) as caught:
         digits.load(mnist)
@@ -130,7 +133,7 @@ def test_a_malformed_mnist_is_one_clear_line(mnist: Path, fault: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_the_digits_are_those_that_scikit_learn_reads() -> None:
+def test_digits_are_those_that_scikit_learn_reads() -> None:
     known = load_digits()
 
     table = digits._table()

@@ -1,4 +1,4 @@
-"""Nothing written before is lost or half written."""
+"""Files are written completely or not at all, and earlier files are kept."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from lenet.files import set_aside, writable, write_atomically
 
 
-def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
+def test_failed_write_leaves_the_file_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "file.json"
 
     with write_atomically(path) as file:
@@ -19,14 +19,14 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_file_is_for_all_to_read_and_its_owner_to_write(tmp_path: Path) -> None:
+def test_file_is_readable_by_all_and_writable_by_its_owner(tmp_path: Path) -> None:
     with write_atomically(tmp_path / "file.json") as file:
         file.write(b"content")
 
     assert (tmp_path / "file.json").stat().st_mode & 0o777 == 0o644
 
 
-def test_a_folder_is_made_where_there_is_none_and_left_empty(tmp_path: Path) -> None:
+def test_missing_folder_is_created_and_left_empty(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
 
     assert writable(folder)
@@ -34,14 +34,14 @@ def test_a_folder_is_made_where_there_is_none_and_left_empty(tmp_path: Path) -> 
     assert list(folder.iterdir()) == []
 
 
-def test_a_file_is_no_folder_to_write_in(tmp_path: Path) -> None:
+def test_file_is_not_a_writable_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     assert not writable(tmp_path / "file")
     assert not writable(tmp_path / "file" / "folder")
 
 
-def test_what_an_earlier_run_left_is_set_aside(tmp_path: Path) -> None:
+def test_earlier_file_is_renamed(tmp_path: Path) -> None:
     path, previous = tmp_path / "laws.json", tmp_path / "laws.previous.json"
 
     set_aside(path)

@@ -1,4 +1,4 @@
-"""What a run says that it ran on."""
+"""The fingerprint names the versions and the hardware of the machine, and the stamp adds date and command."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from lenet import fingerprint as module
-from lenet.fingerprint import PACKAGES, PEERS, fingerprint, headline, stamp
+from lenet.fingerprint import PACKAGES, fingerprint, headline, stamp
 
 
-def test_a_fingerprint_names_the_stack_in_words() -> None:
+def test_fingerprint_names_versions_and_hardware() -> None:
     stack = fingerprint()
 
     assert stack["torch"] == torch.__version__
@@ -23,7 +23,7 @@ def test_a_fingerprint_names_the_stack_in_words() -> None:
     assert all(isinstance(words, str) and words for words in stack.values())
 
 
-def test_a_package_that_is_not_there_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def installed(package: str) -> str:
         if package == PACKAGES[0]:
             raise PackageNotFoundError(package)
@@ -31,11 +31,11 @@ def test_a_package_that_is_not_there_is_left_out(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(module, "version", installed)
 
-    known = (*PACKAGES, *PEERS)
+    known = (*PACKAGES, "onnxruntime", "openvino", "jax")
     assert [name for name in fingerprint() if name in known] == list(known[1:])
 
 
-def test_a_gpu_is_named_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_is_named_if_available(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H200")
 
@@ -54,7 +54,7 @@ def test_a_gpu_is_named_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> N
         (None, "", "x86_64"),
     ],
 )
-def test_the_processor_is_its_models_name_or_what_the_platform_says(
+def test_processor_is_its_model_name_or_what_the_platform_reports(
     monkeypatch: pytest.MonkeyPatch, cpuinfo: str | None, platforms: str, name: str
 ) -> None:
     def read(path: Path) -> str:
@@ -69,7 +69,7 @@ def test_the_processor_is_its_models_name_or_what_the_platform_says(
     assert module._processor() == name
 
 
-def test_a_stamp_says_when_and_by_which_command() -> None:
+def test_stamp_has_date_and_command() -> None:
     record = stamp("python -m lenet")
 
     assert record["format"] == module.FORMAT
@@ -78,14 +78,14 @@ def test_a_stamp_says_when_and_by_which_command() -> None:
     assert datetime.now(UTC) - datetime.fromisoformat(record["date"]) < timedelta(minutes=1)
 
 
-def test_a_headline_is_one_line() -> None:
+def test_headline_is_one_line() -> None:
     stack = {"torch": "2.0", "python": "3.11", "processor": "Model", "cores": "2"}
 
     assert headline(stack) == "torch 2.0, Python 3.11, Model, 2 cores"
     assert headline(stack | {"GPU": "H200"}) == "torch 2.0, Python 3.11, Model, 2 cores, H200"
 
 
-def test_a_stamps_command_names_what_lies_below_from_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_command_has_relative_paths_below_the_current_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
 
     command = stamp(f"python x.py --in {tmp_path}/a/b --out={tmp_path}/c --to /data{tmp_path}/d /elsewhere")["command"]

@@ -1,4 +1,4 @@
-"""The reference network's own tests; what it computes is judged by the laws."""
+"""Feature maps, operation counts and parameters of the network; the laws judge what it computes."""
 
 import math
 
@@ -11,7 +11,7 @@ from lenet.net import FORWARD_FLOPS, TRAINING_FLOPS
 from lenet.oracle import SHAPES
 
 
-def test_feature_maps_are_the_convolutions_after_their_relu() -> None:
+def test_feature_maps_are_convolutions_after_relu() -> None:
     net, images = Net(), torch.randn(3, 1, 32, 32)
 
     maps = feature_maps(net, images)
@@ -23,17 +23,17 @@ def test_feature_maps_are_the_convolutions_after_their_relu() -> None:
     assert torch.equal(maps["conv2"], second)
 
 
-def test_feature_maps_leave_no_hooks_behind() -> None:
+def test_feature_maps_leave_no_hooks() -> None:
     net = Net()
 
     feature_maps(net, torch.zeros(1, 1, 32, 32))
-    with pytest.raises(ValueError, match=r"images are \(N, 1, 32, 32\), not \(1, 1, 5, 5\)"):
+    with pytest.raises(ValueError, match=r"images must be \(N, 1, 32, 32\), not \(1, 1, 5, 5\)"):
         feature_maps(net, torch.zeros(1, 1, 5, 5))
 
     assert not any(module._forward_hooks for module in net.modules())
 
 
-def test_a_network_that_does_not_call_its_convolutions_has_no_feature_maps() -> None:
+def test_feature_maps_of_unused_convolutions_raise() -> None:
     class Idle(Net):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return images
@@ -42,9 +42,9 @@ def test_a_network_that_does_not_call_its_convolutions_has_no_feature_maps() -> 
         feature_maps(Idle(), torch.zeros(1, 1, 32, 32))
 
 
-def test_flops_are_two_for_each_weight_at_each_place() -> None:
-    places = {"conv1": 28 * 28, "conv2": 10 * 10, "fc1": 1, "fc2": 1, "fc3": 1}
-    products = {layer: n * math.prod(SHAPES[f"{layer}.weight"]) for layer, n in places.items()}
+def test_flops_are_two_for_each_weight_at_each_position() -> None:
+    positions = {"conv1": 28 * 28, "conv2": 10 * 10, "fc1": 1, "fc2": 1, "fc3": 1}
+    products = {layer: n * math.prod(SHAPES[f"{layer}.weight"]) for layer, n in positions.items()}
 
     assert 2 * sum(products.values()) == FORWARD_FLOPS
     assert 3 * FORWARD_FLOPS - 2 * products["conv1"] == TRAINING_FLOPS

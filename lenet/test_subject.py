@@ -1,4 +1,4 @@
-"""From an option's text to a subject, and every way in which that can fail."""
+"""Subjects are loaded from every kind of spec, and those that cannot be judged give a clear error."""
 
 from functools import partial
 from pathlib import Path
@@ -80,7 +80,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_reference_is_a_subject() -> None:
+def test_reference_is_a_subject() -> None:
     reference = subject.load("lenet")
 
     assert reference.Net is lenet.Net
@@ -88,14 +88,14 @@ def test_the_reference_is_a_subject() -> None:
     assert reference.train_step is lenet.train_step
 
 
-def test_a_module_class_stands_for_net_and_the_rest_is_the_references(file: Path) -> None:
+def test_module_class_is_used_as_net_and_lenet_provides_the_rest(file: Path) -> None:
     mine = subject.load(f"{file}:Mine")
 
     assert type(mine.Net()).__name__ == "Mine"
     assert mine.sgd_update is lenet.sgd_update
 
 
-def test_an_object_brings_what_it_defines(file: Path) -> None:
+def test_object_provides_what_it_defines(file: Path) -> None:
     mine = subject.load(f"{file}:Namespace.inner")
 
     assert type(mine.Net()).__name__ == "Mine"
@@ -104,12 +104,12 @@ def test_an_object_brings_what_it_defines(file: Path) -> None:
     assert mine.train_step.keywords == {"update": mine.sgd_update}
 
 
-def test_a_file_or_a_module_alone_brings_what_it_defines(file: Path) -> None:
+def test_file_or_module_provides_what_it_defines(file: Path) -> None:
     assert subject.load(str(file)).train_step.__module__ == "mine"
     assert subject.load("lenet.training").sgd_update is lenet.sgd_update
 
 
-def test_what_a_subject_replaces_is_replaced_while_it_is_judged(file: Path) -> None:
+def test_parts_of_pytorch_are_replaced_only_within_the_context(file: Path) -> None:
     mine, theirs = subject.load(f"{file}:Replacing"), F.relu
 
     with mine.installed():
@@ -119,7 +119,7 @@ def test_what_a_subject_replaces_is_replaced_while_it_is_judged(file: Path) -> N
     assert F.relu is theirs
 
 
-def test_a_function_of_the_contract_stands_for_itself(file: Path) -> None:
+def test_function_of_the_contract_is_used_under_its_name(file: Path) -> None:
     mine = subject.load(f"{file}:train_step")
 
     assert mine.train_step.__module__ == "mine"
@@ -129,25 +129,31 @@ def test_a_function_of_the_contract_stands_for_itself(file: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("{folder}/none.py:Net", "there is no file .*none.py"),
-        ("no.such.module", "there is no module 'no.such.module'"),
-        ("..", "there is no module '..'"),
+        ("{folder}/none.py:Net", "no such file: .*none.py"),
+        ("no.such.module", "no module named 'no.such.module'"),
+        ("..", "no module named '..'"),
         ("{file}:Absent", "has no Absent; it defines .*Mine"),
-        ("{file}:nothing", "defines none of Net, sgd_update, train_step, replaces, and is no nn.Module class"),
-        ("{file}:Misnaming", "replaces 'torch.nn.functional.relo', which is no name like torch.nn.functional.relu"),
-        ("{file}:Outside", "replaces 'os.path.join', which is no name like torch.nn.functional.relu"),
-        ("{file}:Unnamed", "replaces b'torch.nn.functional.relu', which is no name like torch.nn.functional.relu"),
-        ("{file}:Gap", "replaces 'torch..relu', which is no name like torch.nn.functional.relu"),
-        ("{file}:Numbering", "what it replaces torch.nn.functional.relu by is not callable"),
-        ("{file}:Listing", "its replaces is no mapping"),
-        ("{file}:NotCallable", "its Net is not callable"),
-        ("{file}:Broken", r"its Net\(\) raised RuntimeError: two lines"),
+        ("{file}:nothing", "defines none of Net, sgd_update, train_step, replaces and is not an nn.Module class"),
+        (
+            "{file}:Misnaming",
+            "replaces 'torch.nn.functional.relo', which is not a name like torch.nn.functional.relu",
+        ),
+        ("{file}:Outside", "replaces 'os.path.join', which is not a name like torch.nn.functional.relu"),
+        (
+            "{file}:Unnamed",
+            "replaces b'torch.nn.functional.relu', which is not a name like torch.nn.functional.relu",
+        ),
+        ("{file}:Gap", "replaces 'torch..relu', which is not a name like torch.nn.functional.relu"),
+        ("{file}:Numbering", "the replacement of torch.nn.functional.relu is not callable"),
+        ("{file}:Listing", "replaces is not a mapping"),
+        ("{file}:NotCallable", "Net is not callable"),
+        ("{file}:Broken", r"Net\(\) raised RuntimeError: two lines"),
         ("{file}:Wide", r"fc3.weight \[10, 84\] is missing"),
         ("{file}:Wide", r"extra.bias \[1\] is not in lenet.Net"),
-        ("{file}:Wide", r"fc1.weight is \[120, 576\] where lenet.Net has \[120, 400\]"),
+        ("{file}:Wide", r"fc1.weight is \[120, 576\], not \[120, 400\] as in lenet.Net"),
     ],
 )
-def test_what_cannot_be_judged_is_one_clear_line(file: Path, spec: str, message: str) -> None:
+def test_subject_that_cannot_be_judged_is_a_one_line_error(file: Path, spec: str, message: str) -> None:
     with pytest.raises(SubjectError, match=message) as caught:
         subject.load(spec.format(file=file, folder=file.parent))
 
@@ -155,48 +161,48 @@ def test_what_cannot_be_judged_is_one_clear_line(file: Path, spec: str, message:
 
 
 @pytest.mark.parametrize("source", ["import nonexistent_thing", "1 / 0", "def broken(:", "raise SystemExit('bye')"])
-def test_a_subject_that_raises_while_it_is_imported_is_one_clear_line(tmp_path: Path, source: str) -> None:
+def test_subject_that_raises_on_import_is_a_one_line_error(tmp_path: Path, source: str) -> None:
     path = tmp_path / "raises.py"
     path.write_text(source)
 
-    with pytest.raises(SubjectError, match=r"raised while it was imported: [A-Za-z]+: ") as caught:
+    with pytest.raises(SubjectError, match=r"import raised [A-Za-z]+: ") as caught:
         subject.load(str(path))
 
     assert "\n" not in str(caught.value)
 
 
-def test_a_module_that_lacks_what_it_imports_is_not_absent_itself(
+def test_missing_import_of_a_module_is_not_reported_as_a_missing_module(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "lacking.py").write_text("import lacking_this")
     monkeypatch.syspath_prepend(tmp_path)
 
-    with pytest.raises(SubjectError, match=r"raised while it was imported: ModuleNotFoundError: .*'lacking_this'"):
+    with pytest.raises(SubjectError, match=r"import raised ModuleNotFoundError: .*'lacking_this'"):
         subject.load("lacking")
-    with pytest.raises(SubjectError, match=r"there is no module 'lenet\.nothing'"):
+    with pytest.raises(SubjectError, match=r"no module named 'lenet\.nothing'"):
         subject.load("lenet.nothing")
 
 
-def test_a_subject_may_refuse_itself(tmp_path: Path) -> None:
-    path = tmp_path / "refusing.py"
+def test_subject_error_raised_on_import_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "rejecting.py"
     path.write_text("from lenet.subject import SubjectError\nraise SubjectError('not on this machine')")
 
     with pytest.raises(SubjectError, match=r"^not on this machine$"):
         subject.load(str(path))
 
 
-def test_a_file_may_import_what_lies_beside_it(tmp_path: Path) -> None:
-    (tmp_path / "beside_it.py").write_text("from lenet import Net")
-    (tmp_path / "with_a_neighbour.py").write_text("from beside_it import Net")
+def test_file_can_import_neighboring_files(tmp_path: Path) -> None:
+    (tmp_path / "neighbor.py").write_text("from lenet import Net")
+    (tmp_path / "with_a_neighbor.py").write_text("from neighbor import Net")
 
-    assert subject.load(str(tmp_path / "with_a_neighbour.py")).Net is lenet.Net
+    assert subject.load(str(tmp_path / "with_a_neighbor.py")).Net is lenet.Net
 
 
-def test_a_subject_that_replaces_something_can_be_hashed(file: Path) -> None:
+def test_subject_with_replacements_is_hashable(file: Path) -> None:
     assert len({subject.load(f"{file}:Replacing")}) == 1
 
 
-def test_a_subject_loads_the_references_parameters(file: Path) -> None:
+def test_net_of_a_subject_loads_the_parameters_of_lenet(file: Path) -> None:
     net = subject.load(f"{file}:Mine").Net()
     net.load_state_dict(lenet.Net().state_dict())
 

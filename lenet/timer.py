@@ -1,4 +1,4 @@
-"""The clock of everything that is timed here."""
+"""The clock of all benchmarks."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 
 def timer() -> float:
     """
-    Seconds, once a GPU that is in use has done all that it was asked for.
+    Return the time in seconds, after all work queued on a GPU is complete.
 
-    As `torch.utils.benchmark.timer`, whose import takes a quarter of a second and brings setuptools with it.
+    It is equivalent to `torch.utils.benchmark.timer`, whose import takes a quarter of a second and loads setuptools.
     """
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()

@@ -1,9 +1,10 @@
 """
-The update of SGD in twice the precision of float64, and how far from it correct roundings may lead.
+A step of SGD in twice the precision of float64, with a bound of the rounding error of correct implementations.
 
-Imports no torch. What holds: a number that is computed by the formula of `torch.optim.SGD`, each operation rounded to
-nearest in a precision or in a wider one, lies within `Rounded.error` of `Rounded.high + Rounded.low`. A fused
-multiply-add or a wider intermediate takes fewer roundings, and so lies within as well.
+This module imports no torch. If a number is computed by the formula of `torch.optim.SGD`, and each operation is rounded
+to nearest in a given precision or a wider one, it differs by at most `Rounded.error_bound` from the exact number,
+`Rounded.high + Rounded.low`. A fused multiply-add or a wider intermediate result takes fewer roundings, so it keeps to
+the same bound.
 
 Error-free transformations: Knuth's sum and Dekker's product (Ogita, Rump & Oishi 2005, "Accurate sum and dot product",
 SIAM J. Sci. Comput. 26(6), algorithms 3.1 to 3.3). Running error bounds: Higham 2002, "Accuracy and Stability of
@@ -21,22 +22,22 @@ from lenet.oracle import Array, Precision
 
 @dataclass(frozen=True)
 class Rounded:
-    """Exact numbers, high + low, to 106 bits; and how far from them correct roundings may lead."""
+    """Exact numbers, high + low, to 106 bits, and a bound of the error that correct rounding may give them."""
 
     high: Array
     low: Array
-    error: Array
+    error_bound: Array
 
-    def missed(self, got: Array) -> Array:
-        """How far `got` is from the exact numbers."""
-        rest, tail = _exact_sum(got, -self.high)
-        return np.abs(rest + (tail - self.low))
+    def error_of(self, got: Array) -> Array:
+        """Return the distance of `got` from the exact numbers."""
+        difference, remainder = _exact_sum(got, -self.high)
+        return np.abs(difference + (remainder - self.low))
 
 
 @dataclass(frozen=True)
 class SGD:
     """
-    The settings and the step of `torch.optim.SGD`.
+    The settings and the step of `torch.optim.SGD`, with the same defaults.
 
     https://docs.pytorch.org/docs/stable/generated/torch.optim.SGD.html
     """
@@ -53,66 +54,69 @@ class SGD:
         self, parameter: Array, gradient: Array, buffer: Array | None, precision: Precision
     ) -> tuple[Rounded, Rounded | None]:
         """
-        The parameter and the momentum buffer after a step, of any shape; without momentum there is no buffer.
+        Return the parameter and the momentum buffer after a step, of any shape; the buffer is None without momentum.
 
-        The first buffer (`buffer` is None) is the gradient itself, decayed but not dampened.
+        In the first step `buffer` is None, and the new buffer is the gradient with weight decay and without dampening.
         """
         at = _Roundings(precision)
-        weight, slope = _exactly(parameter), _exactly(-gradient if self.maximize else gradient)
+        weight, direction = _exact(parameter), _exact(-gradient if self.maximize else gradient)
         if self.weight_decay:
-            slope = at.plus(slope, at.times(at.constant(self.weight_decay), weight))
+            direction = at.plus(direction, at.times(at.constant(self.weight_decay), weight))
         velocity = None
         if self.momentum:
-            velocity = slope
+            velocity = direction
             if buffer is not None:
-                kept = at.plus(at.constant(1.0), at.constant(-self.dampening))
-                velocity = at.times(at.constant(self.momentum), _exactly(buffer))
-                velocity = at.plus(velocity, at.times(kept, slope))
-            slope = at.plus(slope, at.times(at.constant(self.momentum), velocity)) if self.nesterov else velocity
-        return at.plus(weight, at.times(at.constant(-self.lr), slope)), velocity
+                undampened = at.plus(at.constant(1.0), at.constant(-self.dampening))
+                velocity = at.times(at.constant(self.momentum), _exact(buffer))
+                velocity = at.plus(velocity, at.times(undampened, direction))
+            direction = (
+                at.plus(direction, at.times(at.constant(self.momentum), velocity)) if self.nesterov else velocity
+            )
+        return at.plus(weight, at.times(at.constant(-self.lr), direction)), velocity
 
 
 class _Roundings:
-    """Sums and products of exact numbers, with the error that rounding them to a precision may add."""
+    """Sums and products of exact numbers, with the rounding error that they may have in a precision."""
 
     def __init__(self, precision: Precision) -> None:
         self.precision = precision
 
     def constant(self, number: float) -> Rounded:
-        """A setting, which is rounded to the precision where it does not fit."""
+        """Return a setting, which has a rounding error if the precision cannot represent it."""
         mantissa = np.frexp(number)[0] / self.precision.unit
         error = 0.0 if mantissa == np.round(mantissa) else self.precision.unit * abs(number)
         return Rounded(np.asarray(number), np.asarray(0.0), np.asarray(error))
 
     def plus(self, a: Rounded, b: Rounded) -> Rounded:
-        """a + b."""
+        """Return a + b."""
         high, low = _exact_sum(a.high, b.high)
-        return self._once_more(high, low + (a.low + b.low), a.error + b.error, 0.0)
+        return self._rounded(high, low + (a.low + b.low), a.error_bound + b.error_bound, 0.0)
 
     def times(self, a: Rounded, b: Rounded) -> Rounded:
-        """a * b."""
+        """Return a * b."""
         high, low = _exact_product(a.high, b.high)
-        error = np.abs(a.high) * b.error + np.abs(b.high) * a.error + a.error * b.error
-        return self._once_more(high, low + (a.high * b.low + a.low * b.high), error, self.precision.underflow)
+        error = np.abs(a.high) * b.error_bound + np.abs(b.high) * a.error_bound + a.error_bound * b.error_bound
+        return self._rounded(high, low + (a.high * b.low + a.low * b.high), error, self.precision.underflow)
 
-    def _once_more(self, high: Array, low: Array, error: Array, underflow: float) -> Rounded:
+    def _rounded(self, high: Array, low: Array, error: Array, underflow: float) -> Rounded:
+        """Return high + low with the bound of one more rounding; `error` is the bound inherited from the operands."""
         high, low = _exact_sum(high, low)
         return Rounded(high, low, error + self.precision.unit * (np.abs(high) + error) + underflow)
 
 
-def _exactly(numbers: Array) -> Rounded:
+def _exact(numbers: Array) -> Rounded:
     return Rounded(numbers, np.zeros_like(numbers), np.zeros_like(numbers))
 
 
 def _exact_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """a + b as the nearest number and what it leaves."""
+    """Return a + b as the nearest float64 number and the remainder."""
     total = a + b
     of_b = total - a
     return total, (a - (total - of_b)) + (b - of_b)
 
 
 def _exact_product(a: Array, b: Array) -> tuple[Array, Array]:
-    """a * b as the nearest number and what it leaves; exact where nothing underflows."""
+    """Return a * b as the nearest float64 number and the remainder, which is exact unless it underflows."""
     factor = 2.0**27 + 1
     product = a * b
     a_high, b_high = factor * a - (factor * a - a), factor * b - (factor * b - b)

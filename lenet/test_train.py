@@ -1,0 +1,158 @@
+"""The command `python -m lenet.train`: what it trains and records, stopping and resuming, and its errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from lenet import Net, checkpoint, digits, feature_maps, train, training
+from lenet.test_training import SETTINGS, four_batches, same_parameters, trained
+from lenet.training import MAX_SEED, Epoch, Progress, Settings
+
+
+def test_command_trains_and_records_and_does_not_overwrite_an_earlier_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--epochs", "1", "--checkpoint", str(tmp_path / "run.pt"), "--record", str(tmp_path), "--compare"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *command])
+
+    assert train.main() == 0
+    assert "test accuracy" in capsys.readouterr().out
+    record = json.loads((tmp_path / "training.json").read_text())
+    data, (net, settings, progress) = digits.load(), checkpoint.resume(tmp_path / "run.pt", digits.load())
+    torch.manual_seed(0)
+    for when, shown in (("before", Net()), ("after", net)):
+        maps = feature_maps(shown, data.test_images[:1])
+        assert record["feature_maps"][when] == {name: map_[0].tolist() for name, map_ in maps.items()}
+    assert record["command"] == shlex.join(["python", "-m", "lenet.train", *command])
+    assert record["settings"] == asdict(settings) == asdict(Settings(epochs=1))
+    assert record["history"] == [asdict(epoch) for epoch in progress.history]
+    compared = [(label, len(history)) for label, history in record["comparisons"].items()]
+    assert compared == [("optim.SGD", 1), ("the oracle", 1)]
+    assert record["history"][0]["accuracy"] == training.accuracy(net, data.test_images, data.test_labels)
+    assert record["digit"] == {"label": int(data.test_labels[0]), "pixels": data.test_images[0, 0].tolist()}
+
+    assert train.main(command) == 2
+    assert "holds an earlier run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--resume", "--checkpoint", "none.pt"], "none.pt: no such checkpoint"),
+        (["--resume", "--lr", "0.1"], "was not trained with --lr 0.1"),
+        (["--resume", "--epochs", "1"], "has 2 epochs, more than --epochs"),
+        (["--resume", "--lr", "0.1", "--seed", "0"], "was not trained with --lr 0.1\n"),
+        (["--mnist", "nowhere"], "no such folder"),
+        (["--checkpoint", "."], ". is a folder"),
+    ],
+)
+def test_error_is_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = Progress(history=[Epoch(0.1, 0.2)] * SETTINGS.epochs)
+    checkpoint.save(Path("training.pt"), Net(), digits.load(), SETTINGS, done)
+
+    assert train.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_finished_run_continues_for_more_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--epochs` is the only setting that may differ from the checkpoint's; if it is equal, nothing is left to do."""
+    data = four_batches()
+    monkeypatch.setattr(digits, "load", lambda mnist: data)
+    path, settings = tmp_path / "run.pt", replace(SETTINGS, batch=16)
+    net, progress = trained(settings, data)
+    checkpoint.save(path, net, data, settings, progress)
+
+    assert train.main(["--resume", "--checkpoint", str(path), "--epochs", "2"]) == 0
+    assert "epoch 2:" not in capsys.readouterr().out
+    assert train.main(["--resume", "--checkpoint", str(path), "--epochs", "3", "--lr", "0.5"]) == 0
+    printed = capsys.readouterr().out
+
+    reached = checkpoint.resume(path, data)[2]
+    assert reached == trained(replace(settings, epochs=3), data)[1]
+    first, last = reached.history[0], reached.history[2]
+    assert f"{first.accuracy:.1%}" != f"{last.accuracy:.1%}"
+    assert f"epoch 3: loss {last.loss:.4f}, accuracy {last.accuracy:.1%}" in printed
+    assert f"test accuracy {last.accuracy:.1%}, loss {last.loss:.4f} after 3 epochs" in printed
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("epochs", 1), ("batch", 1), ("lr", 0.0), ("seed", 0), ("seed", MAX_SEED), ("lr", float("inf"))],
+)
+def test_setting_at_the_limit_of_its_range_is_accepted(tmp_path: Path, name: str, value: float) -> None:
+    options = train._options([f"--{name}", str(value), "--checkpoint", str(tmp_path / "run.pt")])
+
+    assert getattr(options, name) == value
+    assert not options.resume
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--epochs", "0"],
+        ["--batch", "0"],
+        ["--batch", "-1"],
+        ["--lr", "nan"],
+        ["--lr", "-0.1"],
+        ["--seed", "-1"],
+        ["--seed", str(MAX_SEED + 1)],
+        ["--optimizer", "adam"],
+    ],
+)
+def test_setting_out_of_range_is_rejected(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        train.main(arguments)
+
+
+def test_folders_that_are_files_are_rejected(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    for option, path in (("--record", tmp_path / "file"), ("--checkpoint", tmp_path / "file" / "run.pt")):
+        with pytest.raises(SystemExit, match="2"):
+            train.main([option, str(path)])
+
+
+def test_ctrl_c_leaves_a_checkpoint_to_resume_from(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lenet.train", "--batch", "64", "--checkpoint", str(tmp_path / "run.pt")]
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # with more threads, sums have another order
+    process = subprocess.Popen(
+        [*command, "--epochs", "500"], stdout=subprocess.PIPE, text=True, env=os.environ | threads
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 2"):
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stdout.read()
+    process.stdout.close()
+
+    assert process.wait() == 130
+    assert "continue with --resume" in rest
+    net, settings, progress = checkpoint.resume(tmp_path / "run.pt", digits.load())
+    settings = Settings(epochs=len(progress.history) + 1, batch=64)
+    uninterrupted, history = trained(settings, digits.load())
+    for _ in training.train(net, digits.load(), settings, progress):
+        pass
+    assert same_parameters(net, uninterrupted)
+    assert progress == history
