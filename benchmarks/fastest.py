@@ -1,10 +1,10 @@
 """
-The fastest engine that is right, for one network on this machine: `fastest(net, batch=32).run(images)`.
+Choose the fastest correct engine for a network on this machine: `fastest(net, batch=32).run(images)`.
 
-Every installed engine that takes the network's dtype on its device, and claims the precision asked for, is built and
-called on real digits. Those whose logits lie within budget of the oracle's are timed by turns. What was chosen is
-remembered for this machine, and verified again before it is returned. `python -m benchmarks.fastest` prints the
-table of why.
+Every installed engine that supports the network's dtype on its device, and claims the requested precision, is built and
+called on real digits. Engines whose logits are within budget of the oracle's are timed in interleaved blocks. The
+choice is cached for this machine, and verified again whenever it is used. `python -m benchmarks.fastest` prints a table
+with every engine's speed, or the reason why it was excluded.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from benchmarks.worker_client import MIN_BLOCK_SECONDS
+from benchmarks.workload import DISTINCT
 from lenet import digits, engines, oracle
 from lenet.engines import Engine, EngineError, Run
-from lenet.engines.eager import compute_as_claimed
+from lenet.engines.eager import disable_tf32
 from lenet.files import write_atomically
 from lenet.fingerprint import fingerprint
 from lenet.net import Net
@@ -39,79 +41,77 @@ from lenet.oracle import CLAIMS, SHAPES, THRESHOLD, Array, Bounded
 from lenet.table import table
 from lenet.timer import timer
 
-DISTINCT = 16
-"""Images that differ in a batch; a larger one repeats them, so that the oracle need not compute thousands."""
+SECONDS_PER_ENGINE = 0.5
+"""Duration of all timed blocks, per engine."""
 
-BLOCK = 0.005
-"""Seconds that a block of calls takes at least."""
-
-SECONDS = 0.5
-"""Of blocks, for each engine."""
-
-ROUNDS = 5
-"""Blocks of each engine at least."""
+MIN_ROUNDS = 5
+"""Minimum number of timed blocks of each engine."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """What was found of an engine."""
+class EngineResult:
+    """The verification and the timing of one engine."""
 
     engine: str
-    claims: str = ""
-    error: float | None = None  # the worst of its logits', in budgets at the precision that it claims
-    begins: float | None = None  # seconds to build it and to call it for the first time
-    speed: float | None = None  # images per second
-    left_out: str = ""  # why
+    claim: str = ""  # the name of the precision that it claims
+    worst_ratio: float | None = None  # the worst error of its logits, in budgets at that precision
+    startup_seconds: float | None = None  # to build it and to call it for the first time
+    images_per_second: float | None = None
+    excluded: str = ""  # the reason why it was not timed
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The fastest engine, its run of the network, and what was found of every engine."""
+    """The fastest correct engine, the network's forward pass with it, and the results of all engines."""
 
     engine: Engine
     run: Run
-    """(N,1,32,32) -> (N,10), N being the batch size asked for where the engine builds for each."""
-    rows: tuple[Row, ...]
-    remembered: bool
-    """Whether the engines were timed before, and only the fastest was verified again."""
+    """(N,1,32,32) -> (N,10). If the engine has no dynamic batch, N must be the requested batch size."""
+    results: tuple[EngineResult, ...]
+    cached: bool
+    """Whether the engines were timed in an earlier call, and this call only verified the fastest."""
 
     @property
     def table(self) -> str:
-        """The engines from the fastest on, and why the others were left out."""
-        return "\n".join(_lines(self.rows))
+        """The timed engines, the fastest first, and the reason why each of the others was excluded."""
+        return "\n".join(_table_lines(self.results))
 
 
-def _by_speed(rows: tuple[Row, ...]) -> list[Row]:
-    """Those that were timed, from the fastest on."""
-    return sorted((row for row in rows if row.speed), key=lambda row: -(row.speed or 0.0))
+def _fastest_first(results: tuple[EngineResult, ...]) -> list[EngineResult]:
+    """Return the results of the engines that were timed, the fastest first."""
+    timed = [result for result in results if result.images_per_second]
+    return sorted(timed, key=lambda result: -(result.images_per_second or 0.0))
 
 
-def _lines(rows: tuple[Row, ...]) -> Iterator[str]:
-    cells = [["engine", "claims", "worst error", "begins in", "images/s"]]
-    for row in _by_speed(rows):
-        cells.append([row.engine, row.claims, f"{row.error:.2f} budgets", f"{row.begins:.2f} s", f"{row.speed:,.0f}"])
+def _table_lines(results: tuple[EngineResult, ...]) -> Iterator[str]:
+    cells = [["engine", "claims", "worst error", "startup", "images/s"]]
+    for result in _fastest_first(results):
+        error, startup = f"{result.worst_ratio:.2f} budgets", f"{result.startup_seconds:.2f} s"
+        cells.append([result.engine, result.claim, error, startup, f"{result.images_per_second:,.0f}"])
     yield table(cells)
-    yield from (f"left out: {row.engine}: {row.left_out}" for row in rows if row.left_out)
+    yield from (f"excluded: {result.engine}: {result.excluded}" for result in results if result.excluded)
 
 
-class _Task:
-    """What an engine is to run, and how precisely."""
+class _Request:
+    """The network, batch size and precision that an engine is requested for."""
 
     def __init__(self, net: nn.Module, batch: int, precision: str | None) -> None:
         if {name: tuple(p.shape) for name, p in net.named_parameters()} != SHAPES:
-            raise ValueError(f"{type(net).__name__} has other parameters than lenet.Net: the oracle cannot judge it")
+            raise ValueError(
+                f"{type(net).__name__} has other parameters than lenet.Net, so the oracle cannot verify it"
+            )
         if batch < 1:
-            raise ValueError(f"a batch of {batch} cannot be timed")
+            raise ValueError(f"batch size {batch}: must be at least 1")
         parameter = next(net.parameters())
-        some = digits.load().test_images[: min(batch, DISTINCT)]
+        distinct = digits.load().test_images[: min(batch, DISTINCT)]
         self.net, self.batch, self.device = net, batch, parameter.device
         self.dtype = str(parameter.dtype).removeprefix("torch.")
         self.precision = precision or self.dtype
-        self.images = some.repeat(-(-batch // DISTINCT), 1, 1, 1)[:batch].to(parameter)
+        self.images = distinct.repeat(-(-batch // DISTINCT), 1, 1, 1)[:batch].to(parameter)
 
     @property
     def key(self) -> dict[str, Any]:
-        """What a choice depends on."""
+        """Everything that a choice depends on, as JSON values: the key of the cache."""
         return {
             "stack": fingerprint(),
             "net": f"{type(self.net).__module__}.{type(self.net).__qualname__}",
@@ -122,193 +122,201 @@ class _Task:
             "threads": torch.get_num_threads(),
         }
 
-    def unfit(self, engine: Engine) -> str:
-        """Why it need not be tried, if so."""
-        if not engine.takes(self.device.type, self.dtype):
-            return f"takes no {self.dtype} on {self.device.type}"
-        claim, asked = CLAIMS[engine.claims[self.dtype]], CLAIMS[self.precision]
-        if claim.coarsest > asked.coarsest or claim.largest < asked.largest:
-            return f"claims {claim.name}, {asked.name} was asked for"
+    def exclude(self, engine: Engine) -> str:
+        """Return the reason why the engine cannot serve this request by its own declaration, or an empty string."""
+        if not engine.supports(self.device.type, self.dtype):
+            return f"does not support {self.dtype} on {self.device.type}"
+        claim, requested = CLAIMS[engine.claims[self.dtype]], CLAIMS[self.precision]
+        if claim.coarsest_unit > requested.coarsest_unit or claim.largest < requested.largest:
+            return f"claims {claim.name}; {requested.name} was requested"
         return ""
 
-    def error(self, logits: Tensor, claim: str) -> float:
-        """The worst of the logits', in budgets; infinite where they are of another shape."""
+    def worst_ratio(self, logits: Tensor, claim: str) -> float:
+        """Return the worst error of the logits, in budgets at the precision `claim`; inf if the shape is wrong."""
         if logits.shape != (self.batch, 10):
             return float("inf")
         parameters = {name: _float64(parameter) for name, parameter in self.net.named_parameters()}
         images = _float64(self.images[:DISTINCT])
-        precision = oracle.claimed(claim, self.dtype)
+        precision = oracle.claimed_precision(claim, self.dtype)
         exact = oracle.solve(parameters, images, np.zeros((len(images), 10)), precision).logits
         rows = np.arange(self.batch) % DISTINCT
         return float(Bounded(exact.value[rows], exact.budget[rows]).ratio(_float64(logits)).max())
 
-    def attempt(self, name: str, net: nn.Module) -> tuple[Row, Run | None]:
-        """Have an engine built for the network, call it and verify the answer; no run where it is to be left out."""
-        row = Row(name)
+    def attempt(self, name: str, net: nn.Module) -> tuple[EngineResult, Run | None]:
+        """Build an engine for the network, call it and verify its logits; returns no run if it is excluded."""
+        result = EngineResult(name)
         try:
             engine = engines.load(name)
-            if reason := self.unfit(engine):
-                return replace(row, left_out=reason), None
+            if reason := self.exclude(engine):
+                return replace(result, excluded=reason), None
             claim, start = engine.claims[self.dtype], timer()
-            run = _within(engine, net)
+            run = _build(engine, net)
             with torch.no_grad():
                 logits = run(self.images)
-            begins = timer() - start
-            error = self.error(logits, claim)
-        except Exception as raised:  # an engine may raise whatever it likes
-            return replace(row, left_out=_words(name, raised)), None
-        if error > THRESHOLD:
-            wrong = f"its logits are {error:,.0f} budgets of {claim} off, {THRESHOLD:g} are allowed"
-            return replace(row, left_out=wrong), None
-        return Row(name, claim, error, begins), run
+            startup = timer() - start
+            ratio = self.worst_ratio(logits, claim)
+        except Exception as raised:  # an engine may raise any exception
+            return replace(result, excluded=_one_line(name, raised)), None
+        if ratio > THRESHOLD:
+            wrong = f"the worst error of its logits is {ratio:,.0f} budgets of {claim}; {THRESHOLD:g} are allowed"
+            return replace(result, excluded=wrong), None
+        return EngineResult(name, claim, ratio, startup), run
 
 
-def _words(name: str, raised: Exception) -> str:
-    """What an engine raised, in a line that does not begin with its name once more."""
-    words = str(raised) if isinstance(raised, EngineError) else f"{type(raised).__name__}: {raised}"
-    return " ".join(words.split()).removeprefix(f"--engine {name}: ")[:300]
+def _one_line(name: str, raised: Exception) -> str:
+    """Return the exception as one line, without the engine's name at its beginning."""
+    message = str(raised) if isinstance(raised, EngineError) else f"{type(raised).__name__}: {raised}"
+    return " ".join(message.split()).removeprefix(f"--engine {name}: ")[:300]
 
 
 def _float64(tensor: Tensor) -> Array:
     return tensor.detach().to("cpu", torch.float64).numpy()
 
 
-def _within(engine: Engine, net: nn.Module) -> Run:
-    """The engine's run of the network, with what the engine wants to be set while it runs."""
+def _build(engine: Engine, net: nn.Module) -> Run:
+    """Return the engine's forward pass of the network, which enters the engine's context in every call."""
     with engine.context():
         run = engine.build(net)
     if engine.context is nullcontext:
         return run
 
-    def within(images: Tensor) -> Tensor:
+    def run_in_context(images: Tensor) -> Tensor:
         with engine.context():
             return run(images)
 
-    return within
+    return run_in_context
 
 
 def fastest(
-    net: nn.Module, batch: int, device: str | None = None, precision: str | None = None, anew: bool = False
+    net: nn.Module, batch: int, device: str | None = None, precision: str | None = None, remeasure: bool = False
 ) -> Choice:
     """
-    The engine that runs the network's forward pass on so many images fastest, without a graph, and does it right.
+    Choose the engine that executes the network's forward pass fastest, without a graph, among those that are correct.
 
-    The network is moved to `device`, if one is given; an engine is right if it claims `precision` (by default that of
-    the network's dtype) or a finer one, and keeps what it claims as this process is set: by default PyTorch's
-    convolutions on CUDA do not compute in float32. What was chosen before on this machine is built and verified, not
-    timed again; with `anew` it is. To time compiled engines, what `torch.compile` compiled before is forgotten, and
-    compiled again at its next call.
+    An engine is correct if it claims `precision` (default: the precision of the network's dtype) or a finer one, and
+    its logits for `batch` digits are within budget at the precision that it claims. The settings of this process apply:
+    by default, PyTorch's convolutions on CUDA do not compute in float32. If `device` is given, the network is moved to
+    it.
 
-    Raises EngineError where no engine is right, and ValueError where the network's parameters are not the Net's.
+    A choice that was cached on this machine is rebuilt and verified, but not timed again unless `remeasure` is true.
+    Measuring resets `torch.compile`: functions that were compiled before are recompiled at their next call.
+
+    Raises EngineError if no engine is correct, and ValueError if the network's parameters are not those of `lenet.Net`
+    or `batch` is less than 1.
     """
-    task = _Task(net if device is None else net.to(device), batch, precision)
-    remembered = () if anew else _recall(task.key)
-    for row in _by_speed(remembered)[:1]:
-        if choice := _choice(task, remembered, row.engine):
-            return replace(choice, remembered=True)
-    rows = _measure(task)
-    for row in _by_speed(rows):
-        if choice := _choice(task, rows, row.engine):
-            _remember(task.key, rows)
+    request = _Request(net if device is None else net.to(device), batch, precision)
+    cached = () if remeasure else _read_results(request.key)
+    for result in _fastest_first(cached)[:1]:
+        if choice := _choose(request, cached, result.engine):
+            return replace(choice, cached=True)
+    results = _measure(request)
+    for result in _fastest_first(results):
+        if choice := _choose(request, results, result.engine):
+            _write_results(request.key, results)
             return choice
-    raise EngineError("no engine is right: " + "; ".join(f"{row.engine}: {row.left_out}" for row in rows))
+    raise EngineError("no engine is correct: " + "; ".join(f"{result.engine}: {result.excluded}" for result in results))
 
 
-def _choice(task: _Task, rows: tuple[Row, ...], engine: str) -> Choice | None:
-    """This engine, if it can be built for the network itself and is still right."""
-    _, run = task.attempt(engine, task.net)
-    return Choice(engines.load(engine), run, rows, remembered=False) if run else None
+def _choose(request: _Request, results: tuple[EngineResult, ...], engine: str) -> Choice | None:
+    """Build this engine for the network itself and verify it; returns None if it fails."""
+    _, run = request.attempt(engine, request.net)
+    return Choice(engines.load(engine), run, results, cached=False) if run else None
 
 
-def _measure(task: _Task) -> tuple[Row, ...]:
-    """What is found of every engine; each runs a copy of the network, since some lay its parameters out anew."""
-    found, runs = [], {}
+def _measure(request: _Request) -> tuple[EngineResult, ...]:
+    """Verify and time every engine; each executes a copy of the network, since some change its memory format."""
+    results, runs = [], {}
     with tqdm(engines.names(), leave=False, disable=None) as bar:
         for name in bar:
             bar.set_description_str(name)
-            row, run = task.attempt(name, copy.deepcopy(task.net))
-            found.append(row)
+            result, run = request.attempt(name, copy.deepcopy(request.net))
+            results.append(result)
             if run:
                 runs[name] = run
-        bar.set_description_str(f"{len(runs)} engines by turns")
-        speeds = {name: task.batch / seconds for name, seconds in _seconds(runs, task.images).items()}
+        bar.set_description_str(f"timing {len(runs)} engines")
+        speeds = {name: request.batch / seconds for name, seconds in _seconds_per_call(runs, request.images).items()}
     torch.compiler.reset()  # PyTorch limits how often one function is compiled
-    return tuple(replace(row, speed=speeds.get(row.engine)) for row in found)
+    return tuple(replace(result, images_per_second=speeds.get(result.engine)) for result in results)
 
 
 @torch.no_grad()
-def _seconds(runs: dict[str, Run], images: Tensor) -> dict[str, float]:
-    """Of one call: the median over blocks, in rounds of random order."""
+def _seconds_per_call(runs: dict[str, Run], images: Tensor) -> dict[str, float]:
+    """Return the median duration of a call of each run, over blocks that are interleaved in random order."""
     calls = dict.fromkeys(runs, 1)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     order = random.Random(0)
-    end = time.perf_counter() + SECONDS * len(runs)
-    while time.perf_counter() < end or any(len(times) < ROUNDS for times in seconds.values()):
+    end = time.perf_counter() + SECONDS_PER_ENGINE * len(runs)
+    while time.perf_counter() < end or any(len(blocks) < MIN_ROUNDS for blocks in seconds.values()):
         for name in order.sample(list(runs), len(runs)):
             start = timer()
             for _ in range(calls[name]):
                 runs[name](images)
-            taken = timer() - start
-            if taken < BLOCK:
+            elapsed = timer() - start
+            if elapsed < MIN_BLOCK_SECONDS:
                 calls[name] *= 2
             else:
-                seconds[name].append(taken / calls[name])
-    return {name: median(times) for name, times in seconds.items()}
+                seconds[name].append(elapsed / calls[name])
+    return {name: median(blocks) for name, blocks in seconds.items()}
 
 
-def _file() -> Path:
-    """Where choices are remembered."""
+def _cache_file() -> Path:
+    """Return the path of the cached choices, in `$XDG_CACHE_HOME` or `~/.cache`."""
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "lenet-properties" / "fastest.json"
 
 
 def _entries() -> list[dict[str, Any]]:
-    """What is remembered; nothing where the file is missing or torn."""
+    """Return all cached choices; none, with a warning, if the file is corrupt."""
     try:
-        entries = json.loads(_file().read_text())
-        return [{"for": entry["for"], "rows": [Row(**row) for row in entry["rows"]]} for entry in entries]
+        entries = json.loads(_cache_file().read_text())
+        return [
+            {"request": entry["request"], "results": [EngineResult(**result) for result in entry["results"]]}
+            for entry in entries
+        ]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError, LookupError) as error:
-        warnings.warn(f"{_file()} remembers no engines, and is written anew: {error!r}", stacklevel=3)
+        warnings.warn(f"ignoring the cached choices in {_cache_file()}: {error!r}", stacklevel=3)
         return []
 
 
-def _recall(key: dict[str, Any]) -> tuple[Row, ...]:
-    return next((tuple(entry["rows"]) for entry in _entries() if entry["for"] == key), ())
+def _read_results(key: dict[str, Any]) -> tuple[EngineResult, ...]:
+    return next((tuple(entry["results"]) for entry in _entries() if entry["request"] == key), ())
 
 
-def _remember(key: dict[str, Any], rows: tuple[Row, ...]) -> None:
-    entries = [entry for entry in _entries() if entry["for"] != key] + [{"for": key, "rows": rows}]
-    content = [{"for": entry["for"], "rows": [asdict(row) for row in entry["rows"]]} for entry in entries]
+def _write_results(key: dict[str, Any], results: tuple[EngineResult, ...]) -> None:
+    entries = [entry for entry in _entries() if entry["request"] != key] + [{"request": key, "results": results}]
+    content = [
+        {"request": entry["request"], "results": [asdict(result) for result in entry["results"]]} for entry in entries
+    ]
     try:
-        with write_atomically(_file()) as file:
+        with write_atomically(_cache_file()) as file:
             file.write(json.dumps(content, indent=1).encode())
     except OSError as error:
-        warnings.warn(f"{_file()} cannot be written, so the choice is not remembered: {error}", stacklevel=3)
+        warnings.warn(f"the choice is not cached: {_cache_file()} cannot be written: {error}", stacklevel=3)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the table of the reference network; 2 where no engine is right, or there is no such device."""
+    """Print the table for the reference network; returns 2 if no engine is correct or the device is unavailable."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fastest", description=__doc__)
-    parser.add_argument("--batch", type=int, default=1, help="images a call, default %(default)s")
+    parser.add_argument("--batch", type=int, default=1, help="batch size, default %(default)s")
     parser.add_argument("--device", default="cpu", help="default %(default)s")
-    parser.add_argument("--precision", choices=CLAIMS, default="float32", help="at least, default %(default)s")
-    parser.add_argument("--anew", action="store_true", help="time the engines even if a choice is remembered")
+    parser.add_argument("--precision", choices=CLAIMS, default="float32", help="minimum, default %(default)s")
+    parser.add_argument("--remeasure", action="store_true", help="time the engines even if a choice is cached")
     options = parser.parse_args(arguments)
     if options.batch < 1:
-        parser.error(f"--batch {options.batch}: at least one image is possible")
-    compute_as_claimed()
+        parser.error(f"--batch {options.batch}: must be at least 1")
+    disable_tf32()
     torch.manual_seed(0)
     net = Net().to(torch.float64 if options.precision == "float64" else torch.float32)
     try:
-        choice = fastest(net, options.batch, options.device, options.precision, options.anew)
-    except (EngineError, RuntimeError, AssertionError) as error:  # the latter two are PyTorch's, of a device
+        choice = fastest(net, options.batch, options.device, options.precision, options.remeasure)
+    except (EngineError, RuntimeError, AssertionError) as error:  # PyTorch raises the latter two for a device
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print(choice.table)
-    if choice.remembered:
-        print("as timed before; --anew times them again")
+    if choice.cached:
+        print("timed in an earlier run; --remeasure times the engines again")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The engine that is chosen is the fastest of those that are right; the others are left out for a reason."""
+"""The choice of the fastest correct engine, the reasons for excluding the others, and the cache."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ import torch
 active = False
 
 @contextmanager
-def needed():
+def activated():
     global active
     active = True
     yield
     active = False
 
-def careful(net):
+def in_context(net):
     def run(images):
-        assert active, "its context is not set"
+        assert active, "the engine's context is not active"
         return net(images)
     return run
-careful.context = needed
+in_context.context = activated
 
 def wrong(net):
     return lambda images: net(images) * (1 + 1e-4)
 
-def wrong_last(net):
+def wrong_in_last_image(net):
     def run(images):
         logits = net(images)
         logits[-1, -1] += 1e-4
         return logits
     return run
 
-def altering(net):
+def changing_parameters(net):
     torch.nn.init.zeros_(net.fc3.weight)
     return net
 
@@ -57,73 +57,75 @@ def misshaped(net):
 def raising(net):
     raise NotImplementedError("cannot\nbe built")
 
-def coarse(net):
+def bfloat16_only(net):
     return net
-coarse.claims = {"float32": "bfloat16"}
+bfloat16_only.claims = {"float32": "bfloat16"}
 
-def elsewhere(net):
+def cuda_only(net):
     return net
-elsewhere.devices = ("cuda",)
+cuda_only.devices = ("cuda",)
 
 fault = 0.0
 
-def fickle(net):
+def later_wrong(net):
     return lambda images: net(images) + fault
 """
 
-LEFT_OUT = {
-    "fakes:wrong": "budgets of float32 off, 8 are allowed",
-    "fakes:wrong_last": "budgets of float32 off, 8 are allowed",
-    "fakes:altering": "budgets of float32 off, 8 are allowed",
-    "fakes:misshaped": "its logits are inf budgets",
+EXCLUDED = {
+    "fakes:wrong": "budgets of float32; 8 are allowed",
+    "fakes:wrong_in_last_image": "budgets of float32; 8 are allowed",
+    "fakes:changing_parameters": "budgets of float32; 8 are allowed",
+    "fakes:misshaped": "the worst error of its logits is inf budgets",
     "fakes:raising": "NotImplementedError: cannot be built",
-    "fakes:coarse": "claims bfloat16, float32 was asked for",
-    "fakes:elsewhere": "takes no float32 on cpu",
+    "fakes:bfloat16_only": "claims bfloat16; float32 was requested",
+    "fakes:cuda_only": "does not support float32 on cpu",
     "fakes:absent": "AttributeError: module 'fakes' has no attribute 'absent'",
 }
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where choices are remembered; the engines are fakes, of which the last is always the fastest."""
+    """Return the path of the cache file; the engines are fakes, and the last of them is always the fastest."""
     (tmp_path / "fakes.py").write_text(FAKES)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "fakes", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(module, "_seconds", lambda runs, images: {name: 1 / (1 + i) for i, name in enumerate(runs)})
-    are(monkeypatch, "eager", "fakes:careful")
+    monkeypatch.setattr(
+        module, "_seconds_per_call", lambda runs, images: {name: 1 / (1 + i) for i, name in enumerate(runs)}
+    )
+    set_engines(monkeypatch, "eager", "fakes:in_context")
     return tmp_path / "lenet-properties" / "fastest.json"
 
 
-def are(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
-    """Let these be the engines that there are."""
+def set_engines(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Make these the only engines."""
     monkeypatch.setattr(engines, "names", lambda: list(names))
 
 
-def never(*_: object) -> None:
-    raise AssertionError("was measured again")
+def fail_if_measured(*_: object) -> None:
+    raise AssertionError("the engines were measured again")
 
 
-def test_the_fastest_that_is_right_is_chosen_and_the_table_says_why_not_the_others(
+def test_fastest_correct_engine_is_chosen_and_table_explains_exclusions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    are(monkeypatch, "eager", "fakes:careful", *LEFT_OUT)
+    set_engines(monkeypatch, "eager", "fakes:in_context", *EXCLUDED)
 
     choice = fastest(Net(), 17)
 
-    assert choice.engine.name == "fakes:careful"
-    assert [row.engine for row in choice.rows if not row.left_out] == ["eager", "fakes:careful"]
+    assert choice.engine.name == "fakes:in_context"
+    assert [result.engine for result in choice.results if not result.excluded] == ["eager", "fakes:in_context"]
     head, first, second, *rest = choice.table.splitlines()
-    assert head.split() == ["engine", "claims", "worst", "error", "begins", "in", "images/s"]
-    assert (first.split()[0], second.split()[0]) == ("fakes:careful", "eager")
+    assert head.split() == ["engine", "claims", "worst", "error", "startup", "images/s"]
+    assert (first.split()[0], second.split()[0]) == ("fakes:in_context", "eager")
     assert first.split()[-1] == "34"
-    assert len(rest) == len(LEFT_OUT)
-    for line, (engine, reason) in zip(rest, LEFT_OUT.items(), strict=True):
-        assert line.startswith(f"left out: {engine}: ")
+    assert len(rest) == len(EXCLUDED)
+    for line, (engine, reason) in zip(rest, EXCLUDED.items(), strict=True):
+        assert line.startswith(f"excluded: {engine}: ")
         assert reason in line
 
 
-def test_the_run_is_of_the_network_itself_with_what_the_engine_wants_set() -> None:
+def test_run_uses_the_network_itself_and_the_engines_context() -> None:
     net, images = Net(), torch.rand(3, 1, 32, 32)
 
     run = fastest(net, 3).run
@@ -133,104 +135,111 @@ def test_the_run_is_of_the_network_itself_with_what_the_engine_wants_set() -> No
     assert torch.equal(run(images), net(images))
 
 
-def test_a_coarser_precision_may_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    are(monkeypatch, "eager", "fakes:coarse")
+def test_coarser_precision_can_be_requested(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_engines(monkeypatch, "eager", "fakes:bfloat16_only")
 
-    assert fastest(Net(), 1, precision="bfloat16").engine.name == "fakes:coarse"
+    assert fastest(Net(), 1, precision="bfloat16").engine.name == "fakes:bfloat16_only"
     assert fastest(Net(), 1, precision="float16").engine.name == "eager"
 
 
-def test_a_choice_is_remembered_and_the_engine_verified_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choice_is_cached_and_its_engine_verified_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = fastest(Net(), 2)
-    monkeypatch.setattr(module, "_measure", never)
+    monkeypatch.setattr(module, "_measure", fail_if_measured)
 
     again = fastest(Net(), 2)
 
-    assert not first.remembered
-    assert again.remembered
+    assert not first.cached
+    assert again.cached
     assert again.engine == first.engine
-    assert again.rows == first.rows
-    for other in ({"batch": 3}, {"batch": 2, "precision": "bfloat16"}, {"batch": 2, "anew": True}):
-        with pytest.raises(AssertionError, match="was measured again"):
+    assert again.results == first.results
+    for other in ({"batch": 3}, {"batch": 2, "precision": "bfloat16"}, {"batch": 2, "remeasure": True}):
+        with pytest.raises(AssertionError, match="measured again"):
             fastest(Net(), **other)
-    with pytest.raises(AssertionError, match="was measured again"):
+    with pytest.raises(AssertionError, match="measured again"):
         fastest(Net().double(), 2)
 
 
-def test_choices_for_other_tasks_are_kept(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choices_for_other_requests_stay_cached(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fastest(Net(), 2)
     fastest(Net(), 3)
-    fastest(Net(), 3, anew=True)
+    fastest(Net(), 3, remeasure=True)
 
-    assert [entry["for"]["batch"] for entry in json.loads(cache.read_text())] == [2, 3]
+    assert [entry["request"]["batch"] for entry in json.loads(cache.read_text())] == [2, 3]
 
 
-def test_what_is_remembered_and_no_longer_right_is_not_returned(monkeypatch: pytest.MonkeyPatch) -> None:
-    are(monkeypatch, "eager", "fakes:fickle")
-    assert fastest(Net(), 2).engine.name == "fakes:fickle"
+def test_cached_engine_that_is_no_longer_correct_is_not_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_engines(monkeypatch, "eager", "fakes:later_wrong")
+    assert fastest(Net(), 2).engine.name == "fakes:later_wrong"
     monkeypatch.setattr("fakes.fault", 1e-3)
 
     choice = fastest(Net(), 2)
 
     assert choice.engine.name == "eager"
-    assert not choice.remembered
+    assert not choice.cached
 
 
-TORN = (b"", b'[{"for": 1, "ro', b'{"a": 1}', b'[{"for": 1}]', b'[{"for": 1, "rows": [{"x": 1}]}]', b"\xff")
+CORRUPT = (
+    b"",
+    b'[{"request": 1, "re',
+    b'{"a": 1}',
+    b'[{"request": 1}]',
+    b'[{"request": 1, "results": [{"x": 1}]}]',
+    b"\xff",
+)
 
 
-@pytest.mark.parametrize("content", TORN)
-def test_a_torn_memory_is_written_anew(cache: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", CORRUPT)
+def test_corrupt_cache_is_overwritten(cache: Path, content: bytes) -> None:
     cache.parent.mkdir()
     cache.write_bytes(content)
 
-    with pytest.warns(UserWarning, match="remembers no engines, and is written anew"):
+    with pytest.warns(UserWarning, match="ignoring the cached choices"):
         choice = fastest(Net(), 2)
 
-    assert choice.engine.name == "fakes:careful"
-    assert fastest(Net(), 2).remembered
+    assert choice.engine.name == "fakes:in_context"
+    assert fastest(Net(), 2).cached
 
 
-def test_without_a_memory_the_choice_is_made_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choice_works_without_a_writable_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "fakes.py"))
 
-    with pytest.warns(UserWarning, match="remembers no engines"), pytest.warns(UserWarning, match="is not remembered"):
-        assert fastest(Net(), 2).engine.name == "fakes:careful"
+    with pytest.warns(UserWarning, match="ignoring the cached"), pytest.warns(UserWarning, match="is not cached"):
+        assert fastest(Net(), 2).engine.name == "fakes:in_context"
 
 
-def test_where_none_is_right_it_is_said_why(
+def test_error_lists_reasons_when_no_engine_is_correct(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    are(monkeypatch, "fakes:wrong", "fakes:raising")
+    set_engines(monkeypatch, "fakes:wrong", "fakes:raising")
 
-    with pytest.raises(EngineError, match=r"no engine is right: fakes:wrong: its logits .*; fakes:raising: NotImpl"):
+    with pytest.raises(EngineError, match=r"no engine is correct: fakes:wrong: the worst .*; fakes:raising: NotImpl"):
         fastest(Net(), 1)
     assert main(["--batch", "1"]) == 2
-    assert capsys.readouterr().err.startswith("error: no engine is right")
+    assert capsys.readouterr().err.startswith("error: no engine is correct")
 
 
-def test_a_network_that_the_oracle_does_not_know_is_refused() -> None:
+def test_other_parameters_and_empty_batches_raise() -> None:
     with pytest.raises(ValueError, match="Linear has other parameters than"):
         fastest(nn.Linear(2, 2), 1)
-    with pytest.raises(ValueError, match="a batch of 0 cannot be timed"):
+    with pytest.raises(ValueError, match="batch size 0: must be at least 1"):
         fastest(Net(), 0)
 
 
-def test_the_table_is_printed_and_says_that_it_was_remembered(capsys: pytest.CaptureFixture[str]) -> None:
+def test_main_prints_the_table_and_whether_it_is_cached(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--batch", "2"]) == 0
     first = capsys.readouterr().out
     assert main(["--batch", "2"]) == 0
 
-    assert first.splitlines()[1].startswith("fakes:careful")
-    assert capsys.readouterr().out == first + "as timed before; --anew times them again\n"
+    assert first.splitlines()[1].startswith("fakes:in_context")
+    assert capsys.readouterr().out == first + "timed in an earlier run; --remeasure times the engines again\n"
     assert main(["--device", "toaster"]) == 2
     assert capsys.readouterr().err.startswith("error: ")
 
 
-def test_engines_are_timed_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_engines_are_timed_in_interleaved_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    monkeypatch.setattr(module, "SECONDS", 0.0)
-    monkeypatch.setattr(module, "BLOCK", 0.0)
+    monkeypatch.setattr(module, "SECONDS_PER_ENGINE", 0.0)
+    monkeypatch.setattr(module, "MIN_BLOCK_SECONDS", 0.0)
     called = []
 
     def run(name: str, images: Tensor) -> Tensor:
@@ -238,8 +247,8 @@ def test_engines_are_timed_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
         return images
 
     runs: dict[str, Run] = {name: partial(run, name) for name in "abc"}
-    seconds = module._seconds(runs, torch.zeros(1))
+    seconds = module._seconds_per_call(runs, torch.zeros(1))
 
     assert seconds.keys() == runs.keys()
-    assert all(sorted(called[i : i + 3]) == ["a", "b", "c"] for i in range(0, 3 * module.ROUNDS, 3))
-    assert len(called) == 3 * module.ROUNDS
+    assert all(sorted(called[i : i + 3]) == ["a", "b", "c"] for i in range(0, 3 * module.MIN_ROUNDS, 3))
+    assert len(called) == 3 * module.MIN_ROUNDS

@@ -1,9 +1,10 @@
 """
-Ways to run a network, behind one contract: `engine.build(net)` is a callable, images (N,1,32,32) -> logits (N,10).
+Engines: ways to execute a network's forward pass, behind one contract.
 
-The logits are on the images' device and in their dtype. An engine says what it takes and which precision it claims;
-the laws in `properties/` judge the claim. `load` finds one by name, or a user's own as `module:function`. Nothing is
-imported before it is asked for.
+`engine.build(net)` returns a callable that maps images (N,1,32,32) to logits (N,10), on the images' device and in their
+dtype. An engine declares which devices and dtypes it supports and which precision it claims; the laws in `properties/`
+verify the claim. `load` finds an engine by name, or a custom one as `module:function`. An engine's module is imported
+only when that engine is loaded.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from torch import Tensor, nn
 from lenet.oracle import PRECISIONS
 
 Run: TypeAlias = Callable[[Tensor], Tensor]
-"""(N,1,32,32) -> (N,10)."""
+"""A network's forward pass as an engine executes it: (N,1,32,32) -> (N,10)."""
 
-FAMILIES: dict[str, tuple[str, ...]] = {
+ENGINES_BY_MODULE: dict[str, tuple[str, ...]] = {
     "eager": ("eager", "channels-last", "no-onednn", "vmap", "autocast", "tf32"),
     "compiled": ("compiled", "reduce-overhead", "max-autotune", "compiled-deterministic", "frozen"),
     "exported": ("exported", "aot-inductor"),
@@ -31,106 +32,109 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "openvino_cpu": ("openvino", "openvino-f32"),
     "jax_jit": ("jax",),
 }
-"""The engines by name, and the modules here that have them as `ENGINES`."""
+"""The names of the engines that each module of this package defines in its `ENGINES`."""
 
-PEERS = ("onnxruntime", "openvino", "openvino-f32", "jax")
-"""The engines that are not PyTorch's: their packages are the extra `peers`."""
+PEERS = {"onnxruntime": "onnxruntime", "openvino": "openvino", "openvino-f32": "openvino", "jax": "jax"}
+"""The engines that are not part of PyTorch, and the package that executes each. The extra `peers` installs them."""
 
 
 class EngineError(ValueError):
-    """An engine that cannot be had; the message is one line that says what was asked for and what was found."""
+    """An engine that cannot be loaded or used. The message is one line: what was requested, and what is wrong."""
 
 
 class Reloadable(Protocol):
-    """A Run that need not be built anew for other parameters of the same shapes."""
+    """A `Run` that can load other parameters of the same shapes, so that it need not be rebuilt for them."""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(N,1,32,32) -> (N,10)."""
+        """Return the logits: (N,1,32,32) -> (N,10)."""
 
     def load(self, net: nn.Module) -> None:
-        """Run this network of the same class, with the parameters that it has now."""
+        """Use the current parameters of `net`, a network of the same class as the one that this was built for."""
 
 
-def same(dtypes: Iterable[str] = PRECISIONS) -> Mapping[str, str]:
-    """In each of these dtypes the precision that it is named after."""
+def dtype_claims(dtypes: Iterable[str] = PRECISIONS) -> Mapping[str, str]:
+    """Return the claims of an engine that computes each of these dtypes in the precision of the same name."""
     return {dtype: dtype for dtype in dtypes}
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A way to run a network, and what it says of itself."""
+    """A way to execute a network's forward pass, and what it declares about itself."""
 
     name: str
     build: Callable[[nn.Module], Run]
-    claims: Mapping[str, str] = field(default_factory=same, hash=False)
-    """The dtypes of network and images that it takes, each with the name of the precision that it then has."""
+    """Prepare a network; returns its forward pass."""
+    claims: Mapping[str, str] = field(default_factory=dtype_claims, hash=False)
+    """The supported dtypes of parameters and images, each mapped to the name of the precision claimed for it."""
     devices: tuple[str, ...] = ("cpu", "cuda")
+    """The supported device types."""
     differentiable: bool = True
-    """Whether the logits have a graph, through which a backward pass reaches the network's own parameters."""
-    copies: bool = False
-    """Whether it computes with copies of the parameters, so that what is changed in place does not count by itself."""
-    any_batch: bool = True
-    """Whether one Run takes batches of every size; else of that of its first call."""
-    empty: tuple[str, ...] = ("forward", "backward")
-    """The passes that it can make of a batch of no images."""
+    """Whether a backward pass from the logits computes the gradients of the network's parameters."""
+    copies_parameters: bool = False
+    """Whether it computes with copies of the parameters, so that in-place changes take effect only after a reload."""
+    dynamic_batch: bool = True
+    """Whether one `Run` accepts every batch size. If False, it accepts only the batch size of its first call."""
+    empty_batch: tuple[str, ...] = ("forward", "backward")
+    """The passes that support an empty batch."""
     context: Callable[[], AbstractContextManager[object]] = nullcontext
-    """What must be set while it runs, and while its backward pass does."""
+    """Returns a context manager that must be active while it is built, called and differentiated."""
 
-    def takes(self, device: str, dtype: str) -> bool:
-        """Whether it runs networks of this dtype on this type of device."""
+    def supports(self, device: str, dtype: str) -> bool:
+        """Return whether it executes networks of this dtype on this device type."""
         return device in self.devices and dtype in self.claims
 
 
-def packed(images: Tensor) -> Tensor:
+def to_standard_layout(images: Tensor) -> Tensor:
     """
-    The images as a tensor of their own with the strides that a new one has; copied only where they are not.
+    Return the images with the strides of a newly allocated tensor and not as a view; copies only where necessary.
 
-    `contiguous()` leaves a view a view and the strides of one channel as they are: compiled code guards both.
+    Compiled code guards on both properties. `Tensor.contiguous()` ensures neither: it returns a contiguous view
+    unchanged, and it accepts any stride of a dimension of size 1, such as the channel.
     """
     _, channels, height, width = images.shape
-    new = images.stride() == (channels * height * width, height * width, width, 1) and images._base is None
-    return images if new else images.clone(memory_format=torch.contiguous_format)
+    standard = images.stride() == (channels * height * width, height * width, width, 1) and images._base is None
+    return images if standard else images.clone(memory_format=torch.contiguous_format)
 
 
-ATTRIBUTES = ("claims", "devices", "differentiable", "copies", "any_batch", "empty", "context")
-"""What a user's own function may say of itself, as attributes of these names."""
+ATTRIBUTES = ("claims", "devices", "differentiable", "copies_parameters", "dynamic_batch", "empty_batch", "context")
+"""The fields of Engine that a custom engine function may set as attributes."""
 
 
 def names() -> list[str]:
-    """The names of all engines, in the order in which reports show them."""
-    return [name for engines in FAMILIES.values() for name in engines]
+    """Return the names of all engines, in the order in which reports show them."""
+    return [name for engines in ENGINES_BY_MODULE.values() for name in engines]
 
 
 def load(spec: str) -> Engine:
     """
-    The engine of this name, or a user's own: `module:name` of an Engine, or of a function `build(net) -> run`.
+    Return the engine of this name, or a custom one: `module:name` of an Engine or of a function `build(net) -> run`.
 
-    A function may have attributes of the names of an Engine's fields. Raises EngineError where there is none, or where
-    a package that it needs is missing.
+    The attributes of a function that are named in `ATTRIBUTES` become the fields of its Engine. Raises EngineError if
+    there is no such engine, or if a package that it needs is missing.
     """
     module, separator, name = spec.partition(":")
     if separator:
-        return _own(spec, module, name)
-    for family, engines in FAMILIES.items():
+        return _load_custom(spec, module, name)
+    for own_module, engines in ENGINES_BY_MODULE.items():
         if spec in engines:
-            return _find(spec, family)
-    raise EngineError(f"--engine {spec}: not one of {', '.join(names())}; one's own is given as module:function")
+            return _load_named(spec, own_module)
+    raise EngineError(f"--engine {spec}: not one of {', '.join(names())}; give a custom engine as module:function")
 
 
-def _find(name: str, family: str) -> Engine:
+def _load_named(name: str, module: str) -> Engine:
     try:
-        engines: tuple[Engine, ...] = importlib.import_module(f"lenet.engines.{family}").ENGINES
+        engines: tuple[Engine, ...] = importlib.import_module(f"lenet.engines.{module}").ENGINES
     except ModuleNotFoundError as error:
         if name not in PEERS:
             raise
-        missing = error.name or getattr(error.__cause__, "name", None)  # jax says so itself of jaxlib, in its own words
+        missing = error.name or getattr(error.__cause__, "name", None)  # jax re-raises for jaxlib, without a name
         raise EngineError(
             f"--engine {name}: the package {missing} is missing; pip install 'lenet-properties[peers]' installs it"
         ) from None
     return next(engine for engine in engines if engine.name == name)
 
 
-def _own(spec: str, module: str, name: str) -> Engine:
+def _load_custom(spec: str, module: str, name: str) -> Engine:
     try:
         found = getattr(importlib.import_module(module), name)
     except Exception as error:
@@ -139,4 +143,4 @@ def _own(spec: str, module: str, name: str) -> Engine:
         return found
     if not callable(found):
         raise EngineError(f"--engine {spec}: is {type(found).__name__}, neither an Engine nor a function build(net)")
-    return Engine(spec, found, **{said: getattr(found, said) for said in ATTRIBUTES if hasattr(found, said)})
+    return Engine(spec, found, **{name: getattr(found, name) for name in ATTRIBUTES if hasattr(found, name)})

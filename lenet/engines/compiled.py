@@ -1,6 +1,7 @@
 """
-`torch.compile` with Inductor, in its modes, for batches of every size. Never a silent fallback: what cannot be compiled
-whole raises.
+`torch.compile` with Inductor, in its modes, with a dynamic batch size.
+
+There is no silent fallback to eager execution: a network that does not compile to one graph raises.
 
 https://docs.pytorch.org/docs/stable/generated/torch.compile.html
 """
@@ -15,7 +16,8 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from lenet.engines import Engine, Run, eager, packed
+from lenet.engines import Engine, Run, to_standard_layout
+from lenet.engines.eager import deterministic_algorithms
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -26,23 +28,25 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "compiled-deterministic": {},
     "frozen": {},
 }
-"""What each engine gives `torch.compile`, beside a dynamic batch and no leave to break the graph."""
+"""The options that each engine passes to `torch.compile`, in addition to `fullgraph=True` and `dynamic=True`."""
 
-GRAPHS = 32
+RECOMPILE_LIMIT = 32
 """
-How often one network may be compiled. All laws together need ten of the twelve kinds of calls: with gradients for
-nothing, the parameters, or the images too, of 0, 1, 2 to 15 (by oneDNN) and more images. What needs more never ends.
+How often one network may be compiled.
+
+All laws together need ten of the twelve kinds of calls: gradients for nothing, for the parameters, or for the images
+too; and 0, 1, 2 to 15 (by oneDNN) or more images. A network that needs more compilations recompiles without end.
 """
 
 NO_EMPTY_BACKWARD = ("forward",)
-"""Of none, convolution_backward has other strides than Inductor asserts (as in pytorch/pytorch#171622)."""
+"""An empty batch's convolution_backward has other strides than Inductor asserts (as in pytorch/pytorch#171622)."""
 
 
 @contextmanager
-def never_eager() -> Iterator[None]:
-    """What cannot be compiled again raises, and a graph may be walked twice, as PyTorch's may."""
+def without_fallback() -> Iterator[None]:
+    """Raise at the recompile limit instead of falling back to eager, and let backward run twice through one graph."""
     with (
-        torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=GRAPHS),
+        torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=RECOMPILE_LIMIT),
         torch._functorch.config.patch(donated_buffer=False),
     ):
         yield
@@ -50,70 +54,81 @@ def never_eager() -> Iterator[None]:
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Never eager, and pooling's backward by PyTorch's own deterministic kernel, which Inductor otherwise replaces."""
-    with eager.deterministic(), never_eager():
+    """
+    Use PyTorch's deterministic algorithms, without a fallback to eager.
+
+    Inductor then leaves the backward pass of max pooling to PyTorch's own kernel.
+    """
+    with deterministic_algorithms(), without_fallback():
         yield
 
 
 @contextmanager
 def freezing() -> Iterator[None]:
-    """Never eager, and parameters are constants of what is compiled meanwhile without gradients."""
-    with never_eager(), torch._inductor.config.patch(freezing=True):
+    """Compile inference graphs with the parameters as constants, without a fallback to eager."""
+    with without_fallback(), torch._inductor.config.patch(freezing=True):
         yield
 
 
-def whole(function: Function, **options: Any) -> Function:
-    """The function as one compiled graph, without breaks, for batches of every size; apart from its earlier ones."""
-    function.__code__ = function.__code__.replace()  # the code is where Dynamo keeps what it has compiled
+def compile_fullgraph(function: Function, **options: Any) -> Function:
+    """
+    Compile a function to one graph, without graph breaks and with dynamic shapes.
+
+    Each call compiles independently of earlier calls with the same function: Dynamo caches by code object, and this
+    one is replaced by a copy.
+    """
+    function.__code__ = function.__code__.replace()
     return cast(Function, torch.compile(function, fullgraph=True, dynamic=True, **options))
 
 
-def program(name: str) -> Callable[[nn.Module, Tensor], Tensor]:
-    """One compiled graph of any network of one class and dtype; the parameters are its inputs."""
+def compile_forward(name: str) -> Callable[[nn.Module, Tensor], Tensor]:
+    """Compile the forward pass `(net, images) -> logits` with the named engine's options; parameters are inputs."""
 
-    def run(net: nn.Module, images: Tensor) -> Tensor:
+    def forward(net: nn.Module, images: Tensor) -> Tensor:
         logits: Tensor = net(images)
         return logits
 
-    return whole(run, **OPTIONS[name])
+    return compile_fullgraph(forward, **OPTIONS[name])
 
 
-_programs: dict[Any, Callable[[nn.Module, Tensor], Tensor]] = {}
-"""By engine, class of network and dtype."""
+_forwards: dict[Any, Callable[[nn.Module, Tensor], Tensor]] = {}
+"""The compiled forward passes by engine, class of network and dtype."""
 
 
-def compiled(net: nn.Module, name: str) -> Run:
+def build_compiled(net: nn.Module, name: str) -> Run:
     """
-    The network, compiled for its class at the first call and wherever an input's kind is new.
+    Return the network compiled with the options of the engine `name`.
 
-    Images come to it packed, so that it need not be compiled once more for every layout. Raises where it cannot be
-    compiled, or (in `never_eager`) has been compiled too often.
+    It is compiled at the first call, and again for each new kind of input. Networks of one class and dtype share their
+    compiled code. Images are converted to the standard layout first, so that other layouts cause no recompilation.
+    Raises if the network does not compile to one graph, or (within `without_fallback`) at the recompile limit.
     """
     key = (name, type(net), next(net.parameters()).dtype)
-    run = _programs[key] = _programs.get(key) or program(name)
-    return lambda images: run(net, packed(images))
+    forward = _forwards[key] = _forwards.get(key) or compile_forward(name)
+    return lambda images: forward(net, to_standard_layout(images))
 
 
-def frozen(net: nn.Module) -> Run:
-    """The network compiled for inference alone, with its parameters as constants, which are folded and packed."""
-    run = program("frozen")
+def build_frozen(net: nn.Module) -> Run:
+    """Return the network compiled for inference only, with its parameters folded and packed as constants."""
+    forward = compile_forward("frozen")
 
     @torch.no_grad()
-    def inferred(images: Tensor) -> Tensor:
-        return run(net, packed(images))
+    def run(images: Tensor) -> Tensor:
+        return forward(net, to_standard_layout(images))
 
-    return inferred
+    return run
 
 
-def engine(name: str, **says: Any) -> Engine:
-    """`torch.compile` with the options of this name."""
-    return Engine(name, partial(compiled, name=name), empty=NO_EMPTY_BACKWARD, **{"context": never_eager} | says)
+def compiled_engine(name: str, **fields: Any) -> Engine:
+    """Return the `torch.compile` engine of this name; `fields` override the defaults of its Engine."""
+    build = partial(build_compiled, name=name)
+    return Engine(name, build, empty_batch=NO_EMPTY_BACKWARD, **{"context": without_fallback} | fields)
 
 
 ENGINES = (
-    engine("compiled"),
-    engine("reduce-overhead", devices=("cuda",)),  # by CUDA graphs; on the CPU it is `compiled`
-    engine("max-autotune"),
-    engine("compiled-deterministic", context=deterministic),
-    Engine("frozen", frozen, differentiable=False, copies=True, context=freezing),
+    compiled_engine("compiled"),
+    compiled_engine("reduce-overhead", devices=("cuda",)),  # uses CUDA graphs; on the CPU it equals `compiled`
+    compiled_engine("max-autotune"),
+    compiled_engine("compiled-deterministic", context=deterministic),
+    Engine("frozen", build_frozen, differentiable=False, copies_parameters=True, context=freezing),
 )

@@ -1,5 +1,5 @@
 """
-CUDA graphs: the forward pass recorded once for a batch size, and then launched whole.
+CUDA graphs: the forward pass is captured once for a batch size and then launched as a whole.
 
 https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 """
@@ -11,40 +11,55 @@ from torch import Tensor, nn
 
 from lenet.engines import Engine, Run
 
-WARM_UP = 3
-"""Calls before recording, in which libraries choose their kernels and get their memory, as PyTorch's notes do."""
+WARMUP_CALLS = 3
+"""Calls before the capture, in which libraries choose kernels and allocate memory, as in PyTorch's CUDA notes."""
 
 
-def captured(net: nn.Module) -> Run:
-    """The network's forward pass as a graph of the batch size of its first call; parameters are read where they lie."""
+def build_cuda_graph(net: nn.Module) -> Run:
+    """
+    Return the forward pass as a CUDA graph, captured at the first call for its batch size.
+
+    The graph reads the network's own parameters. Other batch sizes raise ValueError.
+    """
     graph = torch.cuda.CUDAGraph()
-    recorded: list[Tensor] = []  # the images and logits that the graph reads and writes
+    buffers: list[Tensor] = []  # the images that the graph reads and the logits that it writes
 
     @torch.no_grad()
     def run(images: Tensor) -> Tensor:
-        if not recorded:
-            recorded.extend(_record(graph, net, images))
-        read, written = recorded
-        if images.shape != read.shape:
-            raise ValueError(f"this graph was recorded for images {tuple(read.shape)}, not {tuple(images.shape)}")
-        read.copy_(images)
+        if not buffers:
+            buffers.extend(_capture(graph, net, images))
+        static_images, static_logits = buffers
+        if images.shape != static_images.shape:
+            raise ValueError(
+                f"this graph was captured for images {tuple(static_images.shape)}, not {tuple(images.shape)}"
+            )
+        static_images.copy_(images)
         graph.replay()
-        return written.clone()
+        return static_logits.clone()
 
     return run
 
 
-def _record(graph: torch.cuda.CUDAGraph, net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    read = images.clone(memory_format=torch.contiguous_format)
-    beside = torch.cuda.Stream()
-    beside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(beside):
-        for _ in range(WARM_UP):
-            net(read)
-    torch.cuda.current_stream().wait_stream(beside)
+def _capture(graph: torch.cuda.CUDAGraph, net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    static_images = images.clone(memory_format=torch.contiguous_format)
+    side_stream = torch.cuda.Stream()
+    side_stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side_stream):
+        for _ in range(WARMUP_CALLS):
+            net(static_images)
+    torch.cuda.current_stream().wait_stream(side_stream)
     with torch.cuda.graph(graph):
-        written: Tensor = net(read)
-    return read, written
+        static_logits: Tensor = net(static_images)
+    return static_images, static_logits
 
 
-ENGINES = (Engine("cuda-graphs", captured, devices=("cuda",), differentiable=False, any_batch=False, empty=()),)
+ENGINES = (
+    Engine(
+        "cuda-graphs",
+        build_cuda_graph,
+        devices=("cuda",),
+        differentiable=False,
+        dynamic_batch=False,
+        empty_batch=(),
+    ),
+)

@@ -1,4 +1,4 @@
-"""PyTorch as it comes, operator by operator, and with what one can set about it."""
+"""PyTorch's eager execution, operator by operator, and the settings that change how it computes."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from torch import Tensor, nn
 from lenet.engines import Engine, Run
 
 
-def eager(net: nn.Module) -> Run:
-    """The network itself."""
+def build_eager(net: nn.Module) -> Run:
+    """Return the network itself."""
     return net
 
 
-def channels_last(net: nn.Module) -> Run:
-    """The network, whose parameters are laid out anew, and its images in channels_last order."""
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # which it documents
+def build_channels_last(net: nn.Module) -> Run:
+    """Return the network with channels_last images; converts its parameters to channels_last in place."""
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # documented, but not in the stubs
     return lambda images: net(images.contiguous(memory_format=torch.channels_last))
 
 
-def vmap(net: nn.Module) -> Run:
-    """The network on one image after the other, as `torch.func.vmap` makes a batch of it."""
-    one_by_one = torch.func.vmap(lambda image: net(image[None])[0])
-    return lambda images: one_by_one(images)
+def build_vmap(net: nn.Module) -> Run:
+    """Return the network on a single image, vectorized over the batch by `torch.func.vmap`."""
+    vectorized = torch.func.vmap(lambda image: net(image[None])[0])
+    return lambda images: vectorized(images)
 
 
-def autocast(net: nn.Module) -> Run:
-    """Layers in bfloat16, as `torch.autocast` chooses; the parameters and the logits stay as wide as they are."""
+def build_autocast(net: nn.Module) -> Run:
+    """Return the network under bfloat16 autocast; parameters and logits keep the dtype of the images."""
 
     def run(images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, torch.bfloat16):
@@ -41,32 +41,32 @@ def autocast(net: nn.Module) -> Run:
 
 
 def without_onednn() -> AbstractContextManager[object]:
-    """PyTorch's own convolutions and products on the CPU."""
+    """Use PyTorch's native CPU kernels for convolutions and matrix products, not oneDNN's."""
     return torch.backends.mkldnn.flags(enabled=False)
 
 
 @contextmanager
 def with_tf32() -> Iterator[None]:
-    """The operands of convolutions and products rounded to 11 bits, as NVIDIA's tensor cores take them."""
-    parts: Any = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
-    before = [part.fp32_precision for part in parts]
+    """Round the operands of convolutions and matrix products to TF32 (11 significant bits) on NVIDIA's tensor cores."""
+    backends: Any = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
     try:
-        for part in parts:
-            part.fp32_precision = "tf32"
+        for backend in backends:
+            backend.fp32_precision = "tf32"
         yield
     finally:
-        for part, precision in zip(parts, before, strict=True):
-            part.fp32_precision = precision
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
 
 
 @contextmanager
-def deterministic(poisoned: bool = False, warn_only: bool = False) -> Iterator[None]:
-    """PyTorch's deterministic algorithms; memory that nobody has written yet is NaN if `poisoned`."""
+def deterministic_algorithms(fill_uninitialized_memory: bool = False, warn_only: bool = False) -> Iterator[None]:
+    """Use PyTorch's deterministic algorithms; optionally fill uninitialized memory with NaN."""
     mode = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     utilities: Any = torch.utils.deterministic
     fill = utilities.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=warn_only)
-    utilities.fill_uninitialized_memory = poisoned
+    utilities.fill_uninitialized_memory = fill_uninitialized_memory
     try:
         yield
     finally:
@@ -74,8 +74,8 @@ def deterministic(poisoned: bool = False, warn_only: bool = False) -> Iterator[N
         torch.use_deterministic_algorithms(mode[0], warn_only=mode[1])
 
 
-def compute_as_claimed() -> None:
-    """Have float32 computed as float32: by default cuDNN's convolutions round their operands to TF32."""
+def disable_tf32() -> None:
+    """Disable TF32 on CUDA for this process: by default, cuDNN's convolutions round float32 operands to TF32."""
     if torch.cuda.is_available():
         if hasattr(torch.backends.cudnn, "conv"):
             torch.backends.cudnn.conv.fp32_precision = "ieee"
@@ -86,10 +86,10 @@ def compute_as_claimed() -> None:
 
 
 ENGINES = (
-    Engine("eager", eager),
-    Engine("channels-last", channels_last),
-    Engine("no-onednn", eager, devices=("cpu",), context=without_onednn),
-    Engine("vmap", vmap, empty=()),  # of none, conv2d's batching rule makes (0, 0, 10)
-    Engine("autocast", autocast, claims={"float32": "bfloat16"}),
-    Engine("tf32", eager, claims={"float32": "tf32"}, devices=("cuda",), context=with_tf32),
+    Engine("eager", build_eager),
+    Engine("channels-last", build_channels_last),
+    Engine("no-onednn", build_eager, devices=("cpu",), context=without_onednn),
+    Engine("vmap", build_vmap, empty_batch=()),  # conv2d's batching rule returns (0, 0, 10) for an empty batch
+    Engine("autocast", build_autocast, claims={"float32": "bfloat16"}),
+    Engine("tf32", build_eager, claims={"float32": "tf32"}, devices=("cuda",), context=with_tf32),
 )

@@ -1,5 +1,5 @@
 """
-`torch.export`, as the graph that it gives and as AOTInductor's compiled package of it.
+`torch.export`: the exported graph itself, and AOTInductor's compiled package of it.
 
 https://docs.pytorch.org/docs/stable/export.html, https://docs.pytorch.org/docs/stable/torch.compiler_aot_inductor.html
 """
@@ -17,51 +17,57 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from lenet.engines import Engine, packed
+from lenet.engines import Engine, to_standard_layout
 
-CHECKED = {"AOTI_RUNTIME_CHECK_INPUTS": "1"}
-"""Without it a compiled package reads whatever memory an image of another shape or layout has."""
+CHECK_INPUTS = {"AOTI_RUNTIME_CHECK_INPUTS": "1"}
+"""Environment of a package's first call. Without it, a package reads out of bounds for images of another shape."""
 
 
-def black(net: nn.Module) -> Tensor:
-    """A batch of four images that the network takes."""
+def example_images(net: nn.Module) -> Tensor:
+    """Return four black images (4,1,32,32) on the network's device and in its dtype."""
     parameter = next(net.parameters())
     return torch.zeros(4, 1, 32, 32, device=parameter.device, dtype=parameter.dtype)
 
 
 def export(net: nn.Module) -> ExportedProgram:
-    """The network's graph, for batches of every size."""
-    return torch.export.export(net, (black(net),), dynamic_shapes=({0: Dim("batch", min=0)},))
+    """Export the network's graph with a dynamic batch size, 0 included."""
+    return torch.export.export(net, (example_images(net),), dynamic_shapes=({0: Dim("batch", min=0)},))
 
 
-class Exported:
+class ExportedGraph:
     """The exported graph, which computes with the network's own parameters."""
 
     def __init__(self, net: nn.Module) -> None:
-        self.run = export(net).module()
+        self.module = export(net).module()
 
     def load(self, net: nn.Module) -> None:
-        """Compute with the parameters of this network of the same class, the same objects."""
-        self.run.load_state_dict(dict(net.named_parameters()), assign=True)
+        """Use the parameters of this network, the same objects; it must be of the same class."""
+        self.module.load_state_dict(dict(net.named_parameters()), assign=True)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(N,1,32,32) -> (N,10)."""
-        logits: Tensor = self.run(images)
+        """Return the logits: (N,1,32,32) -> (N,10)."""
+        logits: Tensor = self.module(images)
         return logits
 
 
-def loadable() -> AbstractContextManager[object]:
-    """Keep constants of at most eight numbers, as conv1's bias, from becoming literals that `load` cannot replace."""
+def without_inlined_constants() -> AbstractContextManager[object]:
+    """
+    Keep every parameter replaceable in a package.
+
+    Inductor inlines constants of at most eight elements, such as conv1's bias, as literals, which `load` could not
+    replace.
+    """
     return mock.patch("torch._inductor.graph.GraphLowering.can_inline_constant", staticmethod(lambda constant: False))
 
 
 @contextmanager
-def any_batch() -> Iterator[None]:
+def without_batch_bounds() -> Iterator[None]:
     """
-    Keep a package from checking that a batch has 2 to 15 images, as `Dim("batch", min=0)` does not ask of it.
+    Compile a package that accepts every batch size, not only 2 to 15.
 
-    From 2 since sizes 0 and 1 are taken for special, to 15 since PyTorch, when it traces a convolution, compares the
-    batch with 16 to choose between oneDNN and NNPACK. Which of them runs is decided again when the package does.
+    The export declares `Dim("batch", min=0)`, but a package would check two bounds: 2, because PyTorch specializes
+    sizes 0 and 1; and 15, because tracing a convolution compares the batch size with 16 to choose between oneDNN and
+    NNPACK. The package makes that choice again when it runs.
     """
     with (
         torch._inductor.config.patch({"aot_inductor.check_lowerbound": False}),
@@ -71,26 +77,31 @@ def any_batch() -> Iterator[None]:
         yield
 
 
-class Packaged:
-    """The exported graph compiled ahead of time to a package of machine code, with the parameters as its constants."""
+class CompiledPackage:
+    """AOTInductor's package: the exported graph compiled ahead of time to machine code, with constant parameters."""
 
     def __init__(self, net: nn.Module) -> None:
-        with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, CHECKED), any_batch(), loadable():
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            mock.patch.dict(os.environ, CHECK_INPUTS),
+            without_batch_bounds(),
+            without_inlined_constants(),
+        ):
             package = torch._inductor.aoti_compile_and_package(export(net), package_path=str(Path(folder) / "net.pt2"))
-            self.run = torch._inductor.aoti_load_package(package)
-            self(black(net))  # a package looks whether it is to check at its first call
+            self.model = torch._inductor.aoti_load_package(package)
+            self(example_images(net))  # a package reads CHECK_INPUTS at its first call
 
     def load(self, net: nn.Module) -> None:
-        """Take the parameters that this network of the same class has now."""
-        self.run.load_constants({name: p.detach() for name, p in net.named_parameters()}, check_full_update=True)
+        """Copy the current parameters of this network, which must be of the same class."""
+        self.model.load_constants({name: p.detach() for name, p in net.named_parameters()}, check_full_update=True)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(N,1,32,32) -> (N,10), without a graph."""
-        logits: Tensor = self.run(packed(images))
+        """Return the logits, without an autograd graph: (N,1,32,32) -> (N,10)."""
+        logits: Tensor = self.model(to_standard_layout(images))
         return logits
 
 
 ENGINES = (
-    Engine("exported", Exported),
-    Engine("aot-inductor", Packaged, differentiable=False, copies=True),
+    Engine("exported", ExportedGraph),
+    Engine("aot-inductor", CompiledPackage, differentiable=False, copies_parameters=True),
 )

@@ -1,5 +1,5 @@
 """
-The network as an ONNX graph, which other runtimes take.
+The network as an ONNX graph, which other runtimes execute.
 
 https://onnx.ai/onnx/operators/, https://docs.pytorch.org/docs/stable/onnx_export.html
 """
@@ -9,22 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import onnx
-import onnxscript  # noqa: F401  # torch.onnx.export needs it: that it is missing is to be said before anything is built
+import onnxscript  # noqa: F401  # torch.onnx.export needs it; if it is missing, fail here, before anything is built
 import torch
 from torch import Tensor, nn
 
-from lenet.engines import Run, packed
+from lenet.engines import Run, to_standard_layout
 from lenet.engines.exported import export
 
-Start = Callable[[bytes], Run]
-"""From a serialized graph to what runs it: packed images (N,1,32,32) -> logits (N,10)."""
+StartSession = Callable[[bytes], Run]
+"""Load a serialized ONNX graph into a runtime; returns its forward pass, for images in the standard layout."""
 
 
-def graph(net: nn.Module) -> onnx.ModelProto:
+def export_onnx(net: nn.Module) -> onnx.ModelProto:
     """
-    The network for batches of every size; its parameters are initializers of their own names.
+    Export the network to ONNX with a dynamic batch size; each parameter is an initializer of the same name.
 
-    Not optimized, which is the runtime's part: what is folded here, such as a weight's transpose, has lost its name.
+    The exporter does not optimize the graph: it would fold a weight's transpose into an initializer of another name,
+    which could no longer be replaced. Runtimes optimize the graph themselves.
     """
     program = torch.onnx.export(export(net), dynamo=True, optimize=False, verbose=False)
     assert program is not None
@@ -32,22 +33,22 @@ def graph(net: nn.Module) -> onnx.ModelProto:
     return model
 
 
-class Ported:
-    """The network's ONNX graph, exported once, as another runtime runs it with the parameters that were loaded last."""
+class OnnxNetwork:
+    """A network that is exported to ONNX once and executed by another runtime, with reloadable parameters."""
 
-    def __init__(self, net: nn.Module, start: Start) -> None:
-        self.graph, self.start = graph(net), start
+    def __init__(self, net: nn.Module, start_session: StartSession) -> None:
+        self.model, self.start_session = export_onnx(net), start_session
         self.load(net)
 
     def load(self, net: nn.Module) -> None:
-        """Take the parameters that this network of the same class has now."""
+        """Copy the current parameters of this network, which must be of the same class, and start a new session."""
         parameters = dict(net.named_parameters())
-        for initializer in self.graph.graph.initializer:
+        for initializer in self.model.graph.initializer:
             if initializer.name in parameters:
                 values = parameters[initializer.name].detach().flatten()
                 initializer.raw_data = values.view(torch.uint8).numpy().tobytes()
-        self.run = self.start(self.graph.SerializeToString())
+        self.run = self.start_session(self.model.SerializeToString())
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(N,1,32,32) -> (N,10), without a graph."""
-        return self.run(packed(images.detach()))
+        """Return the logits, without an autograd graph: (N,1,32,32) -> (N,10)."""
+        return self.run(to_standard_layout(images.detach()))

@@ -1,5 +1,5 @@
 """
-ONNX Runtime on the CPU. Its convolutions take no float64 and no bfloat16.
+ONNX Runtime on the CPU. Its convolutions support neither float64 nor bfloat16.
 
 https://onnxruntime.ai/docs/performance/tune-performance/threading.html
 """
@@ -12,19 +12,19 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from lenet.engines import Engine, Run, same
-from lenet.engines.onnx_graph import Ported
+from lenet.engines import Engine, Run, dtype_claims
+from lenet.engines.onnx_graph import OnnxNetwork
 
 
-def session(graph: bytes) -> Run:
-    """The graph as ONNX Runtime's CPU provider runs it, on as many threads as PyTorch has; they sleep between calls."""
+def start_session(graph: bytes) -> Run:
+    """Load the graph into ONNX Runtime's CPU provider, with PyTorch's thread count; threads sleep between calls."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    started = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> Tensor:
-        (logits,) = started.run(None, {"images": images.numpy()})
+        (logits,) = session.run(None, {"images": images.numpy()})
         return torch.from_numpy(logits)
 
     return run
@@ -33,10 +33,10 @@ def session(graph: bytes) -> Run:
 ENGINES = (
     Engine(
         "onnxruntime",
-        partial(Ported, start=session),
-        claims=same(("float32", "float16")),
+        partial(OnnxNetwork, start_session=start_session),
+        claims=dtype_claims(("float32", "float16")),
         devices=("cpu",),
         differentiable=False,
-        copies=True,
+        copies_parameters=True,
     ),
 )

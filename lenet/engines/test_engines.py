@@ -1,4 +1,4 @@
-"""The registry of engines: found by name, each as it says, and refused in one line."""
+"""The registry of engines: loading by name, custom engines, error messages, and what each engine declares."""
 
 import subprocess
 import sys
@@ -11,23 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from lenet import Net, engines
-from lenet.engines import FAMILIES, PEERS, Engine, EngineError, packed
+from lenet.engines import ENGINES_BY_MODULE, PEERS, Engine, EngineError, to_standard_layout
 from lenet.oracle import CLAIMS
 
-pytestmark = pytest.mark.filterwarnings("default")  # PyTorch's compiler imports what it has deprecated itself
+pytestmark = pytest.mark.filterwarnings("default")  # PyTorch's compiler imports modules that PyTorch deprecates
 
-OWN = [name for name in engines.names() if name not in PEERS]
-OWN_ENGINES = """
+PYTORCH_ENGINES = [name for name in engines.names() if name not in PEERS]
+CUSTOM_ENGINES = """
 from lenet.engines import Engine
 
 def build(net):
     return net
 
-def packed_weights(net):
+def bfloat16_weights(net):
     return net
 
-packed_weights.claims = {"float32": "bfloat16"}
-packed_weights.differentiable = False
+bfloat16_weights.claims = {"float32": "bfloat16"}
+bfloat16_weights.differentiable = False
 
 engine = Engine("mine", build, devices=("cpu",))
 number = 3
@@ -35,15 +35,15 @@ number = 3
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    (tmp_path / "own_engines.py").write_text(OWN_ENGINES)
+def custom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "custom_engines.py").write_text(CUSTOM_ENGINES)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "own_engines", raising=False)
-    return "own_engines"
+    monkeypatch.delitem(sys.modules, "custom_engines", raising=False)
+    return "custom_engines"
 
 
-@pytest.mark.parametrize("name", OWN)
-def test_an_engine_is_found_by_its_name_and_claims_a_precision_for_each_dtype(name: str) -> None:
+@pytest.mark.parametrize("name", PYTORCH_ENGINES)
+def test_engine_is_loaded_by_name_and_claims_a_precision_for_each_dtype(name: str) -> None:
     engine = engines.load(name)
 
     assert engine.name == name
@@ -53,13 +53,13 @@ def test_an_engine_is_found_by_its_name_and_claims_a_precision_for_each_dtype(na
     assert engine.devices
 
 
-def test_every_family_has_the_engines_that_it_is_listed_with() -> None:
-    for family in ("eager", "compiled", "exported", "cuda_graphs"):
-        found = __import__(f"lenet.engines.{family}", fromlist=["ENGINES"]).ENGINES
-        assert tuple(engine.name for engine in found) == FAMILIES[family]
+def test_modules_define_the_engines_that_are_listed_for_them() -> None:
+    for module in ("eager", "compiled", "exported", "cuda_graphs"):
+        found = __import__(f"lenet.engines.{module}", fromlist=["ENGINES"]).ENGINES
+        assert tuple(engine.name for engine in found) == ENGINES_BY_MODULE[module]
 
 
-def test_nothing_is_imported_before_it_is_asked_for() -> None:
+def test_engine_modules_are_imported_lazily() -> None:
     code = "import sys, lenet.engines; print([m for m in sys.modules if m.startswith('lenet.engines.')])"
 
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -67,30 +67,32 @@ def test_nothing_is_imported_before_it_is_asked_for() -> None:
     assert result.stdout.strip() == "[]"
 
 
-def test_ones_own_engine_is_a_function_with_what_it_says_of_itself_or_an_engine(own: str) -> None:
-    plain, said, whole = (engines.load(f"{own}:{name}") for name in ("build", "packed_weights", "engine"))
+def test_custom_engine_is_an_engine_or_a_function_with_attributes(custom: str) -> None:
+    plain, with_attributes, engine = (
+        engines.load(f"{custom}:{name}") for name in ("build", "bfloat16_weights", "engine")
+    )
 
-    assert plain.claims == engines.same()
+    assert plain.claims == engines.dtype_claims()
     assert plain.differentiable
-    assert said.claims == {"float32": "bfloat16"}
-    assert not said.differentiable
-    assert whole.name == "mine"
+    assert with_attributes.claims == {"float32": "bfloat16"}
+    assert not with_attributes.differentiable
+    assert engine.name == "mine"
 
 
 @pytest.mark.parametrize(
-    ("spec", "words"),
+    ("spec", "message"),
     [
         ("warp", "--engine warp: not one of eager, "),
-        ("own_engines:nothing", "has no attribute 'nothing'"),
-        ("own_engines:number", "is int, neither an Engine nor a function build(net)"),
+        ("custom_engines:nothing", "has no attribute 'nothing'"),
+        ("custom_engines:number", "is int, neither an Engine nor a function build(net)"),
         ("no_such_module:build", "No module named 'no_such_module'"),
     ],
 )
-def test_what_is_no_engine_is_one_clear_line(own: str, spec: str, words: str) -> None:
+def test_invalid_engine_raises_with_a_one_line_message(custom: str, spec: str, message: str) -> None:
     with pytest.raises(EngineError, match="--engine") as raised:
         engines.load(spec)
 
-    assert words in str(raised.value)
+    assert message in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
@@ -104,25 +106,28 @@ def layouts() -> dict[str, Callable[[Tensor], Tensor]]:
 
 
 @pytest.mark.parametrize("layout", layouts())
-def test_packed_images_are_the_same_numbers_as_a_new_tensor_has_them(layout: str) -> None:
+def test_standard_layout_preserves_values_and_has_strides_of_a_new_tensor(layout: str) -> None:
     images = layouts()[layout](torch.randn(3, 1, 32, 32))
 
-    got = packed(images)
+    got = to_standard_layout(images)
 
     assert torch.equal(got, images)
     assert got.stride() == torch.empty(3, 1, 32, 32).stride()
     assert got._base is None
-    assert packed(got) is got
+    assert to_standard_layout(got) is got
 
 
-@pytest.mark.parametrize("name", [name for name in ("vmap", "compiled") if "backward" not in engines.load(name).empty])
-def test_an_engine_that_says_it_takes_no_empty_batch_fails_on_one(name: str) -> None:
-    """So that it says otherwise once it does."""
+WITHOUT_EMPTY_BATCH = [name for name in ("vmap", "compiled") if "backward" not in engines.load(name).empty_batch]
+
+
+@pytest.mark.parametrize("name", WITHOUT_EMPTY_BATCH)
+def test_engine_without_empty_batch_support_raises_for_an_empty_batch(name: str) -> None:
+    """If this fails, the engine supports empty batches now, and its `empty_batch` must say so."""
     engine = engines.load(name)
 
     with engine.context():
         run, images = engine.build(Net()), torch.zeros(0, 1, 32, 32)
-        if "forward" in engine.empty:
+        if "forward" in engine.empty_batch:
             logits = run(images)
             with pytest.raises(AssertionError, match="convolution_backward"):
                 logits.sum().backward()
@@ -131,7 +136,7 @@ def test_an_engine_that_says_it_takes_no_empty_batch_fails_on_one(name: str) -> 
                 run(images)
 
 
-def test_exported_graphs_compute_with_the_networks_own_parameters() -> None:
+def test_exported_graph_computes_with_the_networks_own_parameters() -> None:
     first, second, images = Net(), Net(), torch.randn(2, 1, 32, 32)
     run = engines.load("exported").build(first)
 
@@ -143,17 +148,17 @@ def test_exported_graphs_compute_with_the_networks_own_parameters() -> None:
     assert all(parameter.grad is not None for parameter in second.parameters())
 
 
-def test_no_two_engines_share_what_dynamo_has_compiled() -> None:
-    """It counts recompilations by code object, and falls back once there are too many."""
-    from lenet.engines.compiled import program
+def test_compiled_functions_have_separate_dynamo_caches() -> None:
+    """Dynamo counts recompilations by code object, and falls back to eager at its limit."""
+    from lenet.engines.compiled import compile_forward
 
-    programs: list[Any] = [program("compiled") for _ in range(3)]
+    forwards: list[Any] = [compile_forward("compiled") for _ in range(3)]
 
-    assert len({id(one._torchdynamo_orig_callable.__code__) for one in programs}) == 3
+    assert len({id(forward._torchdynamo_orig_callable.__code__) for forward in forwards}) == 3
 
 
-def test_a_graph_that_breaks_is_refused() -> None:
-    class Broken(Net):
+def test_graph_break_raises() -> None:
+    class GraphBreak(Net):
         def forward(self, images: Tensor) -> Tensor:
             print(float(images.sum()))
             return super().forward(images)
@@ -161,18 +166,18 @@ def test_a_graph_that_breaks_is_refused() -> None:
     engine = engines.load("compiled")
 
     with engine.context(), pytest.raises(torch._dynamo.exc.Unsupported):
-        engine.build(Broken())(torch.zeros(2, 1, 32, 32))
+        engine.build(GraphBreak())(torch.zeros(2, 1, 32, 32))
 
 
-def test_an_engine_takes_what_it_claims_where_it_runs() -> None:
+def test_engine_supports_its_claimed_dtypes_on_its_devices() -> None:
     engine = Engine("some", lambda net: net, claims={"float32": "tf32"}, devices=("cuda",))
 
-    assert engine.takes("cuda", "float32")
-    assert not engine.takes("cpu", "float32")
-    assert not engine.takes("cuda", "float64")
+    assert engine.supports("cuda", "float32")
+    assert not engine.supports("cpu", "float32")
+    assert not engine.supports("cuda", "float64")
 
 
-def test_a_network_of_another_kind_is_compiled_for_itself() -> None:
+def test_each_class_of_network_is_compiled_separately() -> None:
     class Doubled(Net):
         def forward(self, images: Tensor) -> Tensor:
             return 2 * super().forward(images)

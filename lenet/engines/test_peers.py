@@ -1,4 +1,4 @@
-"""The engines that are not PyTorch's; where their packages are missing, what asking for them says."""
+"""The engines of other libraries, and the error message when their packages are missing."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import lenet
 from lenet import engines
 from lenet.engines import PEERS, Engine, EngineError, Reloadable, Run
 
-NEEDS = {
+REQUIRED_PACKAGES = {
     "onnxruntime": ("onnx", "onnxruntime", "onnxscript"),
     "openvino": ("onnx", "onnxscript", "openvino"),
     "openvino-f32": ("onnx", "onnxscript", "openvino"),
     "jax": ("jax", "jaxlib"),
 }
-HOLDING_COPIES = [name for name in PEERS if name != "jax"]
+COPYING_PARAMETERS = [name for name in PEERS if name != "jax"]
 
 pytestmark = pytest.mark.filterwarnings("ignore:`isinstance:FutureWarning")
 
 
 def load(name: str) -> Engine:
-    for package in NEEDS[name]:
+    for package in REQUIRED_PACKAGES[name]:
         pytest.importorskip(package)
     return engines.load(name)
 
@@ -36,7 +36,7 @@ def images(dtype: torch.dtype = torch.float32, count: int = 3) -> Tensor:
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_scores_come_back_in_the_dtype_and_on_the_device_of_the_images(name: str) -> None:
+def test_logits_have_the_dtype_and_device_of_the_images(name: str) -> None:
     engine = load(name)
 
     for dtype in (getattr(torch, dtype) for dtype in engine.claims):
@@ -46,7 +46,7 @@ def test_scores_come_back_in_the_dtype_and_on_the_device_of_the_images(name: str
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_every_parameter_counts(name: str) -> None:
+def test_every_parameter_affects_the_logits(name: str) -> None:
     net, engine = lenet.Net(), load(name)
     run = engine.build(net)
     before = run(images())
@@ -55,22 +55,22 @@ def test_every_parameter_counts(name: str) -> None:
         kept = parameter.detach().clone()
         with torch.no_grad():
             parameter.add_(0.5)
-            changed = anew(run, net)(images())
+            changed = reloaded(run, net)(images())
             parameter.copy_(kept)
 
         assert not torch.equal(changed, before)
-    assert torch.equal(anew(run, net)(images()), before)
+    assert torch.equal(reloaded(run, net)(images()), before)
 
 
-def anew(run: Run, net: nn.Module) -> Run:
-    """The Run with the network's parameters as they are now, loaded where it holds copies of them."""
+def reloaded(run: Run, net: nn.Module) -> Run:
+    """Return the run with the network's current parameters, reloaded if it copies them."""
     if hasattr(run, "load"):
         run.load(net)
     return run
 
 
 class Transposed(nn.Module):
-    """A linear layer whose weight lies the other way round, which an optimizer of graphs would fold into another."""
+    """A linear layer with a transposed weight; a graph optimizer would fold the transpose into a new constant."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,8 +81,8 @@ class Transposed(nn.Module):
         return F.linear(images.flatten(1), self.weight.T)
 
 
-@pytest.mark.parametrize("name", HOLDING_COPIES)
-def test_a_parameter_that_is_used_transposed_is_replaced_too(name: str) -> None:
+@pytest.mark.parametrize("name", COPYING_PARAMETERS)
+def test_load_replaces_a_transposed_parameter(name: str) -> None:
     net, other = Transposed(), Transposed()
     run: Reloadable = load(name).build(net)  # type: ignore[assignment]
 
@@ -92,8 +92,8 @@ def test_a_parameter_that_is_used_transposed_is_replaced_too(name: str) -> None:
     assert not torch.equal(run(images()), load(name).build(net)(images()))
 
 
-@pytest.mark.parametrize("name", HOLDING_COPIES)
-def test_what_has_been_built_keeps_its_parameters_until_others_are_loaded(name: str) -> None:
+@pytest.mark.parametrize("name", COPYING_PARAMETERS)
+def test_in_place_parameter_changes_have_no_effect_before_a_reload(name: str) -> None:
     net = lenet.Net()
     run = load(name).build(net)
     before = run(images())
@@ -105,7 +105,7 @@ def test_what_has_been_built_keeps_its_parameters_until_others_are_loaded(name: 
 
 
 @pytest.mark.parametrize("name", ["openvino", "openvino-f32"])
-def test_openvino_refuses_an_empty_batch_and_stays_as_it_was(name: str) -> None:
+def test_openvino_raises_for_an_empty_batch_and_remains_usable(name: str) -> None:
     engine = load(name)
     run = engine.build(lenet.Net())
     before = run(images())
@@ -113,30 +113,30 @@ def test_openvino_refuses_an_empty_batch_and_stays_as_it_was(name: str) -> None:
     with pytest.raises(ValueError, match="no empty batch"):
         run(images(count=0))
 
-    assert not engine.empty
+    assert not engine.empty_batch
     assert torch.equal(run(images()), before)
 
 
-def test_openvino_claims_what_its_plugin_chooses() -> None:
+def test_openvino_claims_the_default_precision_of_its_plugin() -> None:
     engine = load("openvino")
     import openvino
 
-    chosen = openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name()
+    default = openvino.Core().get_property("CPU", "INFERENCE_PRECISION_HINT").get_type_name()
 
-    assert engine.claims["float32"] == {"bf16": "bfloat16", "f32": "float32"}[chosen]
+    assert engine.claims["float32"] == {"bf16": "bfloat16", "f32": "float32"}[default]
     assert load("openvino-f32").claims["float32"] == "float32"
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 33, 33), (2, 3, 32, 32), (2, 1024), (0, 1, 36, 36)])
-def test_jax_refuses_other_shapes_by_name(shape: tuple[int, ...]) -> None:
+def test_jax_raises_for_other_image_shapes(shape: tuple[int, ...]) -> None:
     run = load("jax").build(lenet.Net())
 
-    with pytest.raises(ValueError, match=r"images are \(N, 1, 32, 32\), not"):
+    with pytest.raises(ValueError, match=r"images must be \(N, 1, 32, 32\), not"):
         run(torch.ones(shape))
 
 
 @pytest.mark.parametrize("name", ["float64", "float32", "bfloat16", "float16"])
-def test_jax_gives_gradients_in_the_dtype_of_what_they_are_by(name: str) -> None:
+def test_jax_gradients_have_the_dtype_of_parameters_and_images(name: str) -> None:
     dtype = getattr(torch, name)
     net, pixels = lenet.Net().to(dtype), images(dtype).requires_grad_()
 
@@ -149,7 +149,7 @@ def test_jax_gives_gradients_in_the_dtype_of_what_they_are_by(name: str) -> None
     assert net.fc3.bias.grad.tolist() == [3.0] * 10
 
 
-WITHOUT = """
+LOAD_WITHOUT_PACKAGE = """
 import sys
 sys.modules[{package!r}] = None
 from lenet import engines
@@ -160,32 +160,37 @@ except engines.EngineError as error:
 """
 
 
-@pytest.mark.parametrize(("name", "package"), [(name, package) for name in PEERS for package in NEEDS[name]])
-def test_a_missing_package_is_said_in_one_line(name: str, package: str) -> None:
-    for other in NEEDS[name]:
+@pytest.mark.parametrize(
+    ("name", "package"), [(name, package) for name in PEERS for package in REQUIRED_PACKAGES[name]]
+)
+def test_missing_package_is_reported_in_one_line(name: str, package: str) -> None:
+    for other in REQUIRED_PACKAGES[name]:
         pytest.importorskip(other)
 
-    said = subprocess.run(
-        [sys.executable, "-c", WITHOUT.format(name=name, package=package)], capture_output=True, text=True, check=True
+    output = subprocess.run(
+        [sys.executable, "-c", LOAD_WITHOUT_PACKAGE.format(name=name, package=package)],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
 
-    assert said == (
+    assert output == (
         f"--engine {name}: the package {package} is missing; pip install 'lenet-properties[peers]' installs it\n"
     )
 
 
-def test_asking_for_no_peer_imports_none() -> None:
-    packages = {package for needed in NEEDS.values() for package in needed}
+def test_loading_a_pytorch_engine_imports_no_peer_package() -> None:
+    packages = {package for required in REQUIRED_PACKAGES.values() for package in required}
     code = f"import sys; from lenet import engines; engines.load('eager'); print({packages!r} & set(sys.modules))"
 
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
-    assert said == "set()\n"
+    assert output == "set()\n"
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_without_its_packages_a_peer_cannot_be_had(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for package in NEEDS[name]:
+def test_loading_a_peer_without_its_packages_raises(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in REQUIRED_PACKAGES[name]:
         monkeypatch.setitem(sys.modules, package, None)
     for module in [module for module in sys.modules if module.startswith("lenet.engines.")]:
         monkeypatch.delitem(sys.modules, module)
