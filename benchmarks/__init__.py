@@ -1,1 +1,1 @@
-"""How fast the stack is: throughput of each step of training, timed only after its answer has been verified."""
+"""Benchmarks of the steps of training and of engines, and the performance gate; only verified answers are timed."""

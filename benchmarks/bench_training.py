@@ -1,7 +1,8 @@
 """
-The steps of training and single queries, timed by batch size, device, dtype and number of threads.
+Benchmarks of training and of single queries, by batch size, device, dtype and number of threads.
 
-Each benchmark checks its answer before the clock starts. Times are wall-clock with a timer that waits for the device.
+Each benchmark verifies its answer before anything is timed. Times are wall-clock times with a timer that synchronizes
+with the device.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import nn, optim
 
 from benchmarks.latency import CONFIDENCE, PERCENTILES, QUERIES, percentile
-from benchmarks.memory import forward_at_least, peak, training_at_least
+from benchmarks.memory import min_forward_memory, min_training_memory, peak
 from benchmarks.roofline import copied_bytes, forward_bytes, last_level_cache, training_bytes
 from benchmarks.workload import BATCHES, LR, Workload
 from lenet.net import FORWARD_FLOPS, TRAINING_FLOPS
@@ -25,36 +26,36 @@ from lenet.timer import timer
 from lenet.training import SGD_FORMS
 from lenet.update import SGD
 from properties.comparison import assert_rounded
-from properties.stack import Stack, float64, name_of
+from properties.stack import Stack, dtype_name, float64
 
 pytestmark = pytest.mark.benchmark(timer=timer, max_time=0.25, min_rounds=5, warmup=False)
 batches = pytest.mark.parametrize("batch", BATCHES)
-# The parts of a step stop one batch earlier: the largest would add 44 s on two cores, and the whole step has it.
+# The parts of a step omit the largest batch size, which would add 44 s on two cores; the complete step includes it.
 batches_of_parts = pytest.mark.parametrize("batch", BATCHES[:-1])
 
 
 def note(benchmark: BenchmarkFixture, stack: Stack, threads: int, operation: str, **figures: Any) -> None:
-    """What a time belongs to: `images`, `flops`, `bytes` are per call; a product counts two for each multiply-add."""
+    """Record what is timed. `images`, `flops` and `bytes` are per call; a multiply-add counts as two FLOPs."""
     benchmark.group = operation
     benchmark.extra_info.update(
         operation=operation,
         subject=stack.subject.spec,
         device=str(stack.device),
-        dtype=name_of(stack.dtype),
+        dtype=dtype_name(stack.dtype),
         threads=threads if stack.device.type == "cpu" else 0,
         **figures,
     )
 
 
 def note_memory(benchmark: BenchmarkFixture, stack: Stack, call: Callable[[], Any], at_least: int) -> None:
-    """Bytes that another call takes at its peak; after it has been timed, so that counting them costs it nothing."""
+    """Record the peak memory of one more call, in bytes; use it after timing, so that the profiler affects no time."""
     if benchmark.enabled:
         benchmark.extra_info.update(memory=peak(call, stack.device), memory_at_least=at_least)
 
 
 @batches
 def bench_forward(benchmark: BenchmarkFixture, stack: Stack, threads: int, batch: int) -> None:
-    """Forward pass without gradients."""
+    """The forward pass, without a graph."""
     work = Workload(stack, batch)
 
     @torch.no_grad()
@@ -66,11 +67,11 @@ def bench_forward(benchmark: BenchmarkFixture, stack: Stack, threads: int, batch
     figures = {"flops": batch * FORWARD_FLOPS, "bytes": forward_bytes(batch, stack.dtype.itemsize)}
     note(benchmark, stack, threads, "forward", batch=batch, images=batch, **figures)
     benchmark(forward)
-    note_memory(benchmark, stack, forward, forward_at_least(batch, stack.dtype.itemsize))
+    note_memory(benchmark, stack, forward, min_forward_memory(batch, stack.dtype.itemsize))
 
 
 def bench_latency(benchmark: BenchmarkFixture, stack: Stack, threads: int) -> None:
-    """One forward pass after the other of a single image, each timed by itself: percentiles of their latency."""
+    """Forward passes of a single image, one after another, each timed separately; records latency percentiles."""
     work = Workload(stack, 1)
 
     @torch.no_grad()
@@ -90,7 +91,7 @@ def bench_latency(benchmark: BenchmarkFixture, stack: Stack, threads: int) -> No
 
 @batches_of_parts
 def bench_loss(benchmark: BenchmarkFixture, stack: Stack, threads: int, batch: int) -> None:
-    """Forward pass with its graph, and the mean squared error."""
+    """The forward pass with its graph, and the mean squared error."""
     work = Workload(stack, batch)
 
     work.verify_loss(work.loss())
@@ -100,7 +101,7 @@ def bench_loss(benchmark: BenchmarkFixture, stack: Stack, threads: int, batch: i
 
 @batches_of_parts
 def bench_backward(benchmark: BenchmarkFixture, stack: Stack, threads: int, batch: int) -> None:
-    """Backward pass through one graph, retained, adding to the gradients."""
+    """The backward pass through a retained graph, accumulating gradients."""
     work = Workload(stack, batch)
     loss = work.loss()
 
@@ -113,20 +114,20 @@ def bench_backward(benchmark: BenchmarkFixture, stack: Stack, threads: int, batc
 
 @batches
 def bench_training_step(benchmark: BenchmarkFixture, stack: Stack, threads: int, batch: int) -> None:
-    """The subject's whole training step: gradients to None, forward, loss, backward, update by hand."""
+    """The subject's training step: gradients to None, forward, loss, backward, update."""
     work = Workload(stack, batch)
 
     work.verify_step(work.parameters(), work.step(lr=0.5), lr=0.5)
     figures = {"flops": batch * TRAINING_FLOPS, "bytes": training_bytes(batch, stack.dtype.itemsize)}
     note(benchmark, stack, threads, "training step", batch=batch, images=batch, **figures)
     benchmark(work.step)
-    work.net.zero_grad()  # so that the step's own gradients count
-    note_memory(benchmark, stack, work.step, training_at_least(batch, stack.dtype.itemsize))
+    work.net.zero_grad()  # so that the gradients of the step count
+    note_memory(benchmark, stack, work.step, min_training_memory(batch, stack.dtype.itemsize))
 
 
 @pytest.mark.parametrize("form", ["manual", *SGD_FORMS])
 def bench_update(benchmark: BenchmarkFixture, stack: Stack, threads: int, form: str) -> None:
-    """The update of the Net's 61,706 parameters alone."""
+    """Only the update of the 61,706 parameters: the subject's, or that of `optim.SGD` in one of its forms."""
     net = Workload(stack, 1).net
     for parameter in net.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -142,7 +143,7 @@ def bench_update(benchmark: BenchmarkFixture, stack: Stack, threads: int, form: 
 
 
 def updater(stack: Stack, parameters: list[nn.Parameter], form: str) -> Callable[[], Any]:
-    """The subject's own update, or that of `optim.SGD` in one of its forms."""
+    """Return the subject's update (`manual`), or that of `optim.SGD` in one of its forms."""
     if form == "manual":
         return lambda: stack.subject.sgd_update(parameters, LR)
     return optim.SGD(parameters, lr=LR, **SGD_FORMS[form]).step
@@ -150,7 +151,7 @@ def updater(stack: Stack, parameters: list[nn.Parameter], form: str) -> Callable
 
 @pytest.mark.parametrize("size", [1024])
 def bench_matrix_product(benchmark: BenchmarkFixture, stack: Stack, threads: int, size: int) -> None:
-    """The rate that the machine reaches in the product of two square matrices: what the others are a share of."""
+    """The product of two square matrices: the compute rate of the machine, which other benchmarks are compared with."""
     ones = torch.ones(size, size, device=stack.device, dtype=stack.dtype)
 
     assert bool((ones @ ones == size).all())  # exact in every order of summation
@@ -160,9 +161,9 @@ def bench_matrix_product(benchmark: BenchmarkFixture, stack: Stack, threads: int
 
 
 def bench_copy(benchmark: BenchmarkFixture, stack: Stack, threads: int) -> None:
-    """The rate at which the machine copies an array that no cache holds; its bytes are read once and written once."""
+    """A copy of an array too large for any cache: the memory rate of the machine, each byte read and written once."""
     size = copied_bytes(last_level_cache(stack.device))
-    page = torch.arange(1024, device=stack.device, dtype=stack.dtype)  # not one number only; `size` is of whole ones
+    page = torch.arange(1024, device=stack.device, dtype=stack.dtype)  # distinct values; `size` is a multiple of it
     numbers = page.repeat(size // page.nbytes)
     copy = torch.empty_like(numbers)
 

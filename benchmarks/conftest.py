@@ -1,18 +1,23 @@
-"""Threads, the record of a run for the report, the time left, and the tables at the end."""
+"""Pytest hooks of the benchmarks (threads, benchmarks.json, progress bar, final tables) and fixtures of their tests."""
 
 from __future__ import annotations
 
 import os
 import shlex
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from benchmarks import comparison
+from benchmarks.fakes import FAKE_ENGINES, FakeWorker, FakeWorkers
 from benchmarks.progress import progress
-from benchmarks.roofline import Entry, locate
+from benchmarks.roofline import Entry, add_positions
 from benchmarks.summary import summary
 from lenet.files import set_aside
 from lenet.fingerprint import fingerprint, stamp
@@ -22,24 +27,44 @@ FAILURES = pytest.StashKey["Failures"]()
 ENTRIES = pytest.StashKey[list[Entry]]()
 CORES = os.cpu_count() or 1
 THREADS = sorted({2**power for power in range(CORES.bit_length())} | {CORES})
-"""1, 2, 4, ... and all of them: 2 to the power of `bit_length` is the first beyond."""
+"""The powers of two up to the number of cores, and that number. (2 ** bit_length is the first power above it.)"""
 
 
 @pytest.fixture(params=THREADS, ids=lambda n: f"{n}-threads")
 def threads(request: pytest.FixtureRequest, stack: Stack) -> Iterator[int]:
-    """The number of threads that PyTorch computes with on the CPU; elsewhere, or untimed, only the last is run."""
+    """Set the number of CPU threads. On other devices, and if nothing is timed, only the largest number runs."""
     if request.config.getoption("benchmark_disable") and request.param != THREADS[-1]:
-        pytest.skip("untimed, one number of threads will do")
+        pytest.skip("--benchmark-disable: one number of threads is enough")
     if stack.device.type != "cpu" and request.param != THREADS[-1]:
-        pytest.skip(f"threads make no difference on {stack.device}")
+        pytest.skip(f"the number of CPU threads does not matter on {stack.device}")
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def fake_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWorkers]:
+    """Replace workers by fakes, and the clock by one that advances a second per pair; afterwards none may run."""
+    FakeWorker.workers, FakeWorker.random = FakeWorkers(), np.random.default_rng(0)
+    time_is_over = count(step=10**9)
+    clock = SimpleNamespace(monotonic=lambda: FakeWorker.workers.started / 2, perf_counter=lambda: next(time_is_over))
+    monkeypatch.setattr(comparison, "Worker", FakeWorker)
+    monkeypatch.setattr(comparison, "time", clock)
+    yield FakeWorker.workers
+    assert FakeWorker.workers.running == 0
+
+
+@pytest.fixture
+def fake_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on PYTHONPATH with the module of FAKE_ENGINES, named `fakes`."""
+    (tmp_path / "fakes.py").write_text(FAKE_ENGINES)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    return tmp_path
+
+
 class Failures:
-    """Notes which benchmarks failed, so that the report does not pass over them."""
+    """Collects the benchmarks that failed, so that the report mentions them."""
 
     def __init__(self) -> None:
         self.ids: list[str] = []
@@ -57,13 +82,13 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(shown, "benchmark-progress")
     if folder := config.getoption("record"):
         set_aside(folder / "benchmarks.json")
-        _part(folder).unlink(missing_ok=True)
-        config.option.benchmark_json = str(_part(folder))
+        _temporary(folder).unlink(missing_ok=True)
+        config.option.benchmark_json = str(_temporary(folder))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Keep what was timed, as the record has it, for the tables."""
+    """Keep the timed benchmark, in the form of benchmarks.json, for the final tables."""
     yield
     benchmark = getattr(item, "funcargs", {}).get("benchmark")
     if benchmark is not None and benchmark.stats and benchmark.extra_info:
@@ -73,32 +98,32 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    locate(config.stash[ENTRIES])
+    add_positions(config.stash[ENTRIES])
     for line in summary(config.stash[ENTRIES], fingerprint()):
         terminalreporter.write_line(line)
 
 
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
     output_json |= stamp(shlex.join(["pytest", *config.invocation_params.args]))
-    locate(output_json["benchmarks"])
+    add_positions(output_json["benchmarks"])
     for entry in output_json["benchmarks"]:
         if "latency" in entry["extra_info"]:
-            entry["stats"].pop("data", None)  # half a megabyte, which its percentiles stand for
-    output_json["failed"] = config.stash[FAILURES].ids
+            entry["stats"].pop("data", None)  # half a megabyte, summarized by the percentiles
+    output_json["errors"] = config.stash[FAILURES].ids
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Iterator[None]:
-    """Once pytest-benchmark has written, keep what it wrote, unless the run was stopped before its end."""
+    """Rename the file that pytest-benchmark wrote to its final name, or delete it if the run did not complete."""
     yield
     folder = session.config.getoption("record")
-    if folder and _part(folder).exists():
+    if folder and _temporary(folder).exists():
         if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
-            _part(folder).replace(folder / "benchmarks.json")
+            _temporary(folder).replace(folder / "benchmarks.json")
         else:
-            _part(folder).unlink()
+            _temporary(folder).unlink()
 
 
-def _part(folder: Path) -> Path:
-    """Where pytest-benchmark writes, until it is done."""
+def _temporary(folder: Path) -> Path:
+    """Return the temporary path that pytest-benchmark writes to."""
     return folder / ".benchmarks.part.json"

@@ -1,8 +1,8 @@
 """
-What a call does, counted: the same in every run of the same code on the same stack, however busy the machine is.
+Exact counters of a call: the same in every run of the same code on the same stack, however busy the machine is.
 
-FLOPs as `torch.utils.flop_counter` counts them, everything else from the events of `torch.profiler`. What differs
-between two counts of one call in one process is no exact figure, and is left out.
+FLOPs come from `torch.utils.flop_counter`, everything else from the events of `torch.profiler`. A counter that differs
+between two counts of one call in one process is not exact, and is left out.
 
 https://docs.pytorch.org/docs/stable/profiler.html
 """
@@ -18,28 +18,29 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.memory import changes
+from benchmarks.memory import allocations
 
 UNITS = {
-    "FLOPs": "a multiply-add being two",
-    "operators": "calls of PyTorch's operators, those within others included",
-    "launches": "of kernels on the GPU",
-    "allocations": "of memory on the device",
-    "peak memory": "bytes, above what was in use before the call",
-    "graph breaks": "of the engine's compilation",
+    "FLOPs": "floating-point operations; a multiply-add counts as two",
+    "operators": "calls of PyTorch operators, including those made by other operators",
+    "launches": "kernel launches on the GPU",
+    "allocations": "memory allocations on the device",
+    "peak memory": "bytes, above those in use before the call",
+    "graph breaks": "in the engine's compilation",
     "recompiles": "after the first call",
 }
-"""The counters, and what each counts, a call."""
+"""The counters of one call, and what each counts."""
 
-COUNTED = "counted"
+MARK = "counted"
 LAUNCHES = ("cudaLaunch", "cuLaunch")
 
 
 def count(call: Callable[[], Any], device: torch.device, graphs: int) -> dict[str, int]:
     """
-    The counters of a call that are the same twice; `graphs` have been compiled when the first call was over.
+    Return the counters of a call that agree in two counts.
 
-    Graph breaks and recompiles are those of the process so far.
+    Graph breaks and recompiles are those of the process so far; `graphs` is the number of compiled graphs after the
+    first call.
     """
     first, second = (_counted(call, device) for _ in range(2))
     both = {name: number for name, number in first.items() if number is not None and number == second[name]}
@@ -47,24 +48,24 @@ def count(call: Callable[[], Any], device: torch.device, graphs: int) -> dict[st
 
 
 def compiled_graphs() -> int:
-    """How many graphs this process has compiled."""
+    """Return the number of graphs that this process has compiled."""
     return int(_dynamo("stats").get("unique_graphs", 0))
 
 
 def _dynamo(name: str) -> dict[str, int]:
-    """Dynamo's counter of this name, without importing what nobody has."""
+    """Return Dynamo's counter of this name, without importing Dynamo if nothing has used it."""
     utilities: Any = sys.modules.get("torch._dynamo.utils")
     return dict(utilities.counters[name]) if utilities else {}
 
 
 def _counted(call: Callable[[], Any], device: torch.device) -> dict[str, int | None]:
-    """Of a call: its events, and its FLOPs, where it runs no compiled graph: those refuse to be watched."""
+    """Return the counters of one call; no FLOPs if it runs a compiled graph, which FlopCounterMode does not support."""
     events, compiled = _events(call, device)
     return {"FLOPs": None if compiled else _flops(call)} | events
 
 
 def _flops(call: Callable[[], Any]) -> int | None:
-    """None where no operator is seen, as of other libraries."""
+    """Return the FLOPs of a call, or None if it runs no PyTorch operator that has any, as in other libraries."""
     with FlopCounterMode(display=False) as counter:
         call()
     return int(counter.get_total_flops()) or None
@@ -72,19 +73,19 @@ def _flops(call: Callable[[], Any]) -> int | None:
 
 def _events(call: Callable[[], Any], device: torch.device) -> tuple[dict[str, int], bool]:
     """
-    Of the second of two calls, since what the first frees may have been allocated before anybody looked.
+    Return the counters from the profiler's events of a call, and whether it runs a compiled graph.
 
-    And whether it runs a graph that was compiled.
+    The second of two calls is counted, since the first may release memory that was allocated before the profiler ran.
     """
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     with profile(activities=activities, profile_memory=True) as profiler:
         call()
-        with record_function(COUNTED):
+        with record_function(MARK):
             call()
     events = profiler.profiler.kineto_results.events()
-    (whole,) = (event for event in events if event.name() == COUNTED and event.device_type().name == "CPU")
-    within = [event for event in events if whole.start_ns() <= event.start_ns() <= whole.end_ns()]
-    memory = changes(within, device)
+    (marked,) = (event for event in events if event.name() == MARK and event.device_type().name == "CPU")
+    within = [event for event in events if marked.start_ns() <= event.start_ns() <= marked.end_ns()]
+    memory = allocations(within, device)
     counted = {
         "operators": sum(event.name().startswith("aten::") for event in within),
         "allocations": sum(size > 0 for size in memory),

@@ -1,16 +1,17 @@
 """
-When is a slowdown shown? The rule by which the gate decides, from one number for each pair of processes.
+The gate's decision rule: is head slower than base, given one log ratio per pair of processes?
 
-That number is the logarithm of head's time relative to base's. Which process of a pair is head's is drawn by lot, so
-where head is slower by a factor, the numbers lie symmetrically around its logarithm. That is all that Wilcoxon's
-signed-rank test assumes, at every number of pairs: exactly, without normal distributions, and no pair that was
-disturbed weighs more than its rank.
+Each observation is log(time of head / time of base) of one pair of processes. Which process of a pair is head's is
+randomized, so if head is slower by a constant factor, the observations are symmetric about its logarithm. Symmetry is
+all that Wilcoxon's signed-rank test assumes. Its null distribution is exact for every number of pairs, needs no normal
+distribution, and limits the influence of a disturbed pair to its rank.
 
-Sampling goes on until the rule has decided or the time is spent, so the test is made at several looks. A look spends
-as much of an error rate as the time since the last look is of all that the round has (Lan & DeMets 1983, "Discrete
-sequential boundaries for clinical trials"): whenever one stops, the rate is kept, by Bonferroni's inequality, where the
-time of a look does not depend on which of a pair's processes was head's. Of one benchmark it does not. Of several it
-does a little: pairs are shorter once another benchmark is decided.
+The design is group-sequential: pairs are added until the rule decides or the time budget is spent, and the test is
+made at several interim looks. Error rates are spent by an alpha-spending function (Lan & DeMets 1983, "Discrete
+sequential boundaries for clinical trials"): a look spends the same share of the rate as the time since the last look
+is of the round's time. By Bonferroni's inequality the total rate is kept at any stopping time, as long as the time of a
+look does not depend on which process of a pair was head's. With one benchmark it does not. With several it does a
+little: pairs are shorter once another benchmark is decided.
 """
 
 from __future__ import annotations
@@ -25,18 +26,22 @@ from scipy import stats
 
 from lenet.oracle import Array
 
-FALSE_ALARMS = 0.001
-"""How often a gate that compares equals may fail, over all of its benchmarks. The rate where head is delta slower."""
+FALSE_ALARM_RATE = 0.001
+"""The largest probability that a gate fails, over all its benchmarks, although head is at most delta slower."""
 
-MISSES = 0.05
-"""How often a benchmark that is delta slower may pass."""
+MISS_RATE = 0.05
+"""The largest probability that a benchmark passes when head is delta slower."""
 
 FIRST_LOOK = 9
-"""Pairs. The least p-value of nine is 1/512: small enough for a ninth of the rate that three benchmarks have."""
+"""
+Pairs before the first look. The smallest p-value of nine pairs is 1/512.
+
+That is small enough for a ninth of the rate that each of three benchmarks has.
+"""
 
 
 def looks() -> Iterator[int]:
-    """After how many pairs a look is taken: each time half as many again, since a look at nearly the same is wasted."""
+    """Yield the numbers of pairs at which to look; each is 1.5 times the last, since a look soon after is wasted."""
     pairs = FIRST_LOOK
     while True:
         yield pairs
@@ -53,19 +58,19 @@ class Rates:
     @classmethod
     def of(cls, benchmarks: int) -> Rates:
         """
-        Those of two rounds, of so many benchmarks.
+        Return the rates of each of two rounds, for a gate of this many benchmarks.
 
-        What fails has been found slower twice, each time in processes of their own: the rates multiply. One benchmark
-        of many is enough for a false alarm, so they share that rate. A miss has two chances, the first round and, after
-        a suspicion, the second; that all benchmarks are within delta is wrong no more often than that the slowest is
-        (Berger 1982, the intersection-union test), so they do not share that one.
+        A benchmark fails only if it is found slower in two rounds with different processes, so the rates multiply. One
+        benchmark is enough for a false alarm, so all benchmarks share that rate. A benchmark can be missed in either
+        round, so each has half of the rate of misses. The benchmarks do not share it: concluding that all are within
+        delta is wrong no more often than concluding it of the slowest (Berger 1982, the intersection-union test).
         """
-        return cls(slower=sqrt(FALSE_ALARMS / benchmarks), within=MISSES / 2)
+        return cls(slower=sqrt(FALSE_ALARM_RATE / benchmarks), within=MISS_RATE / 2)
 
 
 @dataclass(frozen=True)
 class Slowdown:
-    """How much longer head takes, 0.01 being one per cent, with bounds that hold at a look's share of the rates."""
+    """The relative slowdown of head (0.01 is 1 %) with one-sided bounds, each at its share of the error rates."""
 
     estimate: float
     lower: float
@@ -73,45 +78,46 @@ class Slowdown:
     pairs: int
 
     @property
-    def visible(self) -> float:
-        """How much more than delta a slowdown must be for its lower bound to be above delta, with this scatter."""
+    def margin(self) -> float:
+        """The distance from the estimate to its lower bound: a slowdown of delta plus this would be detected."""
         return self.estimate - self.lower
 
 
 def slowdown(ratios: Sequence[float], share: float, rates: Rates) -> Slowdown:
     """
-    Hodges and Lehmann's estimate, and bounds by inverting the test at this share of the rates, from log(head / base).
+    Estimate the slowdown from the log ratios of pairs, with bounds at this share of the rates.
 
-    With too few pairs for the rate, the bounds are infinite.
+    The estimate is Hodges and Lehmann's, the median of the Walsh averages. The bounds invert the signed-rank test; they
+    are infinite if there are too few pairs for the rate.
     """
-    lower = _lower(np.array(ratios), share * rates.slower)
-    upper = -_lower(-np.array(ratios), share * rates.within)
-    middle = float(np.median(_walsh(np.array(ratios))))
-    middle, lower, upper = np.expm1([middle, lower, upper]).tolist()
-    return Slowdown(middle, lower, upper, pairs=len(ratios))
+    lower = _lower_bound(np.array(ratios), share * rates.slower)
+    upper = -_lower_bound(-np.array(ratios), share * rates.within)
+    estimate = float(np.median(_walsh_averages(np.array(ratios))))
+    estimate, lower, upper = np.expm1([estimate, lower, upper]).tolist()
+    return Slowdown(estimate, lower, upper, pairs=len(ratios))
 
 
-def _walsh(numbers: Array) -> Array:
-    """The averages of all pairs of numbers, each with itself included, in order."""
-    rows, columns = np.triu_indices(len(numbers))
-    return np.sort((numbers[rows] + numbers[columns]) / 2)
+def _walsh_averages(values: Array) -> Array:
+    """Return the averages of all pairs of values, including each value with itself, in ascending order."""
+    rows, columns = np.triu_indices(len(values))
+    return np.sort((values[rows] + values[columns]) / 2)
 
 
-def _lower(numbers: Array, rate: float) -> float:
-    """The largest value that the centre of the numbers is shown to be above, at this error rate."""
-    averages = _walsh(numbers)
-    between = (averages[1:] + averages[:-1]) / 2  # where nothing is tied: the test's result is the same up to the next
+def _lower_bound(values: Array, rate: float) -> float:
+    """Return the largest value that the center of symmetry of the values is shown to exceed, at this error rate."""
+    averages = _walsh_averages(values)
+    midpoints = (averages[1:] + averages[:-1]) / 2  # free of ties; the test's result changes only at the averages
 
-    def p_value(place: int) -> float:
-        return float(stats.wilcoxon(numbers - between[place], alternative="greater", method="exact").pvalue)
+    def p_value(index: int) -> float:
+        return float(stats.wilcoxon(values - midpoints[index], alternative="greater", method="exact").pvalue)
 
-    if 0.5 ** len(numbers) > rate:  # the least p-value that there is
+    if 0.5 ** len(values) > rate:  # the smallest possible p-value
         return -np.inf
-    return float(averages[bisect_right(range(len(between)), rate, key=p_value)])
+    return float(averages[bisect_right(range(len(midpoints)), rate, key=p_value)])
 
 
 def decide(found: Slowdown, delta: float) -> str:
-    """`slower` or `within` delta, or `undecided`."""
+    """Return `slower` if the slowdown is shown to exceed delta, `within` if it is shown not to, else `undecided`."""
     if found.lower > delta:
         return "slower"
     return "within" if found.upper < delta else "undecided"
@@ -119,8 +125,8 @@ def decide(found: Slowdown, delta: float) -> str:
 
 def log_ratio(head: Sequence[float], base: Sequence[float]) -> float:
     """
-    log(head / base) of one pair of processes, from the seconds of blocks that were timed side by side.
+    Return log(head / base) of one pair of processes, from the seconds of interleaved blocks.
 
-    The mean of the middle half: blocks between which the machine's speed changed lie outside.
+    The result is the interquartile mean over blocks, which excludes blocks between which the machine's speed changed.
     """
     return float(stats.trim_mean(np.log(head) - np.log(base), 0.25))

@@ -1,10 +1,10 @@
 """
-Engines timed against each other: `python -m benchmarks.engine_times` prints the table, `--record DIR` writes it down.
+Times of the engines, measured together: `python -m benchmarks.engine_times` prints tables, `--record DIR` a JSON file.
 
-One fresh process holds one engine, and only one of them runs at any moment. Each time is the median over blocks of at
-least 5 ms of calls; the blocks of all engines take turns, in another random order in every round. The first engine is
-there twice, and the rate of a matrix product is measured in the same rounds: the share is of that rate. What an engine
-answers is verified before it is timed, in each of its batches.
+Each engine has a fresh process of its own, and only one process computes at any moment. A time is the median over
+blocks of calls of at least 5 ms. The blocks of all engines are interleaved, in a new random order in every round. As
+controls, the first engine has a second process, and the rate of a matrix product is measured in the same rounds: the
+throughput of each engine is stated as a share of it. Every answer is verified before it is timed, in every batch size.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.worker import Arm, Cold, NotTimed, Worker, WorkerError
+from benchmarks.arguments import positive_int
+from benchmarks.worker_client import Arm, NotTimed, Startup, Worker, WorkerError
 from benchmarks.workload import BATCHES, DISTINCT
 from lenet import engines
 from lenet.engines import PEERS, Engine, EngineError
@@ -39,32 +40,34 @@ from lenet.table import table
 DEFAULT = ("eager", "channels-last", "no-onednn", "compiled", "compiled-deterministic", "aot-inductor", *PEERS)
 TRAINING_BATCHES = (16, 256)
 FLOPS = {"forward": FORWARD_FLOPS, "training step": TRAINING_FLOPS}
-"""Of one image."""
+"""The FLOPs of each operation per image."""
 
-MATRIX = 1024
 PRODUCT = "matrix product"
+PRODUCT_SIZE = 1024
 AGAIN = " again"
-ROUNDS = 20
-"""At least, however long a block takes."""
+"""The suffix of the name of the first engine's second process."""
 
-SPLITS = 999
-"""Random ones, that the order of the engines is compared with."""
+MIN_ROUNDS = 20
+"""Rounds of blocks, at least, however long a block takes."""
+
+PERMUTATIONS = 999
+"""Random permutations in the test for order effects."""
 
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Block:
-    """The seconds of one call in a block of an engine's, and which engine's block came before it."""
+    """The seconds of one call in a block of an engine, and the engine whose block came before it."""
 
     engine: str
-    before: str | None
+    previous: str | None
     seconds: float
 
 
 @dataclass(frozen=True)
 class Timing:
-    """An engine's operation on a batch."""
+    """The time of an engine's operation with a batch size."""
 
     engine: str
     operation: str
@@ -72,34 +75,34 @@ class Timing:
     seconds: float  # of one call: the median over blocks
     quartiles: tuple[float, float]
     blocks: int
-    limit: float  # floating-point operations per second of the matrix product beside it
-    cold: Cold
+    limit: float  # FLOP/s of the matrix product in the same rounds
+    startup: Startup
 
     @property
     def rates(self) -> dict[str, float]:
-        """Images and floating-point operations per second, and which share of the limit these are."""
+        """Images/s, FLOP/s, and the latter as a share of the matrix product's."""
         flops = self.batch * FLOPS[self.operation] / self.seconds
         return {
             "images_per_second": self.batch / self.seconds,
             "flops_per_second": flops,
-            "share": flops / self.limit,
+            "share_of_matrix_product": flops / self.limit,
         }
 
 
 @dataclass(frozen=True)
-class Order:
-    """How far the median of an engine's blocks differs with the engine whose block came before."""
+class OrderEffect:
+    """How much the median of an engine's blocks depends on the engine whose block came before."""
 
     engine: str
-    after: str  # where it differs most
-    difference: float  # relative to the median of all its blocks; the largest
-    by_chance: float  # the same for random splits into parts of these sizes: their median
-    p: float  # the share of random splits that differ as much, times the number of engines
+    after: str  # the engine after which the median differs most
+    difference: float  # that difference, relative to the median of all blocks of the engine
+    by_chance: float  # the median of the same statistic over random permutations
+    p: float  # the p-value of the permutation test, with Bonferroni's correction for the number of engines
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """What was not timed, and why: it raised, or its answer was wrong."""
+class Untimed:
+    """An operation that was not timed because the engine raised or gave a wrong answer."""
 
     engine: str
     operation: str
@@ -109,14 +112,14 @@ class Refusal:
 
 @dataclass
 class Result:
-    """What a run found."""
+    """The result of a run."""
 
     timings: list[Timing] = field(default_factory=list)
-    refused: list[Refusal] = field(default_factory=list)
-    order: list[Order] = field(default_factory=list)
+    not_timed: list[Untimed] = field(default_factory=list)
+    order: list[OrderEffect] = field(default_factory=list)
 
     def again(self) -> list[float]:
-        """The times of the first engine's second process, relative to those of its first."""
+        """Return the times of the first engine's second process, relative to those of its first process."""
         seconds = {(t.engine, t.operation, t.batch): t.seconds for t in self.timings}
         pairs = [((engine.removesuffix(AGAIN), *rest), t) for (engine, *rest), t in seconds.items() if AGAIN in engine]
         return [t / seconds[first] for first, t in pairs if first in seconds]
@@ -124,67 +127,68 @@ class Result:
 
 def interleave(workers: dict[str, Worker], budget: float, random: np.random.Generator) -> list[Block]:
     """
-    Rounds of a block of each worker, in random order, for `budget` seconds a worker.
+    Time rounds of blocks of what the workers have prepared, for `budget` seconds per worker.
 
-    What the workers have prepared is what is timed; the first block of each is for warming up, and is left out.
+    A round is one block of each worker, in random order. The first block of each worker is a warm-up and is left out.
     """
     for worker in workers.values():
         worker.measure()
     blocks: list[Block] = []
-    before = None
+    previous = None
     end = time.perf_counter() + budget * len(workers)
-    while len(blocks) < ROUNDS * len(workers) or time.perf_counter() < end:
+    while len(blocks) < MIN_ROUNDS * len(workers) or time.perf_counter() < end:
         for name in random.permutation(list(workers)).tolist():
-            blocks.append(Block(name, before, workers[name].measure()))
-            before = name
+            blocks.append(Block(name, previous, workers[name].measure()))
+            previous = name
     return blocks
 
 
 def seconds_of(blocks: list[Block], engine: str) -> Array:
-    """Of one call, block by block."""
+    """Return the seconds of one call in each block of an engine."""
     return np.array([block.seconds for block in blocks if block.engine == engine])
 
 
-def order_effects(cells: list[list[Block]], random: np.random.Generator) -> list[Order]:
+def order_effects(cells: list[list[Block]], random: np.random.Generator) -> list[OrderEffect]:
     """
-    Of each engine: do its times depend on whose block came before? Over all cells, each relative to its own median.
+    Test, for each engine, whether its times depend on the engine whose block came before.
 
-    Where they do not, every split of a cell's blocks by what came before is as likely as any other.
+    `cells` are the blocks of each operation and batch size. Times are relative to the engine's median in the cell. If
+    they do not depend on the previous block, all permutations of the previous engines within a cell are equally likely.
     """
     names = list(dict.fromkeys(block.engine for blocks in cells for block in blocks if block.engine != PRODUCT))
     return [_order_effect(name, cells, len(names), random) for name in names]
 
 
-def _order_effect(name: str, cells: list[list[Block]], engines: int, random: np.random.Generator) -> Order:
-    relative, befores = [], []
+def _order_effect(name: str, cells: list[list[Block]], engines: int, random: np.random.Generator) -> OrderEffect:
+    relative, previous = [], []
     for blocks in cells:
-        own = [block for block in blocks if block.engine == name and block.before not in (None, name)]
-        seconds = seconds_of(own, name)
-        relative.append(seconds / np.median(seconds) if own else seconds)
-        befores.append(np.array([block.before for block in own], dtype=object))
+        selected = [block for block in blocks if block.engine == name and block.previous not in (None, name)]
+        seconds = seconds_of(selected, name)
+        relative.append(seconds / np.median(seconds) if selected else seconds)
+        previous.append(np.array([block.previous for block in selected], dtype=object))
     times = np.concatenate(relative)
-    differences = _differences(times, np.concatenate(befores))
-    after = max(differences, key=lambda before: differences[before])
-    splits = [
-        max(_differences(times, np.concatenate([random.permutation(part) for part in befores])).values())
-        for _ in range(SPLITS)
+    differences = _differences(times, np.concatenate(previous))
+    after = max(differences, key=lambda engine: differences[engine])
+    permuted = [
+        max(_differences(times, np.concatenate([random.permutation(part) for part in previous])).values())
+        for _ in range(PERMUTATIONS)
     ]
-    as_large = 1 + sum(split >= differences[after] for split in splits)
-    p = min(1.0, engines * as_large / (1 + SPLITS))
-    return Order(name, after, differences[after], float(np.median(splits)), p)
+    as_large = 1 + sum(difference >= differences[after] for difference in permuted)
+    p = min(1.0, engines * as_large / (1 + PERMUTATIONS))
+    return OrderEffect(name, after, differences[after], float(np.median(permuted)), p)
 
 
-def _differences(times: Array, befores: Any) -> dict[str, float]:
-    """How far the median of those after each engine is from 1, the median of all."""
-    return {name: abs(float(np.median(times[befores == name])) - 1) for name in dict.fromkeys(befores)}
+def _differences(times: Array, previous: Any) -> dict[str, float]:
+    """Return how far the median of the times after each engine is from 1, the median of all times."""
+    return {name: abs(float(np.median(times[previous == name])) - 1) for name in dict.fromkeys(previous)}
 
 
 @contextmanager
-def started(arms: dict[str, Arm]) -> Iterator[dict[str, Worker]]:
-    """A worker for each arm, of which none finds anything that was compiled before."""
+def started_workers(arms: dict[str, Arm]) -> Iterator[dict[str, Worker]]:
+    """Start a worker for each arm, with an empty compilation cache of its own."""
     with ExitStack() as stack:
         workers = {}
-        for name, arm in tqdm(arms.items(), "workers start", leave=False, disable=None):
+        for name, arm in tqdm(arms.items(), "starting workers", leave=False, disable=None):
             cache = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
             workers[name] = stack.enter_context(Worker(arm, environment={"TORCHINDUCTOR_CACHE_DIR": cache}))
         yield workers
@@ -192,120 +196,120 @@ def started(arms: dict[str, Arm]) -> Iterator[dict[str, Worker]]:
 
 def compare(chosen: Sequence[Engine], arm: Arm, cells: Sequence[tuple[str, int]], budget: float) -> Result:
     """
-    Time each cell, an operation on a batch, of all engines that have it, in `budget` seconds each.
+    Time each cell, an operation and a batch size, of all engines that support it, for `budget` seconds each.
 
-    Raises WorkerError where a worker dies or hangs; no process is left, whatever happens.
+    Raises WorkerError if a worker dies or hangs. All processes are stopped in any case.
     """
     random, result, measured = np.random.default_rng(SEED), Result(), []
     loaded = {engine.name: engine for engine in chosen} | {chosen[0].name + AGAIN: chosen[0]}
     arms = {name: replace(arm, engine=engine.name) for name, engine in loaded.items()}
-    todo = [(*cell, [n for n, e in loaded.items() if cell[0] == "forward" or e.differentiable]) for cell in cells]
+    plan = [(*cell, [n for n, e in loaded.items() if cell[0] == "forward" or e.differentiable]) for cell in cells]
     with (
-        started({**arms, PRODUCT: replace(arm, engine="eager")}) as workers,
-        tqdm(total=sum(1 + len(able) for *_, able in todo), leave=False, disable=None) as bar,
+        started_workers({**arms, PRODUCT: replace(arm, engine="eager")}) as workers,
+        tqdm(total=sum(1 + len(able) for *_, able in plan), leave=False, disable=None) as bar,
     ):
-        workers[PRODUCT].prepare(PRODUCT, MATRIX)
-        for operation, batch, able in todo:
-            cold: dict[str, Cold] = {}
+        workers[PRODUCT].prepare(PRODUCT, PRODUCT_SIZE)
+        for operation, batch, able in plan:
+            startups: dict[str, Startup] = {}
             for name in able:
-                bar.set_description_str(f"{operation} of {batch}: {name} begins")
+                bar.set_description_str(f"{operation}, batch size {batch}: preparing {name}")
                 try:
-                    cold[name] = workers[name].prepare(operation, batch)
+                    startups[name] = workers[name].prepare(operation, batch)
                 except NotTimed as error:
-                    result.refused.append(Refusal(name, operation, batch, str(error)))
+                    result.not_timed.append(Untimed(name, operation, batch, str(error)))
                 bar.update()
-            bar.set_description_str(f"{operation} of {batch}: {len(cold)} engines by turns")
-            if cold:
-                blocks = interleave({name: workers[name] for name in (*cold, PRODUCT)}, budget, random)
-                result.timings += timings(operation, batch, blocks, cold)
+            bar.set_description_str(f"{operation}, batch size {batch}: timing {len(startups)} engines")
+            if startups:
+                blocks = interleave({name: workers[name] for name in (*startups, PRODUCT)}, budget, random)
+                result.timings += timings(operation, batch, blocks, startups)
                 measured.append(blocks)
             bar.update()
     result.order = order_effects(measured, random)
     return result
 
 
-def timings(operation: str, batch: int, blocks: list[Block], cold: dict[str, Cold]) -> list[Timing]:
-    """What the blocks of a cell come to, engine by engine."""
-    limit = 2 * MATRIX**3 / float(np.median(seconds_of(blocks, PRODUCT)))
-    found = []
-    for name, begun in cold.items():
+def timings(operation: str, batch: int, blocks: list[Block], startups: dict[str, Startup]) -> list[Timing]:
+    """Summarize the blocks of a cell, engine by engine."""
+    limit = 2 * PRODUCT_SIZE**3 / float(np.median(seconds_of(blocks, PRODUCT)))
+    summarized = []
+    for name, startup in startups.items():
         seconds = seconds_of(blocks, name)
         low, median, high = np.quantile(seconds, (0.25, 0.5, 0.75)).tolist()
-        found.append(Timing(name, operation, batch, median, (low, high), len(seconds), limit, begun))
-    return found
+        summarized.append(Timing(name, operation, batch, median, (low, high), len(seconds), limit, startup))
+    return summarized
 
 
 def tables(result: Result) -> str:
-    """What a terminal shows of it."""
+    """Return the tables for a terminal."""
     shown = []
     for operation in FLOPS:
         if timed := [timing for timing in result.timings if timing.operation == operation]:
-            shown += [_speeds(operation, timed), _colds(operation, timed)]
-    if latencies := [timing for timing in result.timings if (timing.operation, timing.batch) == ("forward", 1)]:
-        shown.append(_latencies(latencies))
+            shown += [_throughput_table(operation, timed), _startup_table(operation, timed)]
+    if single := [timing for timing in result.timings if (timing.operation, timing.batch) == ("forward", 1)]:
+        shown.append(_latency_table(single))
     if result.order:
-        shown.append(_orders(result.order))
+        shown.append(_order_table(result.order))
     if again := result.again():
-        shown.append(f"the first engine again, its time / that before: {min(again):.3f} to {max(again):.3f}")
+        shown.append(f"first engine, time of its second process / first: {min(again):.3f} to {max(again):.3f}")
     return "\n\n".join(shown)
 
 
-def _rows(timed: list[Timing]) -> tuple[list[int], dict[str, dict[int, Timing]]]:
-    """The batches, and the timings of each engine by batch."""
-    rows: dict[str, dict[int, Timing]] = {}
+def _by_engine(timed: list[Timing]) -> tuple[list[int], dict[str, dict[int, Timing]]]:
+    """Return the batch sizes, and the timings of each engine by batch size."""
+    engines: dict[str, dict[int, Timing]] = {}
     for timing in timed:
-        rows.setdefault(timing.engine, {})[timing.batch] = timing
-    return sorted({timing.batch for timing in timed}), rows
+        engines.setdefault(timing.engine, {})[timing.batch] = timing
+    return sorted({timing.batch for timing in timed}), engines
 
 
-def _speeds(operation: str, timed: list[Timing]) -> str:
-    batches, rows = _rows(timed)
+def _throughput_table(operation: str, timed: list[Timing]) -> str:
+    batches, engines = _by_engine(timed)
 
     def cell(timing: Timing | None) -> str:
-        return "{images_per_second:,.0f} ({share:.1%})".format(**timing.rates) if timing else "-"
+        return "{images_per_second:,.0f} ({share_of_matrix_product:.1%})".format(**timing.rates) if timing else "-"
 
-    head = [f"{operation}, images/s", *(f"{batch:,}" for batch in batches)]
-    return table([head, *([name, *(cell(row.get(batch)) for batch in batches)] for name, row in rows.items())])
+    header = [f"{operation}, images/s", *(f"{batch:,}" for batch in batches)]
+    return table([header, *([name, *(cell(row.get(batch)) for batch in batches)] for name, row in engines.items())])
 
 
-def _colds(operation: str, timed: list[Timing]) -> str:
-    batches, rows = _rows(timed)
-    shown = [[f"{operation}, first call", *(f"{batch:,}" for batch in batches), "build", "memory"]]
-    for name, row in rows.items():
-        build = max(timing.cold.build for timing in row.values())
-        known = [timing.cold.memory for timing in row.values() if timing.cold.memory is not None]
-        first = [f"{row[batch].cold.first:.3f} s" if batch in row else "-" for batch in batches]
+def _startup_table(operation: str, timed: list[Timing]) -> str:
+    batches, engines = _by_engine(timed)
+    rows = [[f"{operation}, first call", *(f"{batch:,}" for batch in batches), "build", "memory"]]
+    for name, row in engines.items():
+        build = max(timing.startup.build for timing in row.values())
+        known = [timing.startup.memory for timing in row.values() if timing.startup.memory is not None]
+        first_calls = [f"{row[batch].startup.first_call:.3f} s" if batch in row else "-" for batch in batches]
         memory = f"{max(known) / 2**20:,.0f} MiB" if known else "unknown"
-        shown.append([name, *first, f"{build:.3f} s", memory])
-    return table(shown)
+        rows.append([name, *first_calls, f"{build:.3f} s", memory])
+    return table(rows)
 
 
-def _latencies(timed: list[Timing]) -> str:
-    rows = [["forward of one image, us", "median", "quartiles", "blocks"]]
+def _latency_table(timed: list[Timing]) -> str:
+    rows = [["forward, batch size 1, in us", "median", "quartiles", "blocks"]]
     for timing in timed:
         low, high = (f"{1e6 * seconds:,.1f}" for seconds in timing.quartiles)
         rows.append([timing.engine, f"{1e6 * timing.seconds:,.1f}", f"{low} to {high}", f"{timing.blocks:,}"])
     return table(rows)
 
 
-def _orders(effects: list[Order]) -> str:
-    rows = [["median by the block before", "differs by", "after", "random splits by", "p"]]
+def _order_table(effects: list[OrderEffect]) -> str:
+    rows = [["effect of the previous block", "largest", "after", "permuted", "p"]]
     rows += [[o.engine, f"{o.difference:.2%}", o.after, f"{o.by_chance:.2%}", f"{o.p:.3f}"] for o in effects]
     return table(rows)
 
 
 def choose(names: str | None, device: str, dtype: str) -> list[Engine]:
     """
-    The engines of these names; by default those of DEFAULT that can be had, and a line for each that cannot.
+    Load the engines of these names; by default those of DEFAULT that are available, with a line for each other one.
 
-    Raises EngineError where one that was asked for cannot be had.
+    Raises EngineError if an engine that was named is not available.
     """
     chosen = []
     for name in names.split(",") if names else DEFAULT:
         try:
             engine = engines.load(name)
-            if not engine.takes(torch.device(device).type, dtype):
-                raise EngineError(f"--engine {name}: takes no {dtype} on {device}")
+            if not engine.supports(torch.device(device).type, dtype):
+                raise EngineError(f"--engine {name}: does not support {dtype} on {device}")
             chosen.append(engine)
         except EngineError as error:
             if names:
@@ -315,7 +319,7 @@ def choose(names: str | None, device: str, dtype: str) -> list[Engine]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 where all was timed, 1 where an engine raised or was wrong, 2 where a worker broke, 130 after Ctrl-C."""
+    """Return 0 if everything was timed, 1 if an engine raised or was wrong, 2 if a worker failed, 130 after Ctrl-C."""
     options = _options(arguments)
     if options.record:
         set_aside(options.record / "engine_times.json")
@@ -333,58 +337,55 @@ def main(arguments: list[str] | None = None) -> int:
         print("stopped", file=sys.stderr)
         return 130
     print(tables(result))
-    for refusal in result.refused:
-        print(f"not timed: {refusal.engine}, {refusal.operation} of {refusal.batch}: {refusal.reason}", file=sys.stderr)
+    for one in result.not_timed:
+        print(f"not timed: {one.engine}, {one.operation}, batch size {one.batch}: {one.reason}", file=sys.stderr)
     if options.record:
         _record(options, chosen, result)
-    return 1 if result.refused else 0
+    return 1 if result.not_timed else 0
 
 
 def _record(options: argparse.Namespace, chosen: list[Engine], result: Result) -> None:
+    """Write engine_times.json."""
     command = shlex.join(["python", "-m", "benchmarks.engine_times", *sys.argv[1:]])
-    run = {name: getattr(options, name) for name in ("device", "dtype", "threads", "budget")}
+    settings = {name: getattr(options, name) for name in ("device", "dtype", "threads", "budget")}
     claims = {engine.name: engine.claims[options.dtype] for engine in chosen}
-    found = {
+    measured = {
         "timings": [asdict(timing) | timing.rates for timing in result.timings],
         "again": result.again(),
-        "order": [asdict(order) for order in result.order],
-        "refused": [asdict(refusal) for refusal in result.refused],
+        "order": [asdict(effect) for effect in result.order],
+        "not_timed": [asdict(one) for one in result.not_timed],
     }
-    content = stamp(command) | run | {"seed": SEED, "claims": claims} | found
+    content = stamp(command) | settings | {"seed": SEED, "claims": claims} | measured
     with write_atomically(options.record / "engine_times.json") as file:
         file.write(json.dumps(content, indent=1).encode())
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.engine_times", description="Time engines by turns.")
-    parser.add_argument("--engines", metavar="NAMES", help=f"comma-separated; default: {','.join(DEFAULT)}, if there")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.engine_times", description="Time the engines in interleaved blocks."
+    )
+    parser.add_argument(
+        "--engines", metavar="NAMES", help=f"comma-separated; default: {','.join(DEFAULT)}, as far as available"
+    )
     parser.add_argument("--batches", type=_batches, default=BATCHES[:-1], metavar="SIZES", help="comma-separated")
-    parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1, help="default: all cores")
+    parser.add_argument("--threads", type=positive_int, default=os.cpu_count() or 1, help="default: all cores")
     parser.add_argument("--device", default="cpu", help="default %(default)s")
     parser.add_argument("--dtype", choices=PRECISIONS, default="float32", help="default %(default)s")
     parser.add_argument(
-        "--budget", type=float, default=2.0, metavar="SECONDS", help="for an engine and batch, default %(default)s"
+        "--budget", type=float, default=2.0, metavar="SECONDS", help="per engine and batch size; default %(default)s"
     )
-    parser.add_argument("--record", type=Path, metavar="DIR", help="write the times to engine_times.json there")
+    parser.add_argument("--record", type=Path, metavar="DIR", help="write the times to DIR/engine_times.json")
     options = parser.parse_args(arguments)
     if options.record and not writable(options.record):
-        parser.error(f"--record {options.record}: not a folder that can be written to")
+        parser.error(f"--record {options.record}: not a writable folder")
     return options
 
 
-def positive(text: str) -> int:
-    """A number from 1 on, as an option."""
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
-
-
 def _batches(text: str) -> tuple[int, ...]:
-    """Sizes that repeat the workload's digits a whole number of times."""
-    batches = tuple(positive(part) for part in text.split(","))
+    """Return batch sizes that repeat the workload's distinct digits a whole number of times."""
+    batches = tuple(positive_int(part) for part in text.split(","))
     if wrong := [batch for batch in batches if batch > DISTINCT and batch % DISTINCT]:
-        raise argparse.ArgumentTypeError(f"{wrong[0]} is no multiple of {DISTINCT}")
+        raise argparse.ArgumentTypeError(f"{wrong[0]} is not a multiple of {DISTINCT}")
     return batches
 
 

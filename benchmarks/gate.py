@@ -1,11 +1,11 @@
 """
-Is head slower than base? `python -m benchmarks.gate` says so with known error rates, or says that it cannot tell.
+The performance gate: `python -m benchmarks.gate` decides with known error rates whether head is slower than base.
 
-Head is what is here; base is the commit that it branched from, or `--base REV`, checked out beside it. Or the two are
-told apart by engine, subject or interpreter. How they are compared says `benchmarks/comparison.py`, how it is decided
-`benchmarks/decision.py`.
+Head is the working tree. Base is the commit that it branched from, or `--base REV`, in a temporary checkout.
+Alternatively, head and base differ in engine, subject or interpreter. `benchmarks/comparison.py` compares them and
+`benchmarks/decision.py` has the decision rule.
 
-Exit codes: 0 passed, 1 failed, 3 inconclusive, 2 broken: what was to be compared could not be.
+Exit codes: 0 passed, 1 failed, 3 inconclusive, 2 error: head and base could not be compared.
 """
 
 from __future__ import annotations
@@ -24,47 +24,46 @@ from fnmatch import fnmatchcase
 from io import BytesIO
 from pathlib import Path
 
-from benchmarks.comparison import OPERATIONS, ComparisonError, Side, judge
-from benchmarks.engine_times import positive
+from benchmarks.arguments import positive_int
+from benchmarks.comparison import OPERATIONS, ComparisonError, Side, compare
 from benchmarks.gate_report import FORMATS, Outcome, terminal
-from benchmarks.worker import Arm, WorkerError
+from benchmarks.worker_client import Arm, WorkerError
 from benchmarks.workload import BATCHES
 from lenet.files import set_aside, writable, write_atomically
 from lenet.oracle import PRECISIONS
 
 NAMES = tuple(f"{operation}-{batch}" for operation in OPERATIONS for batch in BATCHES)
 DEFAULT = ("forward-1", "forward-256", "training-step-64")
-"""Latency, throughput, and training."""
+"""A benchmark of latency, one of throughput and one of training."""
 
 DELTA = 0.012
 """
-Where 3 %, the least slowdown that is to be found, takes as many pairs to be shown as no slowdown takes to pass.
+The default delta: detecting a slowdown of 3 %, the smallest of interest, takes as many pairs as passing with none.
 
-With z(p) what a normal number exceeds with probability p, for `decision.Rates` of three benchmarks at one of three
-looks, two rounds in the time of one, and each round successful in 90 % of cases:
+Let z(p) be the value that a standard normal variable exceeds with probability p. For `decision.Rates` of three
+benchmarks at one of three looks, two rounds in the time of one, and each round successful with a probability of 90 %:
 delta / (z(0.025 / 3) + z(0.1)) = (3 % - delta) / (sqrt(2) * (z(0.018 / 3) + z(0.1))).
 """
 
 BUDGET = 60.0
-"""Seconds for a benchmark."""
+"""The default budget: seconds per benchmark."""
 
-EXIT = {"passed": 0, "failed": 1, "broken": 2, "inconclusive": 3}
+EXIT_CODES = {"passed": 0, "failed": 1, "error": 2, "inconclusive": 3}
 
 
-def branched_from() -> str:
+def default_base() -> str:
     """
-    The commit that this branch began at: the last that it has in common with the main one.
+    Return the commit that this branch branched from: the last one that it has in common with the main branch.
 
-    On the main branch itself, what is not committed yet is compared with HEAD, and HEAD with what was before it. The
-    main branch is what GITHUB_BASE_REF or origin/HEAD names, else main or master. Raises ComparisonError where there
-    is none.
+    On the main branch itself it is HEAD if there are uncommitted changes, else HEAD~1. The main branch is the one that
+    GITHUB_BASE_REF or origin/HEAD names, else main or master. Raises ComparisonError if there is none.
     """
-    told = [f"origin/{name}"] if (name := os.environ.get("GITHUB_BASE_REF")) else []
-    for main in (*told, "origin/HEAD", "origin/main", "main", "origin/master", "master"):
+    target = [f"origin/{name}"] if (name := os.environ.get("GITHUB_BASE_REF")) else []
+    for main in (*target, "origin/HEAD", "origin/main", "main", "origin/master", "master"):
         if commit := _git("merge-base", "HEAD", main, check=False):
             break
     else:
-        raise ComparisonError("no main branch is known here to have branched from; name a commit with --base REV")
+        raise ComparisonError("no main branch was found; name a commit with --base REV")
     if commit != _git("rev-parse", "HEAD"):
         return commit
     return "HEAD" if _git("status", "--porcelain", "--untracked-files=no") else "HEAD~1"
@@ -72,7 +71,7 @@ def branched_from() -> str:
 
 @contextmanager
 def checkout(revision: str) -> Iterator[Path]:
-    """A folder with the files of a commit; raises ComparisonError where there is no such commit."""
+    """Check out a commit to a temporary folder and yield it; raises ComparisonError if there is no such commit."""
     archive = subprocess.run(["git", "archive", "--format=tar", revision], capture_output=True, check=False)
     if archive.returncode:
         raise ComparisonError(f"--base {revision}: {_last_line(archive.stderr.decode(errors='replace'))}")
@@ -90,20 +89,20 @@ def _git(*arguments: str, check: bool = True) -> str:
 
 
 def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["no reason given"])[-1]
+    return (text.strip().splitlines() or ["no error message"])[-1]
 
 
-def named(revision: str) -> str:
-    """The commit as people read it: `abc1234 Its first line`."""
+def describe(revision: str) -> str:
+    """Return the abbreviated hash and the subject line of a commit."""
     return _git("log", "-1", "--format=%h %s", revision)
 
 
 @contextmanager
 def sides(options: argparse.Namespace) -> Iterator[tuple[Side, Side]]:
-    """Base and head, as the options tell them apart; where they do not, base is the commit that head branched from."""
+    """Yield base and head; if no option makes them differ, base is the commit that head branched from."""
     arms = {
         side: Arm(
-            subject=_anywhere(getattr(options, f"{side}_subject")),
+            subject=_absolute(getattr(options, f"{side}_subject")),
             engine=getattr(options, f"{side}_engine"),
             device=options.device,
             dtype=options.dtype,
@@ -111,22 +110,20 @@ def sides(options: argparse.Namespace) -> Iterator[tuple[Side, Side]]:
         )
         for side in ("base", "head")
     }
-    apart = arms["base"] != arms["head"] or options.base_python != options.head_python
-    with tempfile.TemporaryDirectory(prefix="installed-") as nothing:  # where only what is installed is found
-        folders = {
-            side: Path(nothing) if getattr(options, f"{side}_python") != sys.executable else None for side in arms
-        }
+    differ = arms["base"] != arms["head"] or options.base_python != options.head_python
+    with tempfile.TemporaryDirectory(prefix="installed-") as empty:  # only installed packages are imported there
+        folders = {side: Path(empty) if getattr(options, f"{side}_python") != sys.executable else None for side in arms}
         head = Side("head", arms["head"], options.head_python, folders["head"])
-        if apart and not options.base:
+        if differ and not options.base:
             yield Side("base", arms["base"], options.base_python, folders["base"]), head
             return
-        revision = options.base or branched_from()
+        revision = options.base or default_base()
         with checkout(revision) as folder:
-            yield Side("base", arms["base"], options.base_python, folder, named(revision)), head
+            yield Side("base", arms["base"], options.base_python, folder, describe(revision)), head
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 where head passed, 1 where it is slower, 3 where that cannot be told, 2 where it broke, 130 after Ctrl-C."""
+    """Return 0 if head passed, 1 if it is slower, 3 if that is inconclusive, 2 after an error, 130 after Ctrl-C."""
     options = _options(arguments)
     for kind in FORMATS:
         if path := getattr(options, kind):
@@ -138,9 +135,9 @@ def main(arguments: list[str] | None = None) -> int:
             outcome.compared = [f"base: {base}", f"head: {head}"]
             print("\n".join(outcome.compared), flush=True)
             budget = options.budget or BUDGET * len(options.select)
-            outcome.result = judge(base, head, options.select, options.delta, budget, options.seed)
+            outcome.result = compare(base, head, options.select, options.delta, budget, options.seed)
     except (ComparisonError, WorkerError) as error:
-        outcome.broken = str(error)
+        outcome.error = str(error)
         print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -150,15 +147,15 @@ def main(arguments: list[str] | None = None) -> int:
         if path := getattr(options, kind):
             with write_atomically(path) as file:
                 file.write(text(outcome).encode())
-    return EXIT[outcome.verdict]
+    return EXIT_CODES[outcome.verdict]
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gate",
-        description="Is head slower than base? Exit codes: 0 no, 1 yes, 3 cannot tell, 2 could not be compared.",
+        description="Is head slower than base? Exit codes: 0 no, 1 yes, 3 inconclusive, 2 error.",
     )
-    parser.add_argument("--base", metavar="REV", help="commit to compare with; default: the one this branched from")
+    parser.add_argument("--base", metavar="REV", help="commit to compare with; default: where this branch began")
     for side in ("base", "head"):
         parser.add_argument(f"--{side}-subject", default="lenet", metavar="SPEC", help="default %(default)s")
         parser.add_argument(f"--{side}-engine", default="eager", metavar="NAME", help="default %(default)s")
@@ -167,45 +164,49 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
             type=_interpreter,
             default=sys.executable,
             metavar="FILE",
-            help="has this project installed; default: this",
+            help="an interpreter with this project installed; default: this one",
         )
     parser.add_argument("--device", default="cpu", help="default %(default)s")
     parser.add_argument("--dtype", choices=PRECISIONS, default="float32", help="default %(default)s")
-    parser.add_argument("--threads", type=positive, default=1, help="default %(default)s")
+    parser.add_argument("--threads", type=positive_int, default=1, help="default %(default)s")
     parser.add_argument(
-        "--select", type=_selected, default=DEFAULT, metavar="NAMES", help=f"patterns; default {','.join(DEFAULT)}"
+        "--select",
+        type=_selected,
+        default=DEFAULT,
+        metavar="NAMES",
+        help=f"comma-separated names or patterns; default {','.join(DEFAULT)}",
     )
     parser.add_argument(
-        "--delta", type=_share, default=DELTA, help=f"the slowdown that matters; default {DELTA:.1%}".replace("%", "%%")
+        "--delta", type=_share, default=DELTA, help=f"the slowdown to detect; default {DELTA:.1%}".replace("%", "%%")
     )
-    parser.add_argument("--budget", type=_seconds, metavar="TIME", help="such as 120s or 5m; default 60s a benchmark")
-    parser.add_argument("--seed", type=int, default=0, help="of the random order; default %(default)s")
+    parser.add_argument("--budget", type=_seconds, metavar="TIME", help="such as 120s or 5m; default 60s per benchmark")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random order; default %(default)s")
     for kind in FORMATS:
-        parser.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"write the result as {kind} there")
+        parser.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"write the result to FILE as {kind}")
     options = parser.parse_args(arguments)
     for kind in FORMATS:
         path = getattr(options, kind)
         if path and not writable(path.parent):
-            parser.error(f"--{kind} {path}: not a folder that can be written to")
+            parser.error(f"--{kind} {path}: not in a writable folder")
     return options
 
 
-def _anywhere(spec: str) -> str:
-    """The subject's spec; a file is that of the working tree, wherever a worker runs."""
+def _absolute(spec: str) -> str:
+    """Return the subject's spec with an absolute path, so that a file is found wherever the worker runs."""
     place, separator, name = spec.partition(":")
     return f"{Path(place).absolute()}{separator}{name}" if place.endswith(".py") else spec
 
 
 def _interpreter(text: str) -> str:
-    """The program of this name, by its whole path."""
+    """Return the absolute path of a program."""
     found = shutil.which(text)
     if not found:
-        raise argparse.ArgumentTypeError(f"{text} is no program that can be run")
+        raise argparse.ArgumentTypeError(f"{text} is not an executable program")
     return str(Path(found).absolute())
 
 
 def _selected(text: str) -> tuple[str, ...]:
-    """The benchmarks that patterns, separated by commas, match."""
+    """Return the names of the benchmarks that comma-separated patterns match."""
     chosen: list[str] = []
     for pattern in text.split(","):
         matched = [name for name in NAMES if fnmatchcase(name, pattern)]
@@ -216,18 +217,18 @@ def _selected(text: str) -> tuple[str, ...]:
 
 
 def _share(text: str) -> float:
-    """`5%` or `0.05`."""
+    """Parse a share such as `5%` or `0.05`."""
     share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     if not 0 < share < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no share between 0 and 100%")
+        raise argparse.ArgumentTypeError(f"{text} is not a share between 0 and 100%")
     return share
 
 
 def _seconds(text: str) -> float:
-    """`120s`, `2m` or `120`."""
+    """Parse a duration such as `120s`, `2m` or `120`, in seconds."""
     seconds = float(text.rstrip("sm")) * (60 if text.endswith("m") else 1)
     if not seconds > 0:
-        raise argparse.ArgumentTypeError(f"{text} is no time")
+        raise argparse.ArgumentTypeError(f"{text} is not a positive duration")
     return seconds
 
 

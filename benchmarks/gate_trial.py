@@ -1,10 +1,11 @@
 """
-The gate, gated: how often it raises a false alarm, and how often it finds a slowdown that is there.
+A trial of the gate: how often it raises a false alarm, and how often it detects a real slowdown.
 
 `python -m benchmarks.gate_trial --minutes 60 --record DIR` has the gate compare the reference with itself and with the
-variants of `benchmarks/slowdowns.py`, in turn, and adds each verdict to `gate_trial.json`, where it goes on the next
-time. `--beside 1` has another process train all the while. With each verdict it takes samples as other tools do, one
-arm after the other in a process of its own, and notes what their rules say of them.
+variants of `benchmarks/slowdowns.py`, in alternation, and appends each verdict to `gate_trial.json`; the next run
+resumes there. `--beside 1` runs the trial under load: a background process trains at the same time. With each verdict
+the trial also takes samples as other tools do, one arm after the other, each in one process, and records what their
+rules decide.
 """
 
 from __future__ import annotations
@@ -16,8 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -26,119 +25,73 @@ import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
-from benchmarks.comparison import Benchmark, ComparisonError, Pair, Side, cell, judge
+from benchmarks.comparison import Benchmark, ComparisonError, Pair, Side, compare, operation_and_batch
 from benchmarks.decision import Rates
 from benchmarks.gate import BUDGET, DEFAULT, DELTA
 from benchmarks.gate_report import as_dict
-from benchmarks.worker import Arm, Worker, WorkerError
+from benchmarks.trial_table import CONDITIONS, LOADS, Condition, proportion, rows
+from benchmarks.worker_client import Arm, Worker, WorkerError
 from lenet.files import writable, write_atomically
-from lenet.fingerprint import fingerprint, headline, stamp
+from lenet.fingerprint import FORMAT, fingerprint, headline, stamp
 from lenet.table import table
 
 FILE = "gate_trial.json"
-SLOWDOWNS = "benchmarks.slowdowns"
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What is compared, and how often in relation to the others."""
-
-    name: str
-    base: str
-    head: str
-    weight: int
-    benchmarks: tuple[str, ...] = DEFAULT
-
-
-CONDITIONS = {
-    condition.name: condition
-    for condition in (
-        Condition("A/A", "lenet", "lenet", 10),
-        Condition("+2%", f"{SLOWDOWNS}:By0", f"{SLOWDOWNS}:By2", 1),
-        Condition("+3%", f"{SLOWDOWNS}:By0", f"{SLOWDOWNS}:By3", 4),
-        Condition("+5%", f"{SLOWDOWNS}:By0", f"{SLOWDOWNS}:By5", 4),
-        Condition("+10%", f"{SLOWDOWNS}:By0", f"{SLOWDOWNS}:By10", 2),
-        Condition("needless copy", "lenet", f"{SLOWDOWNS}:Copied", 2),
-        Condition("for-loop SGD", f"{SLOWDOWNS}:Foreach", f"{SLOWDOWNS}:ForLoop", 1, ("training-step-64",)),
-    )
-}
 
 REPLAYS = 3700
-"""Of which none fails where the exact 95 % interval is to end below 1 in 1,000."""
+"""With this many replays and no failure, the exact 95 % interval ends below 1 in 1,000."""
 
-BESIDE = {0: "nothing", 1: "a training run"}
-"""What ran beside a trial, by the number of such processes."""
-
-SAMPLED = 1.0
-"""Seconds of single calls, for the rules of other tools: pytest-benchmark's `--benchmark-max-time`."""
-
-RULES: dict[str, Callable[[float, float], bool]] = {
-    "pytest-benchmark, median:5%": lambda ratio, p: ratio > 1.05,
-    "Mann-Whitney, p < 0.002": lambda ratio, p: ratio > 1 and p < 0.002,
-    "the same and 5 % slower": lambda ratio, p: ratio > 1.05 and p < 0.002,
-}
-"""
-Of the ratio of medians and the p-value of one-armed samples. asv calls a benchmark slower where Mann and Whitney's
-test has p < 0.002 and the ratio is above `--factor`, 1.1 by default.
-https://github.com/airspeed-velocity/asv/blob/main/asv/_stats.py
-"""
+SAMPLE_SECONDS = 1.0
+"""Seconds of single calls for the rules of other tools: the default of pytest-benchmark's `--benchmark-max-time`."""
 
 
 def trial(condition: Condition, seed: int) -> list[dict[str, Any]]:
-    """The verdicts on a condition, and what other rules say; raises as `judge` does."""
+    """Return the gate's verdict and the samples for other rules, per benchmark of a condition; raises as `compare`."""
     base, head = (
         Side(name, Arm(subject=subject)) for name, subject in (("base", condition.base), ("head", condition.head))
     )
     budget = BUDGET * len(condition.benchmarks)
-    result = as_dict(judge(base, head, condition.benchmarks, DELTA, budget, seed))
+    result = as_dict(compare(base, head, condition.benchmarks, DELTA, budget, seed))
     samples = [sampled(side, condition.benchmarks) for side in (base, head)]
     return [
         {
             "condition": condition.name,
-            "benchmark": found["name"],
+            "benchmark": benchmark["name"],
             "seed": seed,
-            "verdict": found["verdict"],
-            "found": found["found"],
-            "suspicion": found["suspicion"],
-            "ratios": [[pair["round"], pair["ratio"]] for pair in found["pairs"]],
+            "verdict": benchmark["verdict"],
+            "found": benchmark["slowdown"],
+            "suspicion": benchmark["first_round"],
+            "ratios": [[pair["round"], pair["ratio"]] for pair in benchmark["pairs"]],
             "seconds": result["seconds"] / len(condition.benchmarks),
-            "sequential": sequential(*(sample[found["name"]] for sample in samples)),
+            "sequential": sequential(*(sample[benchmark["name"]] for sample in samples)),
         }
-        for found in result["benchmarks"]
+        for benchmark in result["benchmarks"]
     ]
 
 
 def sampled(side: Side, names: Sequence[str]) -> dict[str, list[float]]:
-    """Seconds of single calls of each benchmark, in one fresh process that runs where the system puts it."""
+    """Return the seconds of single calls of each benchmark, in one fresh process that is not pinned to cores."""
     with Worker(side.arm) as worker:
-        taken = {}
+        times = {}
         for name in names:
-            worker.prepare(*cell(name))
+            worker.prepare(*operation_and_batch(name))
             worker.measure()
-            taken[name] = worker.sample(SAMPLED)
-        return taken
+            times[name] = worker.sample(SAMPLE_SECONDS)
+        return times
 
 
 def sequential(base: list[float], head: list[float]) -> dict[str, float]:
-    """What samples of one arm and then of the other come to."""
+    """Return the ratio of medians and the Mann-Whitney p-value of samples taken one arm after the other."""
     ratio = float(np.median(head) / np.median(base))
     return {"ratio": ratio, "p": float(stats.mannwhitneyu(base, head).pvalue)}
 
 
-def share(count: int, of: int) -> str:
-    """A count and its share, with the exact 95 % interval of Clopper and Pearson."""
-    if not of:
-        return "-"
-    low, high = stats.binomtest(count, of).proportion_ci(method="exact")
-    return f"{count} of {of}: {count / of:.1%} ({low:.1%} to {high:.1%})"
-
-
 def replayed(verdicts: Sequence[dict[str, Any]], benchmark: str, seed: int = 0) -> str:
     """
-    How many of REPLAYS gates on equals would fail, of pairs drawn from all those measured of a benchmark.
+    Return how many of REPLAYS gates on equal arms would fail, with pairs resampled from those measured of a benchmark.
 
-    Each pair counts with either sign, since under A/A it might as well have been the other way round. Replays say what
-    the rule makes of such pairs, more often than there is time to measure; not whether tomorrow's pairs are like these.
+    Each pair is used with a random sign, since under A/A either process might have been head's. Replays show what the
+    rule does with such pairs, in more gates than there is time to measure. They do not show whether other pairs would
+    be like these.
     """
     pool = np.array([ratio for v in verdicts if v["benchmark"] == benchmark for _, ratio in v["ratios"]])
     pairs = max(len(v["ratios"]) for v in verdicts if v["benchmark"] == benchmark)
@@ -152,66 +105,51 @@ def replayed(verdicts: Sequence[dict[str, Any]], benchmark: str, seed: int = 0) 
             if gate.verdict:
                 break
         failed += gate.verdict == "failed"
-    return share(failed, REPLAYS)
-
-
-def rows(verdicts: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """How many verdicts of each condition failed, passed and were inconclusive, and what other rules called slower."""
-    shown = [["head is", "beside", "failed", "passed", "inconclusive", "pairs", *RULES]]
-    for name, beside in product(CONDITIONS, BESIDE):
-        if own := [v for v in verdicts if (v["condition"], v["beside"]) == (name, beside)]:
-            failed, passed, inconclusive = (
-                sum(v["verdict"] == kind for v in own) for kind in ("failed", "passed", "inconclusive")
-            )
-            pairs = f"{np.median([len(v['ratios']) for v in own]):g}"
-            others = (
-                share(sum(rule(v["sequential"]["ratio"], v["sequential"]["p"]) for v in own), len(own))
-                for rule in RULES.values()
-            )
-            counts = [share(failed, len(own)), str(passed), str(inconclusive), pairs]
-            shown.append([name, BESIDE[beside], *counts, *others])
-    return shown
+    return proportion(failed, REPLAYS)
 
 
 def summary(verdicts: Sequence[dict[str, Any]]) -> str:
-    """The table of what was counted, and what replays of its pairs come to."""
-    equals = [v for v in verdicts if v["condition"] == "A/A"]
+    """Return the table of verdicts, and the results of the replays."""
+    equal = [v for v in verdicts if v["condition"] == "A/A"]
     lines = [
-        f"replayed from the pairs of A/A, {name} fails in {replayed(equals, name)}"
-        for name in tqdm(dict.fromkeys(v["benchmark"] for v in equals), "replays", leave=False, disable=None)
+        f"replayed from the pairs of A/A, {name} fails in {replayed(equal, name)}"
+        for name in tqdm(dict.fromkeys(v["benchmark"] for v in equal), "replays", leave=False, disable=None)
     ]
     return "\n".join([table(rows(verdicts)), "", *lines])
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The verdicts of earlier runs on this stack; raises ValueError where the file is of another gate, or torn."""
+    """Return the verdicts of earlier runs; raises ValueError if the file is corrupt or of another stack or gate."""
     if not path.exists():
         return []
     try:
         content = json.loads(path.read_text())
-        stack, verdicts, before = content["stack"], content["verdicts"], (content["delta"], content["budget"])
+        written, stack, verdicts = content["format"], content["stack"], content["verdicts"]
+        settings = (content["delta"], content["budget"])
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path}: not a file of this command ({error}); move it away") from error
+    if written != FORMAT:
+        raise ValueError(f"{path}: format {written!r}, this version continues format {FORMAT}: move it away")
     for part, value in fingerprint().items():
         if stack.get(part) != value:
-            raise ValueError(f"{path}: of another {part}, {stack.get(part)}; here it is {value}: move it away")
-    if before != (DELTA, BUDGET):
-        raise ValueError(f"{path}: of another gate, delta and budget were {before}, now {DELTA, BUDGET}: move it away")
+            raise ValueError(f"{path}: its {part} is {stack.get(part)}, here it is {value}: move it away")
+    if settings != (DELTA, BUDGET):
+        raise ValueError(f"{path}: its delta and budget are {settings}, now {DELTA, BUDGET}: move it away")
     return list(verdicts)
 
 
-def rarest(verdicts: Sequence[dict[str, Any]], beside: int) -> str:
-    """The condition that has been tried the least often for its weight."""
+def next_condition(verdicts: Sequence[dict[str, Any]], processes: int) -> str:
+    """Return the condition with the fewest trials for its weight, under this number of background processes."""
     done = dict.fromkeys(CONDITIONS, 0.0)
     for verdict in verdicts:
-        if verdict["beside"] == beside:
+        if verdict["background_processes"] == processes:
             done[verdict["condition"]] += 1 / len(CONDITIONS[verdict["condition"]].benchmarks)
     return min(done, key=lambda name: (done[name] + 1) / CONDITIONS[name].weight)
 
 
 @contextmanager
 def background(processes: int) -> Iterator[Callable[[], None]]:
-    """While so many (0 or 1) processes train; what is given raises WorkerError once they no longer do."""
+    """Train in a background process (if 1, not 0); the yielded function raises WorkerError if it no longer runs."""
     if not processes:
         yield lambda: None
         return
@@ -219,15 +157,15 @@ def background(processes: int) -> Iterator[Callable[[], None]]:
 
     def train(worker: Worker) -> None:
         while not done.is_set():
-            worker.sample(SAMPLED)
+            worker.sample(SAMPLE_SECONDS)
 
     with Worker(Arm()) as worker, ThreadPoolExecutor(1) as pool:
-        worker.prepare(*cell("training-step-64"))
+        worker.prepare(*operation_and_batch("training-step-64"))
         training = pool.submit(train, worker)
 
         def check() -> None:
             if training.done():
-                training.result()  # raises what ended it
+                training.result()  # raises the worker's error
 
         try:
             yield check
@@ -237,25 +175,25 @@ def background(processes: int) -> Iterator[Callable[[], None]]:
 
 def run(verdicts: list[dict[str, Any]], options: argparse.Namespace) -> None:
     """
-    Trials, one after the other, for so many minutes; what each finds is added to the verdicts and written.
+    Run trials for the given minutes; after each, append its verdicts to `verdicts` and write the file.
 
-    Raises as `judge` does; no process is left.
+    Raises as `compare` does. All processes are stopped in any case.
     """
     start, seconds = time.monotonic(), 60 * options.minutes
     seed = max((verdict["seed"] for verdict in verdicts), default=0)
     with background(options.beside) as check, tqdm(total=round(seconds), unit="s", leave=False, disable=None) as bar:
         while time.monotonic() < start + seconds:
-            name, seed = rarest(verdicts, options.beside), seed + 1
-            bar.set_description_str(f"{len(verdicts)} verdicts, now on {name}")
+            name, seed = next_condition(verdicts, options.beside), seed + 1
+            bar.set_description_str(f"{len(verdicts)} verdicts, now {name}")
             found = trial(CONDITIONS[name], seed)
             check()
-            verdicts += [verdict | {"beside": options.beside} for verdict in found]
+            verdicts += [verdict | {"background_processes": options.beside} for verdict in found]
             write(options.record / FILE, verdicts)
             bar.update(round(min(seconds, time.monotonic() - start)) - bar.n)
 
 
 def write(path: Path, verdicts: Sequence[dict[str, Any]]) -> None:
-    """All verdicts so far, in place of those before."""
+    """Write all verdicts so far, replacing the file."""
     command = "python -m benchmarks.gate_trial"
     content = stamp(command) | {"delta": DELTA, "budget": BUDGET, "verdicts": verdicts}
     with write_atomically(path) as file:
@@ -263,7 +201,7 @@ def write(path: Path, verdicts: Sequence[dict[str, Any]]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 where all trials came to verdicts, 2 where one broke, 130 after Ctrl-C; what was found until then is kept."""
+    """Return 0 if all trials gave verdicts, 2 after an error, 130 after Ctrl-C; finished verdicts are always kept."""
     options = _options(arguments)
     try:
         verdicts = read(options.record / FILE)
@@ -281,16 +219,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gate_trial", description="How often the gate is wrong, and how often it finds out."
+        prog="python -m benchmarks.gate_trial", description="Measure the false alarms and the power of the gate."
     )
-    parser.add_argument("--minutes", type=float, default=60.0, help="how long to go on; default %(default)s")
-    parser.add_argument("--beside", type=int, choices=BESIDE, default=0, help="processes that train beside; default 0")
+    parser.add_argument("--minutes", type=float, default=60.0, help="start trials for this long; default %(default)s")
+    parser.add_argument(
+        "--beside", type=int, choices=LOADS, default=0, help="background processes that train meanwhile; default 0"
+    )
     parser.add_argument(
         "--record", type=Path, default=Path("reports/latest"), metavar="DIR", help="default %(default)s"
     )
     options = parser.parse_args(arguments)
     if not writable(options.record):
-        parser.error(f"--record {options.record}: not a folder that can be written to")
+        parser.error(f"--record {options.record}: not a writable folder")
     return options
 
 

@@ -1,8 +1,9 @@
 """
-How long one query takes: percentiles, each with an exact confidence interval.
+Percentiles of the latency of single queries, each with an exact confidence interval.
 
-The benchmark follows the SingleStream scenario of MLPerf Inference: a query is one image, the next is sent when the
-last is answered, and the tail is the 90th percentile. It is no MLPerf result: that takes a run of 600 s by LoadGen.
+The benchmark follows the SingleStream scenario of MLPerf Inference: a query is one image, the next query is sent when
+the last one is answered, and the tail latency is the 90th percentile. It is not an MLPerf result, which requires a run
+of 600 s by LoadGen.
 """
 
 from __future__ import annotations
@@ -16,22 +17,22 @@ from scipy.stats import binom
 
 QUERIES = 24_576
 """
-MLPerf's suggestion for the 90th percentile at 99 % confidence and a margin of 0.5 %: 23,886, rounded to 3 * 2^13.
+MLPerf's recommendation for the 90th percentile at 99 % confidence and a margin of 0.5 %: 23,886, rounded to 3 * 2^13.
 
 MLPerf Inference Rules, section "Scenarios",
 https://github.com/mlcommons/inference_policies/blob/master/inference_rules.adoc;
-version 0.5 asked for 1,024 at least. The same margin for the 99th percentile would be a tenth of it, and take 270,336.
+version 0.5 required at least 1,024. For the 99th percentile the margin would be a tenth, and 270,336 queries needed.
 """
 
 CONFIDENCE = 0.99
-"""Of every interval: that of the same table."""
+"""The confidence level of every interval; that of the same table."""
 
 PERCENTILES = (50, 90, 99)
 
 
 @dataclass(frozen=True)
 class Percentile:
-    """A percentile of what was measured, in seconds, and where that of all such queries lies with CONFIDENCE."""
+    """A percentile of the measured latencies in seconds, with the bounds of its confidence interval."""
 
     value: float
     low: float
@@ -40,22 +41,22 @@ class Percentile:
 
 def percentile(latencies: Sequence[float], percent: int) -> Percentile:
     """
-    The smallest latency, in seconds, that `percent` % of them do not exceed, and its interval.
+    Return the smallest latency, in seconds, that `percent` % of the latencies do not exceed, with its interval.
 
-    The interval lies between two order statistics: of n independent queries, the number below the true percentile is
-    binomial, whatever the distribution (David & Nagaraja 2003, Order Statistics, section 7.1). Raises ValueError
-    where the queries are too few to bound it on both sides.
+    The bounds are two order statistics. Of n independent queries, the number below the true percentile is binomial for
+    every distribution (David & Nagaraja 2003, Order Statistics, section 7.1). Raises ValueError if there are too few
+    queries to bound the percentile on both sides.
     """
     ordered = sorted(latencies)
     low, high = ranks(len(ordered), percent)
-    nearest = math.ceil(Fraction(percent, 100) * len(ordered))  # in floating point 0.9 * 10 might be above 9
+    nearest = math.ceil(Fraction(percent, 100) * len(ordered))  # exact; in floating point 0.9 * 10 can exceed 9
     return Percentile(ordered[nearest - 1], ordered[low - 1], ordered[high - 1])
 
 
 def ranks(count: int, percent: int) -> tuple[int, int]:
-    """The ranks, from 1 to `count`, of the two order statistics that bound a percentile with CONFIDENCE."""
+    """Return the ranks, from 1 to `count`, of the two order statistics that bound a percentile at CONFIDENCE."""
     below = binom(count, percent / 100)
     low, high = int(below.ppf((1 - CONFIDENCE) / 2)), int(below.ppf((1 + CONFIDENCE) / 2)) + 1
     if low < 1 or high > count:
-        raise ValueError(f"{count} queries do not bound the {percent}th percentile with {CONFIDENCE:.0%} confidence")
+        raise ValueError(f"{count} queries do not bound the {percent}th percentile at {CONFIDENCE:.0%} confidence")
     return low, high

@@ -1,4 +1,8 @@
-"""How much memory a call takes, counted by PyTorch's allocator, which makes it exact: no sampling, no other process."""
+"""
+The memory that a call takes, counted by PyTorch's allocator.
+
+The count is exact: it takes no samples, and other processes do not affect it.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,15 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.roofline import MAPS, PARAMETERS
+from benchmarks.roofline import ACTIVATIONS, PARAMETERS
 
-CONV1 = 6 * (5 * 5 + 1)
-"""Parameters of the first layer."""
+CONV1_PARAMETERS = 6 * (5 * 5 + 1)
 
 
 def peak(call: Callable[[], Any], device: torch.device) -> int | None:
-    """Bytes that a call has in use at most, above those before it; None on a device that does not count them."""
+    """Return the peak of the bytes in use during a call, above those before it; None if the device does not count."""
     if device.type == "cpu":
-        return max(0, *balance(call))
+        return max(0, *bytes_in_use(call))
     if device.type != "cuda":
         return None
     torch.cuda.synchronize(device)
@@ -28,35 +31,35 @@ def peak(call: Callable[[], Any], device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def balance(call: Callable[[], Any]) -> Iterable[int]:
+def bytes_in_use(call: Callable[[], Any]) -> Iterable[int]:
     """
-    Bytes in use above those before a call on the CPU: 0, then after each allocation and each release.
+    Return the bytes in use above those before a call on the CPU: 0, then after each allocation and each release.
 
-    What the call returns still counts at the end. What does not: a library's own scratch space, such as oneDNN's, and
-    the release of what was in use before, whose size the profiler does not know.
+    The result of the call still counts at the end. Two things do not count: scratch space of a library such as oneDNN,
+    and the release of memory that was allocated before the call, whose size the profiler does not know.
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = call()
     del result
-    return accumulate(changes(profiler.profiler.kineto_results.events(), torch.device("cpu")), initial=0)
+    return accumulate(allocations(profiler.profiler.kineto_results.events(), torch.device("cpu")), initial=0)
 
 
-def changes(events: Iterable[Any], device: torch.device) -> list[int]:
-    """Bytes that a profiler saw allocated on a device (or released, below 0), in order of time."""
+def allocations(events: Iterable[Any], device: torch.device) -> list[int]:
+    """Return the sizes in bytes of a profiler's allocations on a device, in order; a release is a negative size."""
     seen = [event for event in events if event.name() == "[memory]" and event.device_type().name == device.type.upper()]
     return [event.nbytes() for event in sorted(seen, key=lambda event: event.start_ns())]
 
 
-def forward_at_least(batch: int, itemsize: int) -> int:
-    """Bytes of the largest two tensors that a forward pass, layer by layer, needs at once: conv1's and its ReLU."""
-    return 2 * batch * MAPS["c1"] * itemsize
+def min_forward_memory(batch: int, itemsize: int) -> int:
+    """Return the bytes of the two largest tensors that a layer of a forward pass needs: conv1's output and its ReLU."""
+    return 2 * batch * ACTIVATIONS["c1"] * itemsize
 
 
-def training_at_least(batch: int, itemsize: int) -> int:
+def min_training_memory(batch: int, itemsize: int) -> int:
     """
-    The same for a training step of a network without gradients.
+    Return the bytes that the layers of a training step need at once, for a network without gradients.
 
-    When conv1's ReLU goes backward there are its output, the gradient of it, that of its input to be, and the
-    gradients of all parameters but conv1's.
+    During the backward pass of conv1's ReLU these are its output, the gradient of its output, the gradient of its
+    input, and the gradients of all parameters except conv1's.
     """
-    return itemsize * (3 * batch * MAPS["c1"] + PARAMETERS - CONV1)
+    return itemsize * (3 * batch * ACTIVATIONS["c1"] + PARAMETERS - CONV1_PARAMETERS)

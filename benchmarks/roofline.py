@@ -1,12 +1,12 @@
 """
-How far a time is from what the machine can do: the roofline, from rates that were measured in the same run.
+The roofline model: how close a time is to the limits of the machine, from rates measured in the same run.
 
 Williams, Waterman & Patterson 2009, "Roofline: An Insightful Visual Performance Model for Multicore Architectures",
-Communications of the ACM 52(4): attainable = min(compute rate, floating-point operations a byte * memory rate).
+Communications of the ACM 52(4): attainable FLOP/s = min(compute rate, FLOPs per byte * memory rate).
 
-The bytes are those of a network that runs layer by layer and keeps nothing in a cache between two layers: each tensor
-that one layer hands to the next is written once and read once, a ReLU being part of its layer. An engine that fuses
-layers, or a batch that stays in the cache, may therefore reach more than 100 % of what is attainable.
+The bytes are counted for a network that runs layer by layer and keeps nothing in a cache between layers: each
+activation is written once and read once, and a ReLU is part of its layer. An engine that fuses layers, or a batch that
+stays in the cache, can therefore exceed 100 % of the attainable rate.
 """
 
 from __future__ import annotations
@@ -19,92 +19,101 @@ from typing import Any, TypeAlias
 import torch
 
 Entry: TypeAlias = dict[str, Any]
-"""A benchmark as benchmarks.json has it: `extra_info`, and `stats` with its `median` in seconds."""
+"""A benchmark of benchmarks.json: its `extra_info`, and its `stats` with the `median` in seconds."""
 
-Place: TypeAlias = tuple[str, str, str, int]
-"""What may be compared: subject, device, dtype, threads."""
+Configuration: TypeAlias = tuple[str, str, str, int]
+"""The subject, device, dtype and number of threads. Only times of one configuration are compared."""
 
-MAPS = {"c1": 6 * 28 * 28, "s2": 6 * 14 * 14, "c3": 16 * 10 * 10, "s4": 16 * 5 * 5, "f5": 120, "f6": 84}
-"""Numbers an image that a layer of `lenet.net.Net.forward` hands to the next, by the name that they have there."""
+ACTIVATIONS = {"c1": 6 * 28 * 28, "s2": 6 * 14 * 14, "c3": 16 * 10 * 10, "s4": 16 * 5 * 5, "f5": 120, "f6": 84}
+"""Elements per image of each layer's output, by the name of the variable in `lenet.net.Net.forward`."""
 
 PIXELS = 1 * 32 * 32
-SCORES = 10
+LOGITS = 10
 PARAMETERS = 61_706
-PARAMETERS_BACK = 16 * 6 * 5 * 5 + 120 * 400 + 84 * 120 + 10 * 84
-"""Those that the backward pass reads: all weights but conv1's, since no gradient by the image is asked for."""
+BACKWARD_PARAMETERS = 16 * 6 * 5 * 5 + 120 * 400 + 84 * 120 + 10 * 84
+"""The parameters that the backward pass reads: all weights except conv1's, as images need no gradient."""
 
 GIB = 2**30
 
 
 def forward_bytes(batch: int, itemsize: int) -> int:
-    """Bytes that a forward pass moves: parameters and images read, maps written and read, scores written."""
-    return itemsize * (PARAMETERS + batch * (PIXELS + 2 * sum(MAPS.values()) + SCORES))
+    """
+    Return the bytes that a forward pass moves.
+
+    Parameters and images are read, activations written and read, and logits written.
+    """
+    return itemsize * (PARAMETERS + batch * (PIXELS + 2 * sum(ACTIVATIONS.values()) + LOGITS))
 
 
 def training_bytes(batch: int, itemsize: int) -> int:
     """
-    Bytes that a training step moves.
+    Return the bytes that a training step moves.
 
-    Parameters: read forward, read and written by the update, their gradients written and read (5), and most of them
-    read backward. Images: read forward and by conv1's gradient (2). Maps: written, read forward, read backward, their
-    gradients written and read (5). Scores: written, read with the targets, their gradients written and read (5).
+    Parameters: read by the forward pass, read and written by the update, their gradients written and read (5 times),
+    and most of them read by the backward pass. Images: read by the forward pass and by conv1's gradient (2).
+    Activations: written, read by the forward pass and by the backward pass, their gradients written and read (5).
+    Logits: written, read together with the targets, their gradients written and read (5).
     """
-    maps = sum(MAPS.values())
-    return itemsize * (5 * PARAMETERS + PARAMETERS_BACK + batch * (2 * PIXELS + 5 * maps + 5 * SCORES))
+    activations = sum(ACTIVATIONS.values())
+    return itemsize * (5 * PARAMETERS + BACKWARD_PARAMETERS + batch * (2 * PIXELS + 5 * activations + 5 * LOGITS))
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a time stands under the roof."""
+    """The position of a time in the roofline model."""
 
-    intensity: float  # floating-point operations a byte
-    attainable: float  # floating-point operations a second
-    share: float  # of the attainable that was reached
+    intensity: float  # FLOPs per byte
+    attainable: float  # FLOP/s
+    share: float  # of the attainable rate that was reached
     bound: str  # what limits it: "compute" or "memory"
 
 
 def position(flops: int, moved: int, seconds: float, compute: float, memory: float) -> Position:
-    """Of `flops` operations and `moved` bytes in `seconds`, under `compute` operations and `memory` bytes a second."""
+    """Return a call's position from its FLOPs, bytes and seconds; `compute` is in FLOP/s, `memory` in bytes/s."""
     intensity = flops / moved
     attainable = min(compute, intensity * memory)
     bound = "compute" if compute <= intensity * memory else "memory"
     return Position(intensity, attainable, flops / seconds / attainable, bound)
 
 
-def place(entry: Entry) -> Place:
-    """Where a benchmark ran."""
+def configuration(entry: Entry) -> Configuration:
+    """Return the configuration that a benchmark ran in."""
     info = entry["extra_info"]
     return info["subject"], info["device"], info["dtype"], info["threads"]
 
 
-def rates(entries: Iterable[Entry], operation: str, amount: str) -> dict[Place, float]:
-    """`amount` a second, by place: ("matrix product", "flops") or ("copy", "bytes")."""
+def rates(entries: Iterable[Entry], operation: str, amount: str) -> dict[Configuration, float]:
+    """Return `amount` per second by configuration, for ("matrix product", "flops") or ("copy", "bytes")."""
     chosen = [entry for entry in entries if entry["extra_info"]["operation"] == operation]
-    return {place(entry): entry["extra_info"][amount] / entry["stats"]["median"] for entry in chosen}
+    return {configuration(entry): entry["extra_info"][amount] / entry["stats"]["median"] for entry in chosen}
 
 
-def locate(entries: list[Entry]) -> None:
-    """Add its position to the extra_info of each entry with flops and bytes, where both rates were measured beside."""
+def add_positions(entries: list[Entry]) -> None:
+    """
+    Add its roofline position to the `extra_info` of each entry that has FLOPs and bytes.
+
+    Entries of a configuration in which the two rates were not both measured have no position.
+    """
     compute, memory = rates(entries, "matrix product", "flops"), rates(entries, "copy", "bytes")
     for entry in entries:
-        info, where = entry["extra_info"], place(entry)
-        if info.get("flops") and info.get("bytes") and where in compute and where in memory:
-            found = position(info["flops"], info["bytes"], entry["stats"]["median"], compute[where], memory[where])
+        info, at = entry["extra_info"], configuration(entry)
+        if info.get("flops") and info.get("bytes") and at in compute and at in memory:
+            found = position(info["flops"], info["bytes"], entry["stats"]["median"], compute[at], memory[at])
             info["roofline"] = asdict(found)
 
 
 def copied_bytes(cache: int | None) -> int:
     """
-    The size of an array to copy, given the bytes of all last-level caches: four times theirs, 1 GiB if unknown.
+    Return the bytes of the array to copy, given those of all last-level caches: four times as many, 1 GiB if unknown.
 
-    Four times is STREAM's rule, https://www.cs.virginia.edu/stream/ref.html. No more than 1 GiB, whatever the cache:
-    two arrays are to fit in memory.
+    Four times is STREAM's rule, https://www.cs.virginia.edu/stream/ref.html. The array has at most 1 GiB, so that two
+    of them fit in memory.
     """
     return GIB if cache is None else min(4 * cache, GIB)
 
 
 def last_level_cache(device: torch.device, system: Path = Path("/sys/devices/system/cpu")) -> int | None:
-    """Bytes of all caches of the last level: of the GPU, else of the processors, as Linux reports them; or None."""
+    """Return the bytes of all last-level caches, of the GPU or as Linux reports the CPU's; None if unknown."""
     if device.type == "cuda":
         return getattr(torch.cuda.get_device_properties(device), "L2_cache_size", None)
     caches = [_cache(index) for index in system.glob("cpu[0-9]*/cache/index[0-9]*")]
@@ -114,7 +123,7 @@ def last_level_cache(device: torch.device, system: Path = Path("/sys/devices/sys
 
 
 def _cache(folder: Path) -> tuple[int, str, int] | None:
-    """Its level, the processors that share it, which tell two caches apart, and its bytes."""
+    """Return a cache's level, the processors that share it, which identify it, and its bytes; None if unknown."""
     try:
         level, shared, size = ((folder / name).read_text().strip() for name in ("level", "shared_cpu_list", "size"))
         return int(level), shared, int(size.removesuffix("K")) * 1024
@@ -124,10 +133,10 @@ def _cache(folder: Path) -> tuple[int, str, int] | None:
 
 @dataclass(frozen=True)
 class DataSheet:
-    """A device's peak figures as its maker states them, without sparsity."""
+    """The peak rates that a device's vendor states, without sparsity."""
 
-    flops: Mapping[str, float]  # floating-point operations a second, by dtype; float64 on tensor cores
-    memory: float  # bytes a second
+    flops: Mapping[str, float]  # FLOP/s by dtype; float64 on tensor cores
+    memory: float  # bytes/s
     source: str
 
 
@@ -145,14 +154,14 @@ DATA_SHEETS = {
     "NVIDIA A100-SXM4-80GB": DataSheet(AMPERE, 2.039e12, A100),
     "NVIDIA A100-SXM4-40GB": DataSheet(AMPERE, 1.555e12, A100),
 }
-"""By the name that `lenet.fingerprint` reports. Makers of processors state no rate of operations on their sheets."""
+"""The data sheets by the GPU's name in `lenet.fingerprint`. Data sheets of CPUs state no FLOP/s."""
 
 
 def data_sheet(stack: Mapping[str, str], device: str, dtype: str) -> str:
-    """The peak figures of a device, in words, with their source, or that none is known."""
+    """Return a phrase with the peak rates of a device and their source, or that none is known."""
     name = stack.get("GPU", "this GPU") if device.startswith("cuda") else stack["processor"]
     sheet = DATA_SHEETS.get(name)
     if sheet is None:
         return f"no data sheet figure known for {name}"
-    flops = f"{sheet.flops[dtype] / 1e12:g} TFLOP/s" if dtype in sheet.flops else f"no figure in {dtype}"
+    flops = f"{sheet.flops[dtype] / 1e12:g} TFLOP/s" if dtype in sheet.flops else f"no figure for {dtype}"
     return f"peak of {name}: {flops}, {sheet.memory / 1e12:g} TB/s ({sheet.source})"

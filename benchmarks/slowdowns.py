@@ -1,10 +1,10 @@
 """
-Slower variants of the reference, for the gate to find: subjects such as `benchmarks.slowdowns:By5`.
+Slower variants of the reference for the gate to detect: subjects such as `benchmarks.slowdowns:Slower5`.
 
-`By2`, `By3`, `By5` and `By10` add a computation of so many per cent of the arm's own time, whichever benchmark it is;
-each process measures for itself, at every call, how much that is. `By0` measures too, and adds nothing: it is what they
-are to be compared with. `Copied` copies its images once more than it needs to.
-`Foreach` and `ForLoop` update by `optim.SGD` in these forms: to be compared with each other.
+`Slower2`, `Slower3`, `Slower5` and `Slower10` add a computation that takes that many percent of the arm's own processor
+time, in every benchmark; each process measures at every call how long that is. `Slower0` measures too and adds nothing,
+so it is the base that the others are compared with. `ExtraCopy` makes one unnecessary copy of its images.
+`ForeachSGD` and `ForLoopSGD` update with two implementations of `optim.SGD`, to be compared with each other.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ import lenet
 
 class Slowed:
     """
-    A call, and after it a computation that takes `share` of its time; nothing is added within another such call.
+    Calls a function and then computes for `share` of the time taken. A call inside another such call adds nothing.
 
-    Its time is all that the thread has computed since the last such computation ended, so that what leads to the call
-    and what follows it are slowed as well. It is processor time: a wait for other processes is no time of the arm's.
+    The time taken is all processor time of the thread since the last added computation ended, so what happens before
+    and after the call is slowed as well. Waiting for other processes does not count.
     """
 
-    inside = False
+    active = False
 
     def __init__(self, share: float) -> None:
         self.share = share
         self.ended = thread_time()
 
     def __call__(self, call: Callable[[], Any]) -> Any:
-        """What the call gives."""
-        if Slowed.inside:
+        """Return the result of the call, after the added computation."""
+        if Slowed.active:
             return call()
-        Slowed.inside = True
+        Slowed.active = True
         try:
             result = call()
             now = thread_time()
@@ -48,50 +48,50 @@ class Slowed:
             self.ended = now
             return result
         finally:
-            Slowed.inside = False
+            Slowed.active = False
 
 
 def slowed_by(share: float) -> Any:
-    """A subject whose forward pass, and whose training step, takes this share of its time longer."""
-    by = Slowed(share)
+    """Return a subject whose forward pass and training step take this share of their time longer."""
+    slowed = Slowed(share)
 
     class Net(lenet.Net):
-        """The reference, slowed."""
+        """The reference network, slowed."""
 
         def forward(self, images: Tensor) -> Tensor:
-            """(N,1,32,32) -> (N,10)."""
-            logits: Tensor = by(partial(super().forward, images))
+            """Return the logits: (N,1,32,32) -> (N,10)."""
+            logits: Tensor = slowed(partial(super().forward, images))
             return logits
 
     def train_step(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-        """The reference's, slowed."""
-        loss: Tensor = by(partial(lenet.train_step, net, images, targets, lr))
+        """Do the reference's training step, slowed."""
+        loss: Tensor = slowed(partial(lenet.train_step, net, images, targets, lr))
         return loss
 
-    return type(f"By{round(100 * share)}", (), {"Net": Net, "train_step": staticmethod(train_step)})
+    return type(f"Slower{round(100 * share)}", (), {"Net": Net, "train_step": staticmethod(train_step)})
 
 
-By0, By2, By3, By5, By10 = (slowed_by(share) for share in (0.0, 0.02, 0.03, 0.05, 0.10))
+Slower0, Slower2, Slower3, Slower5, Slower10 = (slowed_by(share) for share in (0.0, 0.02, 0.03, 0.05, 0.10))
 
 
-class Copied:
-    """The forward pass on a copy of the images, in another memory format and back."""
+class ExtraCopy:
+    """The forward pass makes one unnecessary copy of the images."""
 
     class Net(lenet.Net):
-        """The reference, of copied images."""
+        """The reference network, which copies its images first."""
 
         def forward(self, images: Tensor) -> Tensor:
-            """(N,1,32,32) -> (N,10)."""
+            """Return the logits: (N,1,32,32) -> (N,10)."""
             copied = images.clone(memory_format=torch.contiguous_format)
             return super().forward(copied)
 
 
-def _updated_by(form: dict[str, bool]) -> Any:
+def _updated_by(options: dict[str, bool]) -> Any:
     def update(parameters: Iterable[nn.Parameter], lr: float) -> None:
-        """One step of `optim.SGD`."""
-        torch.optim.SGD(parameters, lr=lr, **form).step()
+        """Do one step of `optim.SGD` with these options."""
+        torch.optim.SGD(parameters, lr=lr, **options).step()
 
     return type("Updated", (), {"sgd_update": staticmethod(update)})
 
 
-Foreach, ForLoop = _updated_by({"foreach": True}), _updated_by({"foreach": False})
+ForeachSGD, ForLoopSGD = _updated_by({"foreach": True}), _updated_by({"foreach": False})

@@ -1,100 +1,104 @@
-"""What a run of the benchmarks found, as tables for a terminal."""
+"""The tables that a run of the benchmarks prints at its end."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
 from benchmarks.latency import CONFIDENCE, PERCENTILES
-from benchmarks.roofline import Entry, Place, data_sheet, place, rates
+from benchmarks.roofline import Configuration, Entry, configuration, data_sheet, rates
+from lenet.table import table
 
 OPERATIONS = ("forward", "training step")
 MIB = 2**20
 
 
 def summary(entries: list[Entry], stack: Mapping[str, str]) -> list[str]:
-    """Latency, throughput, memory and position under the roof; of each, what was measured."""
+    """Return the lines of the tables of latency, throughput, memory and roofline, each only if it was measured."""
     chosen = [entry for entry in entries if entry["extra_info"]["operation"] in OPERATIONS]
-    return [*latencies(entries), *throughput(chosen), *memory(chosen), *roofline(entries, stack)]
+    return [*latency(entries), *throughput(chosen), *memory(chosen), *roofline(entries, stack)]
 
 
-def latencies(entries: Iterable[Entry]) -> list[str]:
-    """Percentiles of one query after the other."""
-    measured = [entry for entry in entries if "latency" in entry["extra_info"]]
+def latency(entries: Iterable[Entry]) -> list[str]:
+    """Return the table of latency percentiles, a row per configuration."""
     rows = []
-    for entry in measured:
+    for entry in entries:
         info = entry["extra_info"]
-        found = [info["latency"][f"p{percent}"] for percent in PERCENTILES]
-        rows.append([where(place(entry)), f"{info['queries']:,}", *(_interval(one) for one in found)])
-    head = ["", "queries", *(f"p{percent}" for percent in PERCENTILES)]
-    title = f"Latency at batch 1 in ms, and its {CONFIDENCE:.0%} interval if the queries were independent"
-    return table(title, head, rows)
+        if "latency" in info:
+            found = [info["latency"][f"p{percent}"] for percent in PERCENTILES]
+            rows.append([label(configuration(entry)), f"{info['queries']:,}", *map(_interval, found)])
+    header = ["", "queries", *(f"p{percent}" for percent in PERCENTILES)]
+    title = f"Latency at batch size 1 in ms, with {CONFIDENCE:.0%} intervals that assume independent queries"
+    return _titled(title, header, rows)
 
 
 def throughput(entries: list[Entry]) -> list[str]:
-    """Images a second by batch, a column a place; the best batch's is the offline throughput."""
+    """Return the tables of images/s, a row per batch size and a column per configuration; the last row is the best."""
     lines = []
-    places = list(dict.fromkeys(place(entry) for entry in entries))
+    columns = list(dict.fromkeys(configuration(entry) for entry in entries))
     for operation in OPERATIONS:
-        own = {(place(e), e["extra_info"]["batch"]): e for e in entries if e["extra_info"]["operation"] == operation}
-        speed = {key: entry["extra_info"]["images"] / entry["stats"]["median"] for key, entry in own.items()}
-        batches = sorted({batch for _, batch in own})
-        rows = [[f"{batch:,}", *(_number(speed.get((p, batch))) for p in places)] for batch in batches]
-        best = [max((rate for (p, _), rate in speed.items() if p == one), default=None) for one in places]
+        speed = {
+            (configuration(entry), info["batch"]): info["images"] / entry["stats"]["median"]
+            for entry in entries
+            if (info := entry["extra_info"])["operation"] == operation
+        }
+        rows = [
+            [f"{batch:,}", *(_number(speed.get((column, batch))) for column in columns)]
+            for batch in sorted({batch for _, batch in speed})
+        ]
+        best = [max((rate for (c, _), rate in speed.items() if c == column), default=None) for column in columns]
         rows += [["best", *map(_number, best)]] if rows else []
-        lines += table(f"Throughput, {operation}, in images a second", ["batch", *map(where, places)], rows)
+        lines += _titled(f"Throughput, {operation}, in images/s", ["batch size", *map(label, columns)], rows)
     return lines
 
 
 def memory(entries: list[Entry]) -> list[str]:
-    """The peak of each call beside what it cannot do without, by place and batch."""
-    found: dict[tuple[Place, int], dict[str, list[str]]] = {}
+    """Return the table of each call's peak memory and the least that it needs, by configuration and batch size."""
+    found: dict[tuple[Configuration, int], dict[str, list[str]]] = {}
     for entry in entries:
         info = entry["extra_info"]
         if info.get("memory") is not None:
             figures = [f"{info[key] / MIB:,.2f}" for key in ("memory", "memory_at_least")]
-            found.setdefault((place(entry), info["batch"]), {})[info["operation"]] = figures
+            found.setdefault((configuration(entry), info["batch"]), {})[info["operation"]] = figures
     rows = [
-        [where(one), f"{batch:,}", *(figure for operation in OPERATIONS for figure in own.get(operation, ["", ""]))]
+        [label(one), f"{batch:,}", *(figure for operation in OPERATIONS for figure in own.get(operation, ["", ""]))]
         for (one, batch), own in found.items()
     ]
-    head = [name for operation in OPERATIONS for name in (operation, "at least")]
-    return table("Memory at the peak in MiB, above that in use before", ["", "batch", *head], rows)
+    header = [name for operation in OPERATIONS for name in (operation, "at least")]
+    return _titled("Peak memory in MiB, above that in use before the call", ["", "batch size", *header], rows)
 
 
 def roofline(entries: list[Entry], stack: Mapping[str, str]) -> list[str]:
-    """Each place's rates, and the share of the attainable that each batch reached."""
+    """Return a table per configuration: its two measured rates, and the position of each operation and batch size."""
     lines = []
-    located = [entry for entry in entries if "roofline" in entry["extra_info"]]
+    positioned = [entry for entry in entries if "roofline" in entry["extra_info"]]
     compute, copy = rates(entries, "matrix product", "flops"), rates(entries, "copy", "bytes")
-    for one in dict.fromkeys(map(place, located)):
-        rows = [_position(entry) for entry in located if place(entry) == one]
-        measured = f"{compute[one] / 1e9:.4g} GFLOP/s in the matrix product, {copy[one] / 1e9:.4g} GB/s copying"
-        title = f"Roofline, {where(one)}: {measured}; {data_sheet(stack, one[1], one[2])}"
-        lines += table(title, ["", "batch", "FLOP/B", "bound", "attainable GFLOP/s", "GFLOP/s", "share"], rows)
+    for one in dict.fromkeys(map(configuration, positioned)):
+        rows = [_position(entry) for entry in positioned if configuration(entry) == one]
+        measured = f"matrix product {compute[one] / 1e9:.4g} GFLOP/s, copy {copy[one] / 1e9:.4g} GB/s"
+        title = f"Roofline, {label(one)}: {measured}; {data_sheet(stack, one[1], one[2])}"
+        header = ["", "batch size", "FLOP/B", "bound", "attainable GFLOP/s", "GFLOP/s", "% of attainable"]
+        lines += _titled(title, header, rows)
     return lines
 
 
 def _position(entry: Entry) -> list[str]:
     info, found = entry["extra_info"], entry["extra_info"]["roofline"]
     reached = f"{info['flops'] / entry['stats']['median'] / 1e9:.4g}"
-    rest = [f"{found['attainable'] / 1e9:.4g}", reached, f"{100 * found['share']:.1f} %"]
-    return [info["operation"], f"{info['batch']:,}", f"{found['intensity']:.2f}", found["bound"], *rest]
+    rates = [f"{found['attainable'] / 1e9:.4g}", reached, f"{100 * found['share']:.1f} %"]
+    return [info["operation"], f"{info['batch']:,}", f"{found['intensity']:.2f}", found["bound"], *rates]
 
 
-def where(one: Place) -> str:
-    """A place in words; the subject only where it is not the reference."""
+def label(one: Configuration) -> str:
+    """Return the text for a configuration; it names the subject unless that is the reference."""
     subject, device, dtype, threads = one
     named = [] if subject == "lenet" else [subject]
     counted = [f"{threads} thread{'s' * (threads > 1)}"] if threads else []
     return " ".join([*named, device, dtype, *counted])
 
 
-def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table whose columns are as wide as need be, led by an empty one; none without rows."""
-    if not rows:
-        return []
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    return ["", title, *("  ".join(map(str.rjust, row, widths)) for row in (head, *rows))]
+def _titled(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return an empty line, the title and the lines of the table; nothing if the table has no rows."""
+    return ["", title, *table([header, *rows]).splitlines()] if rows else []
 
 
 def _interval(found: Mapping[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""Counters are exact: they are what arithmetic says, and one operation more is one more."""
+"""Counters are exact: they agree with arithmetic, and an additional operation is counted."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_flops_are_those_of_the_layers() -> None:
     assert count(lambda: lenet.train_step(net, IMAGES, TARGETS, 0.0), CPU, 0)["FLOPs"] == 3 * TRAINING_FLOPS
 
 
-def test_two_counts_agree_and_have_names_that_are_explained() -> None:
+def test_two_counts_agree_and_all_counters_are_documented() -> None:
     first, second = (count(forward(lenet.Net()), CPU, compiled_graphs()) for _ in range(2))
 
     assert first == second
@@ -39,7 +39,7 @@ def test_two_counts_agree_and_have_names_that_are_explained() -> None:
     assert (first["graph breaks"], first["recompiles"]) == (0, 0)
 
 
-def test_one_copy_more_is_counted_to_the_byte() -> None:
+def test_additional_copy_is_counted_to_the_byte() -> None:
     net = lenet.Net()
     kept = []
 
@@ -55,7 +55,7 @@ def test_one_copy_more_is_counted_to_the_byte() -> None:
     assert more["FLOPs"] == plain["FLOPs"]
 
 
-def test_what_is_not_the_same_twice_is_left_out() -> None:
+def test_counter_that_differs_between_two_counts_is_left_out() -> None:
     calls = []
 
     def growing() -> Tensor:
@@ -69,5 +69,5 @@ def test_what_is_not_the_same_twice_is_left_out() -> None:
     assert "recompiles" in counted
 
 
-def test_a_recompilation_is_one_since_the_first_call() -> None:
+def test_recompiles_count_from_the_first_call() -> None:
     assert count(forward(lenet.Net()), CPU, compiled_graphs() - 2)["recompiles"] == 2

@@ -1,4 +1,4 @@
-"""What the gate says, writes and exits with, of made-up workers and of real ones that break in every way."""
+"""The gate's output, files and exit codes, with fake workers and with real ones that fail in every way."""
 
 from __future__ import annotations
 
@@ -12,20 +12,17 @@ import pytest
 
 from benchmarks import comparison, gate
 from benchmarks.comparison import ComparisonError
-from benchmarks.gate import NAMES, branched_from, checkout, main
+from benchmarks.fakes import MACHINE, ROOT, FakeWorkers, interrupt, remaining_processes, start_command
+from benchmarks.gate import NAMES, checkout, default_base, main
 from benchmarks.gate_report import FORMATS
-from benchmarks.test_comparison import MACHINE, World, world
-from benchmarks.test_worker import command, fakes, interrupted, left
-from properties.test_options import FAULTY, ROOT
+from properties.test_options import FAULTY
 
-__all__ = ["fakes", "world"]
-
-Judged = Callable[..., tuple[int, dict, str, str]]
+RunGate = Callable[..., tuple[int, dict, str, str]]
 
 
 @pytest.fixture
-def judged(tmp_path: Path) -> Judged:
-    """Runs the gate; its exit code, and what it wrote as JSON, JUnit and Markdown."""
+def run_gate(tmp_path: Path) -> RunGate:
+    """A function that runs the gate and returns its exit code and what it wrote as JSON, JUnit and Markdown."""
 
     def run(*options: str) -> tuple[int, dict, str, str]:
         files = {kind: tmp_path / f"gate.{kind}" for kind in FORMATS}
@@ -36,80 +33,84 @@ def judged(tmp_path: Path) -> Judged:
     return run
 
 
-APART = ("--base-engine", "base's", "--head-engine", "head's")
+DIFFERENT_ENGINES = ("--base-engine", "base's", "--head-engine", "head's")
 
 
-def test_what_passes_exits_with_zero(world: World, judged: Judged, capsys: pytest.CaptureFixture[str]) -> None:
-    code, record, junit, markdown = judged(*APART)
+def test_passed_gate_exits_with_zero(
+    fake_workers: FakeWorkers, run_gate: RunGate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, record, junit, markdown = run_gate(*DIFFERENT_ENGINES)
 
     assert (code, record["verdict"]) == (0, "passed")
     assert "PASSED: no benchmark is slower by 1.2% or more" in capsys.readouterr().out
     assert [test.get("name") for test in Xml.fromstring(junit)] == list(gate.DEFAULT)
     assert not Xml.fromstring(junit).findall("testcase/*")
     assert markdown.startswith("## Gate: passed")
-    assert record["benchmarks"][0]["found"]["upper"] < gate.DELTA
+    assert record["benchmarks"][0]["slowdown"]["upper"] < gate.DELTA
 
 
-def test_what_is_slower_exits_with_one_and_is_a_failed_test(world: World, judged: Judged) -> None:
-    world.slower = {"head's training step": 0.05}
+def test_slower_head_exits_with_one_and_is_a_failed_test(fake_workers: FakeWorkers, run_gate: RunGate) -> None:
+    fake_workers.slower = {"head's training step": 0.05}
 
-    code, record, junit, markdown = judged(*APART)
+    code, record, junit, markdown = run_gate(*DIFFERENT_ENGINES)
 
     assert (code, record["verdict"]) == (1, "failed")
     (failure,) = Xml.fromstring(junit).findall("testcase/failure")
-    assert "in other processes at least" in (failure.get("message") or "")
+    assert "in the second round at least" in (failure.get("message") or "")
     assert Xml.fromstring(junit).get("failures") == "1"
-    assert "slower, or with more to do: training-step-64" in markdown
+    assert "slower, or with a counter that rose: training-step-64" in markdown
     assert "training\\-step" not in markdown
 
 
-def test_a_counter_that_rises_is_named_with_both_numbers(world: World, judged: Judged) -> None:
-    world.counters["head's"] = {"FLOPs": 1234567, "peak memory": 100}
+def test_risen_counter_is_reported_with_both_values(fake_workers: FakeWorkers, run_gate: RunGate) -> None:
+    fake_workers.counters["head's"] = {"FLOPs": 1234567, "peak memory": 100}
 
-    code, record, junit, _ = judged(*APART, "--select", "forward-1")
+    code, record, junit, _ = run_gate(*DIFFERENT_ENGINES, "--select", "forward-1")
 
     assert code == 1
-    assert record["benchmarks"][0]["why"] == "FLOPs rose from 7 to 1,234,567"
+    assert record["benchmarks"][0]["reason"] == "FLOPs rose from 7 to 1,234,567"
     assert "FLOPs rose from 7 to 1,234,567" in junit
 
 
-def test_what_cannot_be_told_exits_with_three_and_says_what_could_have_been_seen(world: World, judged: Judged) -> None:
-    world.scatter = 0.05
+def test_inconclusive_gate_exits_with_three_and_reports_the_detectable_slowdown(
+    fake_workers: FakeWorkers, run_gate: RunGate
+) -> None:
+    fake_workers.noise = 0.05
 
-    code, record, junit, _ = judged(*APART, "--budget", "20s", "--select", "forward-1")
+    code, record, junit, _ = run_gate(*DIFFERENT_ENGINES, "--budget", "20s", "--select", "forward-1")
 
     assert (code, record["verdict"]) == (3, "inconclusive")
-    found = record["benchmarks"][0]["found"]
-    seen = gate.DELTA + found["estimate"] - found["lower"]
-    assert record["benchmarks"][0]["why"] == f"a slowdown of {seen:.2%} would have been seen"
+    found = record["benchmarks"][0]["slowdown"]
+    detectable = gate.DELTA + found["estimate"] - found["lower"]
+    assert record["benchmarks"][0]["reason"] == f"a slowdown of {detectable:.2%} would have been detected"
     assert Xml.fromstring(junit).get("skipped") == "1"
 
 
-def test_too_few_pairs_are_said(world: World, judged: Judged) -> None:
-    code, record, _, _ = judged(*APART, "--budget", "3s", "--select", "forward-1")
+def test_too_few_pairs_are_reported(fake_workers: FakeWorkers, run_gate: RunGate) -> None:
+    code, record, _, _ = run_gate(*DIFFERENT_ENGINES, "--budget", "3s", "--select", "forward-1")
 
     assert code == 3
-    assert record["benchmarks"][0]["why"].endswith("pairs are too few to tell")
-    assert record["benchmarks"][0]["found"]["upper"] is None
+    assert record["benchmarks"][0]["reason"].endswith("pairs are too few to decide")
+    assert record["benchmarks"][0]["slowdown"]["upper"] is None
 
 
-def test_a_speedup_that_nobody_has_explained_is_pointed_out(world: World, judged: Judged) -> None:
-    world.slower = {"base's": 0.2}
+def test_large_speedup_is_pointed_out(fake_workers: FakeWorkers, run_gate: RunGate) -> None:
+    fake_workers.slower = {"base's": 0.2}
 
-    code, record, _, _ = judged(*APART, "--select", "forward-1")
+    code, record, _, _ = run_gate(*DIFFERENT_ENGINES, "--select", "forward-1")
 
     assert code == 0
-    assert "faster by more than delta: is that explained?" in record["benchmarks"][0]["why"]
+    assert "faster by more than delta: is there an explanation?" in record["benchmarks"][0]["reason"]
 
 
-def test_what_breaks_exits_with_two_and_is_an_error(
-    world: World, judged: Judged, capsys: pytest.CaptureFixture[str]
+def test_failing_worker_exits_with_two_and_is_an_error(
+    fake_workers: FakeWorkers, run_gate: RunGate, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    world.dies_at = 3
+    fake_workers.dies_at = 3
 
-    code, record, junit, markdown = judged(*APART)
+    code, record, junit, markdown = run_gate(*DIFFERENT_ENGINES)
 
-    assert (code, record["verdict"]) == (2, "broken")
+    assert (code, record["verdict"]) == (2, "error")
     assert "SIGKILL" in record["reason"]
     assert "SIGKILL" in junit
     assert "SIGKILL" in markdown
@@ -117,23 +118,23 @@ def test_what_breaks_exits_with_two_and_is_an_error(
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_markup_in_a_name_stays_text(world: World, judged: Judged) -> None:
-    world.machines["head's"] = MACHINE | {"host": "<b>|there|</b>\n# `x`"}
+def test_markup_in_names_is_escaped(fake_workers: FakeWorkers, run_gate: RunGate) -> None:
+    fake_workers.machines["head's"] = MACHINE | {"host": "<b>|there|</b>\n# `x`"}
 
-    _, _, junit, markdown = judged(*APART)
+    _, _, junit, markdown = run_gate(*DIFFERENT_ENGINES)
 
     assert "<b>" not in junit
     assert "\\<b\\>\\|there\\|\\</b\\> \\# \\`x\\`" in markdown
 
 
-def test_what_an_earlier_run_wrote_is_set_aside(world: World, judged: Judged, tmp_path: Path) -> None:
-    judged(*APART)
-    world.dies_at = world.blocks + 3
+def test_files_of_the_previous_run_are_kept(fake_workers: FakeWorkers, run_gate: RunGate, tmp_path: Path) -> None:
+    run_gate(*DIFFERENT_ENGINES)
+    fake_workers.dies_at = fake_workers.blocks + 3
 
-    judged(*APART)
+    run_gate(*DIFFERENT_ENGINES)
 
     assert json.loads((tmp_path / "gate.previous.json").read_text())["verdict"] == "passed"
-    assert json.loads((tmp_path / "gate.json").read_text())["verdict"] == "broken"
+    assert json.loads((tmp_path / "gate.json").read_text())["verdict"] == "error"
 
 
 @pytest.mark.parametrize(
@@ -141,19 +142,17 @@ def test_what_an_earlier_run_wrote_is_set_aside(world: World, judged: Judged, tm
     [
         (["--select", "backward-*"], "no benchmark is named backward-*; there are forward-1, forward-4"),
         (["--select", "forward-1,"], "no benchmark is named ;"),
-        (["--delta", "0%"], "no share between 0 and 100%"),
-        (["--delta", "2"], "no share between 0 and 100%"),
-        (["--budget", "0s"], "no time"),
+        (["--delta", "0%"], "not a share between 0 and 100%"),
+        (["--delta", "2"], "not a share between 0 and 100%"),
+        (["--budget", "0s"], "not a positive duration"),
         (["--budget", "soon"], "invalid"),
         (["--threads", "0"], "invalid"),
         (["--dtype", "int8"], "invalid choice"),
-        (["--base-python", "/nowhere/python"], "/nowhere/python is no program that can be run"),
-        (["--json", "/proc/none/gate.json"], "--json /proc/none/gate.json: not a folder that can be written to"),
+        (["--base-python", "/nowhere/python"], "/nowhere/python is not an executable program"),
+        (["--json", "/proc/none/gate.json"], "--json /proc/none/gate.json: not in a writable folder"),
     ],
 )
-def test_an_option_that_makes_no_sense_is_refused(
-    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_invalid_option_is_a_usage_error(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(options)
 
@@ -161,7 +160,7 @@ def test_an_option_that_makes_no_sense_is_refused(
     assert message in capsys.readouterr().err
 
 
-def test_options_read_as_people_write_them() -> None:
+def test_options_accept_patterns_percentages_and_units() -> None:
     options = gate._options(["--select", "forward-*,training-step-1", "--delta", "5%", "--budget", "2m"])
 
     assert options.select == (*(name for name in NAMES if name.startswith("forward")), "training-step-1")
@@ -176,7 +175,7 @@ def git(*arguments: str) -> str:
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two commits on main; file.txt is `one`, then `two`."""
+    """A git repository with two commits on main; file.txt is `one`, then `two`."""
     folder = tmp_path / "repository"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -195,30 +194,30 @@ def test_base_is_where_the_branch_began(repository: Path) -> None:
     git("commit", "--allow-empty", "-m", "three")
     git("commit", "--allow-empty", "-m", "four")
 
-    assert branched_from() == start
+    assert default_base() == start
 
 
-def test_on_the_main_branch_base_is_what_was_before(repository: Path) -> None:
-    assert branched_from() == "HEAD~1"
+def test_base_on_the_main_branch_is_the_previous_state(repository: Path) -> None:
+    assert default_base() == "HEAD~1"
     (repository / "file.txt").write_text("three")
-    assert branched_from() == "HEAD"
+    assert default_base() == "HEAD"
 
 
-def test_base_is_told_by_a_pull_request(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_base_of_a_pull_request_is_from_its_target_branch(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     git("update-ref", "refs/remotes/origin/develop", "HEAD~1")
     monkeypatch.setenv("GITHUB_BASE_REF", "develop")
 
-    assert branched_from() == git("rev-parse", "HEAD~1")
+    assert default_base() == git("rev-parse", "HEAD~1")
 
 
-def test_without_a_main_branch_one_is_to_name_a_commit(repository: Path) -> None:
+def test_missing_main_branch_is_an_error(repository: Path) -> None:
     git("branch", "-m", "only")
 
     with pytest.raises(ComparisonError, match="name a commit with --base REV"):
-        branched_from()
+        default_base()
 
 
-def test_a_commit_is_checked_out_beside_and_leaves_nothing(repository: Path) -> None:
+def test_checkout_leaves_the_repository_unchanged(repository: Path) -> None:
     with checkout("HEAD~1") as folder:
         assert (folder / "file.txt").read_text() == "one"
         assert (repository / "file.txt").read_text() == "two"
@@ -228,73 +227,78 @@ def test_a_commit_is_checked_out_beside_and_leaves_nothing(repository: Path) -> 
     assert git("worktree", "list").count("\n") == 0
 
 
-def test_a_commit_that_is_not_there_breaks(
-    repository: Path, judged: Judged, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, record, _, _ = judged("--base", "nowhere")
+def test_unknown_commit_is_an_error(repository: Path, run_gate: RunGate, capsys: pytest.CaptureFixture[str]) -> None:
+    code, record, _, _ = run_gate("--base", "nowhere")
 
-    assert (code, record["verdict"]) == (2, "broken")
+    assert (code, record["verdict"]) == (2, "error")
     assert "--base nowhere: fatal: not a valid object name" in capsys.readouterr().err
 
 
-def test_a_commit_without_this_gate_breaks(repository: Path, judged: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It has no worker at all: not even what is installed, or on the path, is timed in its place."""
+def test_commit_without_a_worker_is_an_error(
+    repository: Path, run_gate: RunGate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that is installed or on the path must not be used instead."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
-    code, record, _, _ = judged("--base", "HEAD")
+    code, record, _, _ = run_gate("--base", "HEAD")
 
     assert code == 2
     assert record["reason"].endswith("two: no benchmarks/worker.py in this commit")
 
 
-def test_a_wrong_answer_breaks(judged: Judged, tmp_path: Path) -> None:
+def test_wrong_answer_is_an_error(run_gate: RunGate, tmp_path: Path) -> None:
     (tmp_path / "faulty.py").write_text(FAULTY)
 
-    code, record, _, _ = judged("--head-subject", f"{tmp_path}/faulty.py:ReluMissing", "--select", "forward-4")
+    code, record, _, _ = run_gate("--head-subject", f"{tmp_path}/faulty.py:ReluMissing", "--select", "forward-4")
 
     assert code == 2
     assert "budgets of" in record["reason"]
 
 
 @pytest.mark.parametrize(
-    ("engine", "words"),
+    ("engine", "message"),
     [
-        ("fakes:dying", "fakes:dying on cpu in float32: its worker was ended by SIGABRT; its last words: last words"),
+        (
+            "fakes:dying",
+            "fakes:dying on cpu in float32: the worker was terminated by SIGABRT; last line of stderr: the last words",
+        ),
         ("none", "--engine none: not one of"),
     ],
 )
-def test_a_worker_that_dies_breaks_with_its_last_words(fakes: Path, judged: Judged, engine: str, words: str) -> None:
-    code, record, _, _ = judged("--head-engine", engine, "--select", "forward-1")
+def test_worker_that_dies_or_cannot_start_is_an_error(
+    fake_engines: Path, run_gate: RunGate, engine: str, message: str
+) -> None:
+    code, record, _, _ = run_gate("--head-engine", engine, "--select", "forward-1")
 
     assert code == 2
-    assert words in record["reason"]
+    assert message in record["reason"]
     if engine != "none":
-        assert not left(fakes)
+        assert not remaining_processes(fake_engines)
 
 
-def test_a_worker_of_another_protocol_breaks(judged: Judged, tmp_path: Path) -> None:
+def test_worker_with_another_protocol_is_an_error(run_gate: RunGate, tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho '{\"ready\": true}'\n")
     python.chmod(0o755)
 
-    code, record, _, _ = judged("--base-python", str(python), "--select", "forward-1")
+    code, record, _, _ = run_gate("--base-python", str(python), "--select", "forward-1")
 
     assert code == 2
-    assert "speaks protocol None, this version 1" in record["reason"]
+    assert "uses protocol None, this version protocol 1" in record["reason"]
 
 
-def test_ctrl_c_leaves_no_process(fakes: Path) -> None:
-    with command("benchmarks.gate", "--head-engine", "fakes:hanging", "--select", "forward-1") as run:
-        assert interrupted(run, fakes, processes=2) == "stopped"  # the worker and what it started
+def test_ctrl_c_leaves_no_process(fake_engines: Path) -> None:
+    with start_command("benchmarks.gate", "--head-engine", "fakes:hanging", "--select", "forward-1") as run:
+        assert interrupt(run, fake_engines, processes=2) == "stopped"  # the worker and its child
 
-    assert not left(fakes)
+    assert not remaining_processes(fake_engines)
 
 
-def test_a_real_comparison_comes_to_pairs_on_one_core(judged: Judged, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What it decides depends on the machine; that it times both sides, counts and decides does not."""
-    monkeypatch.setattr(comparison, "BLOCKS", 4)
+def test_real_comparison_times_pairs_on_one_core(run_gate: RunGate, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The verdict depends on the machine, but both sides are always counted, timed and decided."""
+    monkeypatch.setattr(comparison, "MIN_BLOCKS", 4)
 
-    code, record, _, _ = judged("--head-engine", "channels-last", "--select", "forward-4", "--budget", "12s")
+    code, record, _, _ = run_gate("--head-engine", "channels-last", "--select", "forward-4", "--budget", "12s")
 
     assert code in (0, 1, 3)
     (benchmark,) = record["benchmarks"]

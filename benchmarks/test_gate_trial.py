@@ -1,4 +1,4 @@
-"""The trial counts what the gate decided, exactly, and goes on where it stopped."""
+"""The trial counts the gate's verdicts and resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -12,59 +12,48 @@ import pytest
 
 from benchmarks import gate_trial
 from benchmarks.gate import BUDGET, DEFAULT, DELTA
-from benchmarks.gate_trial import (
-    CONDITIONS,
-    RULES,
-    background,
-    main,
-    rarest,
-    read,
-    replayed,
-    sequential,
-    share,
-    summary,
-    write,
-)
-from benchmarks.worker import Worker, WorkerError
+from benchmarks.gate_trial import background, main, next_condition, read, replayed, sequential, summary, write
+from benchmarks.trial_table import CONDITIONS, RULES, Condition, proportion
+from benchmarks.worker_client import Worker, WorkerError
 from lenet import subject
-from lenet.fingerprint import fingerprint
+from lenet.fingerprint import FORMAT, fingerprint
 
-KEPT = {"stack": fingerprint(), "delta": DELTA, "budget": BUDGET, "verdicts": []}
+CONTENT = {"format": FORMAT, "stack": fingerprint(), "delta": DELTA, "budget": BUDGET, "verdicts": []}
 
 
-def verdict(condition: str = "A/A", verdict: str = "passed", beside: int = 0, **others: Any) -> dict[str, Any]:
-    """One of a trial."""
-    made_up = {"benchmark": "forward-1", "seed": 1, "ratios": [[1, 0.001]] * 7, "sequential": {"ratio": 1.0, "p": 0.5}}
-    return {"condition": condition, "verdict": verdict, "beside": beside} | made_up | others
+def verdict(condition: str = "A/A", verdict: str = "passed", processes: int = 0, **others: Any) -> dict[str, Any]:
+    """Return a verdict as gate_trial.json has it."""
+    measured = {"benchmark": "forward-1", "seed": 1, "ratios": [[1, 0.001]] * 7, "sequential": {"ratio": 1.0, "p": 0.5}}
+    return {"condition": condition, "verdict": verdict, "background_processes": processes} | measured | others
 
 
 @pytest.mark.parametrize("condition", CONDITIONS.values(), ids=lambda condition: condition.name)
-def test_every_condition_compares_what_there_is(condition: gate_trial.Condition) -> None:
+def test_subjects_and_benchmarks_of_every_condition_exist(condition: Condition) -> None:
     for spec in (condition.base, condition.head):
         assert subject.load(spec).spec == spec
     assert set(condition.benchmarks) <= set(DEFAULT)
 
 
-def test_a_share_has_its_exact_interval() -> None:
-    """Of none in n, Clopper and Pearson's interval ends at 1 - 0.025^(1/n)."""
-    assert share(0, 100) == f"0 of 100: 0.0% (0.0% to {1 - 0.025 ** (1 / 100):.1%})"
-    assert share(0, 0) == "-"
+def test_proportion_has_its_exact_interval() -> None:
+    """For none of n, the Clopper-Pearson interval ends at 1 - 0.025^(1/n)."""
+    assert proportion(0, 100) == f"0 of 100: 0.0% (0.0% to {1 - 0.025 ** (1 / 100):.1%})"
+    assert proportion(0, 0) == "-"
     assert 1 - 0.025 ** (1 / gate_trial.REPLAYS) < 0.001 < 1 - 0.025 ** (1 / (gate_trial.REPLAYS - 100))
 
 
-def test_conditions_are_tried_by_their_weight() -> None:
+def test_conditions_are_tried_in_proportion_to_their_weights() -> None:
     verdicts: list[dict[str, Any]] = []
     tried: Counter[str] = Counter()
     for _ in range(sum(condition.weight for condition in CONDITIONS.values())):
-        name = rarest(verdicts, beside=0)
+        name = next_condition(verdicts, processes=0)
         tried[name] += 1
         verdicts += [verdict(name, benchmark=benchmark) for benchmark in CONDITIONS[name].benchmarks]
 
     assert tried == {name: condition.weight for name, condition in CONDITIONS.items()}
-    assert rarest(verdicts, beside=1) == rarest([], beside=1)
+    assert next_condition(verdicts, processes=1) == next_condition([], processes=1)
 
 
-def test_rules_of_other_tools_see_a_slower_second_arm_only() -> None:
+def test_rules_of_other_tools_detect_only_a_slower_second_arm() -> None:
     slow, fast = [1.10 + 0.001 * k for k in range(40)], [1.0 + 0.001 * k for k in range(40)]
 
     assert all(rule(**sequential(fast, slow)) for rule in RULES.values())
@@ -72,9 +61,9 @@ def test_rules_of_other_tools_see_a_slower_second_arm_only() -> None:
     assert not any(rule(**sequential(fast, fast)) for rule in RULES.values())
 
 
-def test_the_summary_counts_by_condition_and_by_what_ran_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_summary_counts_by_condition_and_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate_trial, "REPLAYS", 3)
-    verdicts = [verdict(), verdict(verdict="failed", beside=1, sequential={"ratio": 1.2, "p": 0.0})]
+    verdicts = [verdict(), verdict(verdict="failed", processes=1, sequential={"ratio": 1.2, "p": 0.0})]
     verdicts += [verdict("+5%", "failed"), verdict("+5%", "inconclusive"), verdict("+5%", "failed")]
 
     lines = summary(verdicts).splitlines()
@@ -86,14 +75,14 @@ def test_the_summary_counts_by_condition_and_by_what_ran_beside(monkeypatch: pyt
     assert lines[-1] == "replayed from the pairs of A/A, forward-1 fails in 0 of 3: 0.0% (0.0% to 70.8%)"
 
 
-def test_replays_of_wild_pairs_fail_no_more_often_than_the_rule_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replays_of_noisy_pairs_keep_the_false_alarm_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate_trial, "REPLAYS", 400)
-    wild = [verdict(ratios=[[1, 0.2 * (-1) ** k * (1 + k / 100)] for k in range(20)])]
+    noisy = [verdict(ratios=[[1, 0.2 * (-1) ** k * (1 + k / 100)] for k in range(20)])]
 
-    assert replayed(wild, "forward-1").startswith("0 of 400")
+    assert replayed(noisy, "forward-1").startswith("0 of 400")
 
 
-def test_verdicts_are_kept_and_read_again(tmp_path: Path) -> None:
+def test_verdicts_are_read_as_they_were_written(tmp_path: Path) -> None:
     path = tmp_path / "gate_trial.json"
     assert read(path) == []
 
@@ -108,11 +97,12 @@ def test_verdicts_are_kept_and_read_again(tmp_path: Path) -> None:
         ('{"format"', "not a file of this command"),
         ("[]", "not a file of this command"),
         ("{}", "not a file of this command"),
-        (json.dumps(KEPT | {"stack": {"torch": "1.0"}}), "of another torch, 1.0; here it is"),
-        (json.dumps(KEPT | {"delta": 0.05}), "of another gate, delta and budget were (0.05, 60.0), now"),
+        (json.dumps(CONTENT | {"format": 2}), f"format 2, this version continues format {FORMAT}"),
+        (json.dumps(CONTENT | {"stack": {"torch": "1.0"}}), "its torch is 1.0, here it is"),
+        (json.dumps(CONTENT | {"delta": 0.05}), "its delta and budget are (0.05, 60.0), now"),
     ],
 )
-def test_another_file_is_refused_and_kept(
+def test_file_of_another_run_is_an_error_and_is_kept(
     tmp_path: Path, content: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "gate_trial.json").write_text(content)
@@ -123,32 +113,32 @@ def test_another_file_is_refused_and_kept(
     assert (tmp_path / "gate_trial.json").read_text() == content
 
 
-def test_a_trial_that_breaks_keeps_what_was_found(
+def test_error_in_a_trial_keeps_earlier_verdicts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path / "gate_trial.json", [verdict()])
 
-    def broken(*_: Any) -> None:
-        raise WorkerError("lenet by eager: its worker was ended by SIGKILL")
+    def fails(*_: Any) -> None:
+        raise WorkerError("lenet by eager: the worker was terminated by SIGKILL")
 
-    monkeypatch.setattr(gate_trial, "judge", broken)
+    monkeypatch.setattr(gate_trial, "compare", fails)
 
     assert main(["--record", str(tmp_path), "--minutes", "1"]) == 2
 
-    assert "its worker was ended by SIGKILL" in capsys.readouterr().err
+    assert "the worker was terminated by SIGKILL" in capsys.readouterr().err
     assert read(tmp_path / "gate_trial.json") == [verdict()]
 
 
-def test_another_process_trains_beside_until_it_is_no_longer_needed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate_trial, "SAMPLED", 0.01)
+def test_background_process_trains_until_it_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_trial, "SAMPLE_SECONDS", 0.01)
     started = []
 
-    class Noted(Worker):
+    class RecordedWorker(Worker):
         def start(self) -> None:
             super().start()
             started.append(self.process)
 
-    monkeypatch.setattr(gate_trial, "Worker", Noted)
+    monkeypatch.setattr(gate_trial, "Worker", RecordedWorker)
 
     with background(1) as check:
         check()
@@ -156,15 +146,15 @@ def test_another_process_trains_beside_until_it_is_no_longer_needed(monkeypatch:
     assert started[0].poll() is not None
 
 
-def test_a_trial_whose_load_has_ended_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    def ended(*_: Any) -> None:
-        raise WorkerError("its worker was ended by SIGKILL")
+def test_trial_whose_background_process_died_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dies(*_: Any) -> None:
+        raise WorkerError("the worker was terminated by SIGKILL")
 
-    monkeypatch.setattr(Worker, "sample", ended)
+    monkeypatch.setattr(Worker, "sample", dies)
 
     def wait(check: Callable[[], None]) -> None:
         while True:
             check()
 
-    with background(1) as check, pytest.raises(WorkerError, match="ended by SIGKILL"):
+    with background(1) as check, pytest.raises(WorkerError, match="terminated by SIGKILL"):
         wait(check)

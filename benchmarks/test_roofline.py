@@ -1,36 +1,31 @@
-"""The work that is counted, the roof, and the copy: each against what can be known otherwise."""
+"""The roofline's counts of work, its attainable rates and the size of the copy agree with independent values."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import roofline
+from benchmarks.fakes import benchmark_entry
 from benchmarks.roofline import (
+    ACTIVATIONS,
+    BACKWARD_PARAMETERS,
     GIB,
-    MAPS,
     PARAMETERS,
-    PARAMETERS_BACK,
+    add_positions,
     copied_bytes,
     data_sheet,
     forward_bytes,
     last_level_cache,
-    locate,
     position,
     training_bytes,
 )
 from lenet.net import Net
 
 
-def entry(operation: str, seconds: float, threads: int = 1, **figures: Any) -> roofline.Entry:
-    info = {"operation": operation, "subject": "lenet", "device": "cpu", "dtype": "float32", "threads": threads}
-    return {"extra_info": info | figures, "stats": {"median": seconds}}
-
-
-def test_the_maps_are_those_that_the_network_makes() -> None:
+def test_activations_are_those_of_the_network() -> None:
     net, seen = Net(), []
     for module in net.children():
         module.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0][0].numel(), output[0].numel())))
@@ -38,47 +33,49 @@ def test_the_maps_are_those_that_the_network_makes() -> None:
     net(torch.zeros(1, 1, 32, 32))
 
     conv1, conv2, fc1, fc2, fc3 = seen
-    assert conv1 == (roofline.PIXELS, MAPS["c1"])
-    assert conv2 == (MAPS["s2"], MAPS["c3"])
-    assert fc1 == (MAPS["s4"], MAPS["f5"])
-    assert fc2 == (MAPS["f5"], MAPS["f6"])
-    assert fc3 == (MAPS["f6"], roofline.SCORES)
+    assert conv1 == (roofline.PIXELS, ACTIVATIONS["c1"])
+    assert conv2 == (ACTIVATIONS["s2"], ACTIVATIONS["c3"])
+    assert fc1 == (ACTIVATIONS["s4"], ACTIVATIONS["f5"])
+    assert fc2 == (ACTIVATIONS["f5"], ACTIVATIONS["f6"])
+    assert fc3 == (ACTIVATIONS["f6"], roofline.LOGITS)
 
 
-def test_the_parameters_are_counted() -> None:
+def test_parameter_counts_are_those_of_the_network() -> None:
     net = Net()
     back = [parameter for name, parameter in net.named_parameters() if name.endswith("weight")][1:]
 
     assert sum(parameter.numel() for parameter in net.parameters()) == PARAMETERS
-    assert sum(parameter.numel() for parameter in back) == PARAMETERS_BACK
+    assert sum(parameter.numel() for parameter in back) == BACKWARD_PARAMETERS
 
 
 def test_bytes_are_those_of_the_parameters_and_of_each_image() -> None:
-    image, trained = 17_202, 42_518  # numbers: 1,024 + 2 * 8,084 + 10, and 2 * 1,024 + 5 * 8,084 + 5 * 10
+    image, trained = 17_202, 42_518  # elements: 1,024 + 2 * 8,084 + 10, and 2 * 1,024 + 5 * 8,084 + 5 * 10
 
     assert forward_bytes(3, 4) == 4 * (PARAMETERS + 3 * image)
     assert forward_bytes(3, 8) == 2 * forward_bytes(3, 4)
-    assert training_bytes(3, 4) == 4 * (5 * PARAMETERS + PARAMETERS_BACK + 3 * trained)
+    assert training_bytes(3, 4) == 4 * (5 * PARAMETERS + BACKWARD_PARAMETERS + 3 * trained)
 
 
 @pytest.mark.parametrize(
     ("flops", "bound", "attainable", "share"),
     [(64, "compute", 100.0, 0.32), (16, "memory", 80.0, 0.1), (20, "compute", 100.0, 0.1)],
-    ids=["right of the ridge", "left of it", "on it"],
+    ids=["right of the ridge", "left of the ridge", "on the ridge"],
 )
-def test_the_lower_roof_is_what_is_attainable(flops: int, bound: str, attainable: float, share: float) -> None:
+def test_attainable_rate_is_the_smaller_of_the_two_limits(
+    flops: int, bound: str, attainable: float, share: float
+) -> None:
     found = position(flops, moved=4, seconds=2.0, compute=100.0, memory=20.0)
 
     assert found.intensity == flops / 4
     assert (found.bound, found.attainable, found.share) == (bound, attainable, share)
 
 
-def test_a_time_is_placed_under_the_rates_of_its_own_place_only() -> None:
-    product = [entry("matrix product", 0.5, threads, flops=100 * threads) for threads in (1, 2)]
-    copy = [entry("copy", 2.0, threads, flops=0, bytes=800 * threads) for threads in (1, 2)]
-    forward = [entry("forward", 1.0, threads, flops=50, bytes=10) for threads in (1, 2, 4)]
+def test_position_uses_the_rates_of_the_same_configuration() -> None:
+    product = [benchmark_entry("matrix product", 0.5, threads, flops=100 * threads) for threads in (1, 2)]
+    copy = [benchmark_entry("copy", 2.0, threads, flops=0, bytes=800 * threads) for threads in (1, 2)]
+    forward = [benchmark_entry("forward", 1.0, threads, flops=50, bytes=10) for threads in (1, 2, 4)]
 
-    locate([*product, *copy, *forward])
+    add_positions([*product, *copy, *forward])
 
     assert forward[0]["extra_info"]["roofline"] == {
         "intensity": 5,
@@ -91,7 +88,7 @@ def test_a_time_is_placed_under_the_rates_of_its_own_place_only() -> None:
     assert "roofline" not in copy[0]["extra_info"]
 
 
-def test_what_is_copied_is_four_times_what_the_caches_hold() -> None:
+def test_copy_is_four_times_the_size_of_the_caches() -> None:
     assert copied_bytes(32 * 2**20) == 128 * 2**20
     assert copied_bytes(GIB) == GIB
     assert copied_bytes(None) == GIB
@@ -111,11 +108,11 @@ def test_each_last_level_cache_counts_once(tmp_path: Path) -> None:
     assert last_level_cache(torch.device("cpu"), tmp_path) == 2**20
 
 
-def test_a_system_that_tells_of_no_cache_has_none_known(tmp_path: Path) -> None:
+def test_cache_size_is_none_if_the_system_does_not_report_it(tmp_path: Path) -> None:
     assert last_level_cache(torch.device("cpu"), tmp_path) is None
 
 
-def test_a_data_sheet_is_cited_and_none_is_guessed() -> None:
+def test_data_sheet_is_cited_and_never_guessed() -> None:
     stack = {"processor": "AMD EPYC", "GPU": "NVIDIA H200"}
 
     assert data_sheet(stack, "cpu", "float32") == "no data sheet figure known for AMD EPYC"

@@ -1,4 +1,4 @@
-"""The slower variants are right, and slower by what they say."""
+"""The slower variants are correct, and slower by the stated share."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from benchmarks import slowdowns
 from benchmarks.slowdowns import Slowed
 from lenet import subject
 
-NAMES = ("By0", "By2", "By3", "By5", "By10", "Copied", "Foreach", "ForLoop")
+NAMES = ("Slower0", "Slower2", "Slower3", "Slower5", "Slower10", "ExtraCopy", "ForeachSGD", "ForLoopSGD")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_slower_variant_computes_the_same_bits(name: str) -> None:
-    """Call after call."""
+def test_slower_variant_computes_the_same_bits(name: str) -> None:
     slower, reference = subject.load(f"benchmarks.slowdowns:{name}"), subject.load("lenet")
     nets = [one.Net() for one in (slower, reference)]
     nets[0].load_state_dict(nets[1].state_dict())
@@ -31,66 +30,66 @@ def test_a_slower_variant_computes_the_same_bits(name: str) -> None:
         losses = [one.train_step(net, images, targets, 0.5) for one, net in zip((slower, reference), nets, strict=True)]
         assert torch.equal(*losses)
     for mine, right in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
-        assert torch.equal(mine, right)  # by half of the gradient, which is the same in all orders of rounding
+        assert torch.equal(mine, right)  # lr = 0.5 is a power of two, so every form of the update rounds alike
         assert torch.equal(mine.grad, right.grad)
 
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time, which calls move on, and every look at it by a little."""
+    """A fake processor clock: calls advance it, and reading it advances it by 2^-30 s."""
     time = [0.0]
 
-    def looked() -> float:
+    def read_clock() -> float:
         time[0] += 2**-30
         return time[0]
 
-    monkeypatch.setattr(slowdowns, "thread_time", looked)
+    monkeypatch.setattr(slowdowns, "thread_time", read_clock)
     return time
 
 
-def taken(now: list[float], call: Callable[[], Any]) -> float:
-    """Seconds."""
+def seconds_of(now: list[float], call: Callable[[], Any]) -> float:
+    """Return the seconds that a call takes by the fake clock."""
     before = now[0]
     call()
     return now[0] - before
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.1])
-def test_the_added_computation_takes_its_share_of_every_call(now: list[float], share: float) -> None:
+def test_added_computation_takes_its_share_of_every_call(now: list[float], share: float) -> None:
     slowed = Slowed(share)
 
     def wait(seconds: float) -> None:
         now[0] += seconds
 
     for seconds in (2**-9, 2**-10, 2**-10):
-        added = taken(now, partial(slowed, partial(wait, seconds))) - seconds
-        assert share * seconds <= added <= share * seconds + 4 * 2**-30  # looks before and after, and the last
+        added = seconds_of(now, partial(slowed, partial(wait, seconds))) - seconds
+        assert share * seconds <= added <= share * seconds + 4 * 2**-30  # reads of the clock
 
 
-def test_what_leads_to_a_call_is_time_of_the_arm_too(now: list[float]) -> None:
+def test_time_before_the_call_counts(now: list[float]) -> None:
     slowed = Slowed(0.5)
     now[0] += 2**-10
 
-    added = taken(now, partial(slowed, lambda: None))
+    added = seconds_of(now, partial(slowed, lambda: None))
 
     assert 2**-11 <= added <= 2**-11 + 4 * 2**-30
 
 
-def test_nothing_is_added_within_another(now: list[float]) -> None:
+def test_nested_call_adds_nothing(now: list[float]) -> None:
     slowed = Slowed(0.5)
 
     def inner() -> None:
         now[0] += 2**-10
 
-    took = taken(now, partial(slowed, partial(slowed, inner)))
+    seconds = seconds_of(now, partial(slowed, partial(slowed, inner)))
 
-    assert 1.5 * 2**-10 <= took <= 1.5 * 2**-10 + 4 * 2**-30
+    assert 1.5 * 2**-10 <= seconds <= 1.5 * 2**-10 + 4 * 2**-30
 
 
-def test_an_error_is_no_reason_to_be_fast_from_then_on() -> None:
+def test_error_in_a_call_does_not_disable_later_slowdowns() -> None:
     net, slowed = lenet.Net(), Slowed(0.5)
 
     with pytest.raises(ValueError, match="32"):
         slowed(lambda: net(torch.zeros(1, 1, 31, 31)))
 
-    assert not Slowed.inside
+    assert not Slowed.active

@@ -1,4 +1,4 @@
-"""The tables at the end of a run, its record, and the line with the time left."""
+"""The tables at the end of a run, benchmarks.json and the progress bar."""
 
 from __future__ import annotations
 
@@ -11,61 +11,57 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.fakes import benchmark_entry
 from benchmarks.latency import QUERIES
-from benchmarks.summary import summary, table
-from benchmarks.test_roofline import entry
+from benchmarks.summary import summary
 from properties.test_options import run
 
 ONE_OF_EACH = "1-threads and cpu-float32 and (copy or matrix or (-1] and (forward or step)))"
 
 
-def test_a_table_has_columns_as_wide_as_their_widest_cell() -> None:
-    assert table("Title", ["a", "long"], [["123", "1"]]) == ["", "Title", "  a  long", "123     1"]
-    assert table("Title", ["a"], []) == []
-
-
-def test_nothing_measured_is_nothing_shown() -> None:
+def test_tables_without_rows_are_omitted() -> None:
     assert summary([], {"processor": "Test"}) == []
 
 
-def test_each_place_has_its_column_and_its_best_batch() -> None:
+def test_throughput_has_a_column_per_configuration_and_its_best_batch() -> None:
     entries = [
-        entry("forward", 0.5, batch=1, images=1),
-        entry("forward", 2.0, batch=8, images=8),
-        entry("forward", 4.0, threads=2, batch=8, images=8),
+        benchmark_entry("forward", 0.5, batch=1, images=1),
+        benchmark_entry("forward", 2.0, batch=8, images=8),
+        benchmark_entry("forward", 4.0, threads=2, batch=8, images=8),
     ]
 
     assert summary(entries, {"processor": "Test"}) == [
         "",
-        "Throughput, forward, in images a second",
-        "batch  cpu float32 1 thread  cpu float32 2 threads",
-        "    1                     2                       ",
-        "    8                     4                      2",
-        " best                     4                      2",
+        "Throughput, forward, in images/s",
+        "batch size  cpu float32 1 thread  cpu float32 2 threads",
+        "1                              2",
+        "8                              4                      2",
+        "best                           4                      2",
     ]
 
 
-def test_memory_has_a_line_a_batch() -> None:
-    forward = entry("forward", 1.0, batch=4, images=4, memory=3 * 2**20, memory_at_least=2**19)
-    step = entry("training step", 1.0, batch=4, images=4, memory=2**30, memory_at_least=2**20)
+def test_memory_has_a_row_per_batch_size() -> None:
+    forward = benchmark_entry("forward", 1.0, batch=4, images=4, memory=3 * 2**20, memory_at_least=2**19)
+    step = benchmark_entry("training step", 1.0, batch=4, images=4, memory=2**30, memory_at_least=2**20)
 
     shown = summary([forward, step], {"processor": "Test"})
 
-    assert shown[-3] == "Memory at the peak in MiB, above that in use before"
+    assert shown[-3] == "Peak memory in MiB, above that in use before the call"
     assert shown[-1].split() == ["cpu", "float32", "1", "thread", "4", "3.00", "0.50", "1,024.00", "1.00"]
 
 
 def test_latency_is_shown_with_its_interval_in_milliseconds() -> None:
     found = {"value": 0.25e-3, "low": 0.125e-3, "high": 0.5e-3}
     shown = summary(
-        [entry("latency", 1.0, queries=24_576, latency={"p50": found, "p90": found, "p99": found})], {"processor": "T"}
+        [benchmark_entry("latency", 1.0, queries=24_576, latency={"p50": found, "p90": found, "p99": found})],
+        {"processor": "T"},
     )
 
-    assert shown[1] == "Latency at batch 1 in ms, and its 99% interval if the queries were independent"
+    assert shown[1] == "Latency at batch size 1 in ms, with 99% intervals that assume independent queries"
     assert shown[3] == "cpu float32 1 thread   24,576" + 3 * "  0.25 (0.125 to 0.5)"
 
 
-def test_a_run_records_memory_and_its_place_under_the_roof(tmp_path: Path) -> None:
+def test_run_records_memory_and_roofline(tmp_path: Path) -> None:
     result = run("benchmarks", "-k", ONE_OF_EACH, "--benchmark-max-time=0.01", "--record", str(tmp_path))
 
     assert result.returncode == 0, result.stdout
@@ -76,10 +72,10 @@ def test_a_run_records_memory_and_its_place_under_the_roof(tmp_path: Path) -> No
         assert figures[operation]["memory"] >= figures[operation]["memory_at_least"]
         assert figures[operation]["roofline"]["attainable"] > 0
     assert "Roofline, cpu float32 1 thread" in result.stdout
-    assert "benchmark/s" not in result.stderr  # no terminal, no bar
+    assert "benchmark/s" not in result.stderr  # the bar is shown on a terminal only
 
 
-def test_a_run_times_as_many_queries_as_the_percentiles_take(tmp_path: Path) -> None:
+def test_run_times_as_many_queries_as_the_percentiles_require(tmp_path: Path) -> None:
     result = run("benchmarks", "-k", "latency and 1-threads and cpu-float32", "--record", str(tmp_path))
 
     assert result.returncode == 0, result.stdout
@@ -91,32 +87,32 @@ def test_a_run_times_as_many_queries_as_the_percentiles_take(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_the_time_left_is_shown_on_a_terminal_only(terminal: bool) -> None:
+def test_progress_bar_is_shown_on_a_terminal_only(terminal: bool) -> None:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "benchmarks", "--benchmark-disable"]
     command += ["-k", "bench_update", "--dtype", "float32", "--device", "cpu"]
 
-    written = _typed(command) if terminal else _piped(command)
+    written = _output_on_terminal(command) if terminal else _output_in_pipe(command)
 
     assert ("benchmark/s" in written or "s/benchmark" in written) == terminal
     assert "passed" in written
 
 
-def _typed(command: list[str]) -> str:
-    """What a command writes to a terminal of its own."""
-    ours, its = pty.openpty()
-    process = subprocess.Popen(command, stdin=its, stdout=its, stderr=its)
-    os.close(its)
+def _output_on_terminal(command: list[str]) -> str:
+    """Return what a command writes to a pseudoterminal."""
+    ours, child = pty.openpty()
+    process = subprocess.Popen(command, stdin=child, stdout=child, stderr=child)
+    os.close(child)
     written = b""
     try:
         while part := os.read(ours, 65_536):
             written += part
-    except OSError:  # its end has been closed
+    except OSError:  # the child has closed its end
         pass
     os.close(ours)
     assert process.wait() == 0, written.decode()
     return written.decode()
 
 
-def _piped(command: list[str]) -> str:
-    """What it writes to a pipe."""
+def _output_in_pipe(command: list[str]) -> str:
+    """Return what a command writes to a pipe."""
     return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True).stdout

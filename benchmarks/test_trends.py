@@ -1,4 +1,4 @@
-"""Trends compare runs of one stack only, in the order of their dates."""
+"""Trends compare only runs of the same stack, in the order of their dates."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from benchmarks.fakes import ROOT
 from benchmarks.trends import main
 from lenet.fingerprint import FORMAT, fingerprint
 
 
 def run(folder: Path, date: str, seconds: dict[str, float], **stack: str) -> str:
-    """A file as a run of the benchmarks writes it."""
+    """Write a benchmarks.json and return its path."""
     entries = [{"name": name, "stats": {"median": median}} for name, median in seconds.items()]
     content: dict[str, Any] = {"format": FORMAT, "date": date, "stack": fingerprint() | stack, "benchmarks": entries}
     path = folder / f"{date}{len(stack)}.json"
@@ -21,7 +22,7 @@ def run(folder: Path, date: str, seconds: dict[str, float], **stack: str) -> str
     return str(path)
 
 
-def test_later_runs_are_relative_to_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_later_medians_are_relative_to_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     new = run(tmp_path, "2026-02", {"a": 0.003, "b": 0.5})
     old = run(tmp_path, "2026-01", {"a": 0.002})
 
@@ -33,7 +34,7 @@ def test_later_runs_are_relative_to_the_first(tmp_path: Path, capsys: pytest.Cap
     assert ["b", "-", "500.000", "ms"] in rows
 
 
-def test_stacks_are_never_set_against_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_different_stacks_are_never_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [run(tmp_path, "2026-01", {"a": 1.0}), run(tmp_path, "2026-02", {"a": 2.0}, processor="another")]
     files.append(run(tmp_path, "2026-03", {"a": 3.0}, hypothesis="7", pytest="10"))
 
@@ -46,7 +47,7 @@ def test_stacks_are_never_set_against_each_other(tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"benchmarks": 3}'])
-def test_another_file_is_refused_in_one_line(tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_foreign_file_is_a_one_line_error(tmp_path: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "run.json").write_text(content)
 
     assert main([str(tmp_path / "run.json")]) == 2
@@ -54,7 +55,15 @@ def test_another_file_is_refused_in_one_line(tmp_path: Path, content: str, capsy
     assert len(capsys.readouterr().err.splitlines()) == 2
 
 
-def test_another_format_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_published_run_of_format_2_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    published = ROOT / "reports/runs/2026-11-23_amd-epyc_torch-2.13.0/benchmarks.json"
+
+    assert json.loads(published.read_text())["format"] == 2
+    assert main([str(published)]) == 0
+    assert "torch 2.13.0" in capsys.readouterr().out
+
+
+def test_unknown_format_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = run(tmp_path, "2026-01", {"a": 1.0})
     Path(path).write_text(Path(path).read_text().replace(f'"format": {FORMAT}', '"format": 99'))
 

@@ -1,9 +1,9 @@
 """
-How times have changed: `python -m benchmarks.trends FILE...` reads what `pytest benchmarks --benchmark-json` wrote.
+How medians changed over time: `python -m benchmarks.trends FILE...` reads files of `pytest benchmarks --record DIR`.
 
-A series is a benchmark on one stack: machine, versions and all. Runs of different stacks are never set against each
-other, and what a series shows is no verdict: the machine of a shared runner changes more from one day to the next than
-most commits change anything. For a verdict there is `python -m benchmarks.gate`.
+A series is a benchmark on one stack: the same machine and versions. Runs of different stacks are never compared. A
+series gives no verdict, since a shared runner varies more from one day to the next than most commits change anything;
+`python -m benchmarks.gate` gives one.
 """
 
 from __future__ import annotations
@@ -18,56 +18,59 @@ from typing import Any
 from lenet.fingerprint import FORMAT, headline
 from lenet.table import table
 
-VERSIONS = ("hypothesis", "pytest", "scikit-learn")
-"""What a stack's times do not depend on."""
+OLDEST_FORMAT = 2
+"""The fields read here are the same in all formats since this one."""
+
+IRRELEVANT = ("hypothesis", "pytest", "scikit-learn")
+"""The parts of a stack that do not affect times."""
 
 
 class TrendError(ValueError):
-    """A file that is no run of the benchmarks; the message is one line that names it."""
+    """A file is not a run of the benchmarks. The message is one line that names the file."""
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A run as benchmarks.json has it; raises TrendError where it is none."""
+    """Return the `date`, the `stack` and the median `seconds` by benchmark of a benchmarks.json; raises TrendError."""
     try:
         run = json.loads(path.read_text())
-        timed = {entry["name"]: float(entry["stats"]["median"]) for entry in run["benchmarks"]}
+        seconds = {entry["name"]: float(entry["stats"]["median"]) for entry in run["benchmarks"]}
         stack, date, written = dict(run["stack"]), str(run["date"]), run["format"]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise TrendError(f"{path}: not a run of these benchmarks ({type(error).__name__}: {error})") from error
-    if written != FORMAT:
-        raise TrendError(f"{path}: format {written!r}, this version reads format {FORMAT}")
-    return {"date": date, "stack": {k: v for k, v in stack.items() if k not in VERSIONS}, "seconds": timed}
+    if written not in range(OLDEST_FORMAT, FORMAT + 1):
+        raise TrendError(f"{path}: format {written!r}; this version reads formats {OLDEST_FORMAT} to {FORMAT}")
+    return {"date": date, "stack": {k: v for k, v in stack.items() if k not in IRRELEVANT}, "seconds": seconds}
 
 
-def series(runs: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The runs of each stack, by its fingerprint in words, the oldest first."""
+def by_stack(runs: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Return the runs of each stack, oldest first."""
     stacks: dict[str, list[dict[str, Any]]] = {}
     for run in sorted(runs, key=lambda run: str(run["date"])):
         stacks.setdefault(json.dumps(run["stack"], sort_keys=True), []).append(run)
-    return stacks
+    return list(stacks.values())
 
 
 def lines(runs: Iterable[dict[str, Any]]) -> list[str]:
-    """A table for each stack: the first median of each benchmark, and every later one relative to it."""
+    """Return a table for each stack: the first median of each benchmark, and all later medians relative to it."""
     shown = []
-    for own in series(runs).values():
-        names = list(dict.fromkeys(name for run in own for name in run["seconds"]))
-        rows = [["median of a call", *(run["date"] for run in own)]]
-        rows += [[name, *_row([run["seconds"].get(name) for run in own])] for name in names]
-        shown += [headline(own[0]["stack"]), table(rows), ""]
+    for series in by_stack(runs):
+        names = list(dict.fromkeys(name for run in series for name in run["seconds"]))
+        rows = [["median of a call", *(run["date"] for run in series)]]
+        rows += [[name, *_row([run["seconds"].get(name) for run in series])] for name in names]
+        shown += [headline(series[0]["stack"]), table(rows), ""]
     return shown
 
 
 def _row(seconds: list[float | None]) -> list[str]:
-    """In milliseconds where it was first measured, and from then on as a factor."""
-    first = next(one for one in seconds if one is not None)
-    begun = seconds.index(first)
-    later = [f"{one / first:.3f}" if one is not None else "-" for one in seconds[begun + 1 :]]
-    return ["-"] * begun + [f"{1e3 * first:.3f} ms", *later]
+    """Return the first median in milliseconds, the later ones as factors, and `-` if there is none."""
+    first = next(median for median in seconds if median is not None)
+    start = seconds.index(first)
+    later = [f"{median / first:.3f}" if median is not None else "-" for median in seconds[start + 1 :]]
+    return ["-"] * start + [f"{1e3 * first:.3f} ms", *later]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0, or 2 where a file cannot be read."""
+    """Print the tables; return 0, or 2 if a file cannot be read."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.trends", description="Medians over time, by stack.")
     parser.add_argument(
         "files", nargs="+", type=Path, metavar="FILE", help="written by `pytest benchmarks --record DIR`"

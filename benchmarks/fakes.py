@@ -1,0 +1,190 @@
+"""What the tests here share: fake workers with known times, fake engines for real workers, and running commands."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from benchmarks.roofline import Entry
+from benchmarks.worker_client import Arm, WorkerError
+from lenet.fingerprint import fingerprint
+
+ROOT = Path(__file__).parents[1]
+MACHINE = {"host": "here", "processor": "a fast one"}
+
+FAKE_ENGINES = r"""
+import os, subprocess, sys, time
+from pathlib import Path
+
+def note(pid):
+    with Path(__file__).with_name("pids").open("a") as file:
+        print(pid, file=file)
+
+note(os.getpid())
+
+def noisy(net):
+    def run(images):
+        print("on stdout")
+        return net(images)
+    return run
+
+def wrong(net):
+    return lambda images: net(images) * (1 + 1e-4)
+
+def sometimes_wrong(net):
+    def run(images):
+        if len(images) == 3:
+            raise NotImplementedError("three\nare too many")
+        return net(images) * (1 + 1e-4 * (len(images) > 1))
+    return run
+
+def forward_only(net):
+    return net
+forward_only.differentiable = False
+
+def dying(net):
+    print("these are\nthe last words", file=sys.stderr, flush=True)
+    os.abort()
+
+def hanging(net):
+    note(subprocess.Popen(["sleep", "1000"]).pid)
+    time.sleep(1000)
+"""
+"""A module of engines, `fakes`. Each process that imports it appends its process id to the file `pids` next to it."""
+
+
+@dataclass
+class FakeWorkers:
+    """
+    The behavior of fake workers, by the names of their engines, and what they were asked to do.
+
+    A key of `slower` and `slower_at_first` is an engine, or an engine and an operation: "head's training step".
+    """
+
+    slower: dict[str, float] = field(default_factory=dict)
+    slower_at_first: dict[str, float] = field(default_factory=dict)  # in the first nine pairs
+    noise: float = 0.003  # relative standard deviation between processes
+    counters: dict[str, dict[str, int]] = field(default_factory=dict)
+    machines: dict[str, dict[str, str]] = field(default_factory=dict)
+    without_training: tuple[str, ...] = ()
+    dies_at: int | None = None  # the number of the block, over all workers
+    started: int = 0
+    running: int = 0
+    blocks: int = 0
+    prepared: list[str] = field(default_factory=list)
+
+    @property
+    def pairs(self) -> int:
+        """The number of timed pairs; the first pair of processes only counts."""
+        return self.started // 2 - 1
+
+
+class FakeWorker:
+    """A worker whose call takes one second, times its engine's slowdown and noise that differs between processes."""
+
+    workers: ClassVar[FakeWorkers]
+    random: ClassVar[np.random.Generator]
+    stack: ClassVar[dict[str, str]] = fingerprint()
+    calls = 1
+
+    def __init__(self, arm: Arm, python: str, environment: Mapping[str, str], folder: Path | None) -> None:
+        self.arm = arm
+
+    def start(self) -> None:
+        """As `Worker.start`."""
+        self.workers.started += 1
+        self.workers.running += 1
+        self.noise = self.random.normal(0, self.workers.noise)
+
+    def wait_until_ready(self) -> None:
+        """As `Worker.wait_until_ready`."""
+        self.machine = self.workers.machines.get(self.arm.engine, MACHINE)
+        self.operations = ["forward", "training step"][: 1 if self.arm.engine in self.workers.without_training else 2]
+
+    def stop(self) -> None:
+        """As `Worker.stop`."""
+        self.workers.running -= 1
+
+    def request(self, request: dict[str, Any]) -> None:
+        """As `Worker.request`, of preparations only."""
+        operation, batch = request["prepare"]
+        self.workers.prepared.append(f"{operation} {batch}")
+        self.operation = operation
+
+    def wait_until_prepared(self) -> None:
+        """As `Worker.wait_until_prepared`."""
+
+    def pin(self, cores: Iterable[int]) -> None:
+        """As `Worker.pin`."""
+
+    def count(self) -> dict[str, int]:
+        """As `Worker.count`."""
+        return self.workers.counters.get(self.arm.engine, {"FLOPs": 7, "peak memory": 100})
+
+    def measure(self) -> float:
+        """As `Worker.measure`."""
+        return self.block(1)
+
+    def block(self, calls: int) -> float:
+        """As `Worker.block`."""
+        self.workers.blocks += 1
+        if self.workers.blocks == self.workers.dies_at:
+            raise WorkerError(f"{self.arm}: the worker was terminated by SIGKILL; last line of stderr: none")
+        slower = self.workers.slower_at_first if self.workers.pairs <= 9 else self.workers.slower
+        slower = slower or self.workers.slower
+        by = slower.get(self.arm.engine, slower.get(f"{self.arm.engine} {self.operation}", 0.0))
+        return (1 + by) * float(np.exp(self.noise))
+
+
+def start_command(module: str, *options: str) -> subprocess.Popen[str]:
+    """Start `python -m module` on one thread, as a user would."""
+    default_sigint = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+    arguments = [sys.executable, "-m", module, "--threads", "1", *options]
+    return subprocess.Popen(
+        arguments, cwd=ROOT, preexec_fn=default_sigint, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def interrupt(run: subprocess.Popen[str], folder: Path, processes: int) -> str:
+    """Send Ctrl-C once this many process ids are in `folder`/pids; return the last line of the command's stderr."""
+    pids = folder / "pids"
+    while not pids.exists() or len(pids.read_text().split()) < processes:
+        assert run.poll() is None
+        time.sleep(0.1)
+    run.send_signal(signal.SIGINT)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 130
+    return errors.splitlines()[-1]
+
+
+def remaining_processes(folder: Path) -> list[int]:
+    """Return which of the processes in `folder`/pids, except this one, still run after five seconds."""
+    pids = {int(line) for line in (folder / "pids").read_text().split()} - {os.getpid()}
+    for _ in range(50):
+        running = [pid for pid in pids if _runs(pid)]
+        if not running:
+            break
+        time.sleep(0.1)
+    return running
+
+
+def _runs(pid: int) -> bool:
+    """Return whether there is such a process, other than a zombie that its parent has not waited for."""
+    states = subprocess.run(["ps", "-o", "state=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return not set(states.split()) <= {"Z"}
+
+
+def benchmark_entry(operation: str, seconds: float, threads: int = 1, **figures: Any) -> Entry:
+    """Return a benchmark of benchmarks.json with this median."""
+    info = {"operation": operation, "subject": "lenet", "device": "cpu", "dtype": "float32", "threads": threads}
+    return {"extra_info": info | figures, "stats": {"median": seconds}}

@@ -1,0 +1,192 @@
+"""The figures in benchmarks/README.md are those of the published run, and its settings are those of the code."""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from statistics import median
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from benchmarks.decision import FALSE_ALARM_RATE, MISS_RATE
+from benchmarks.fakes import ROOT
+from benchmarks.gate import BUDGET, DEFAULT, DELTA, EXIT_CODES
+from benchmarks.gate_trial import REPLAYS
+from benchmarks.latency import QUERIES
+from benchmarks.workload import BATCHES
+
+RUN = ROOT / "reports/runs/2026-11-23_amd-epyc_torch-2.13.0"
+README = (ROOT / "benchmarks/README.md").read_text()
+TEXT = " ".join(README.split())
+CONDITIONS = {
+    "equal (A/A)": "A/A",
+    "2 % slower": "+2%",
+    "3 % slower": "+3%",
+    "5 % slower": "+5%",
+    "10 % slower": "+10%",
+    "needless copy": "needless copy",
+    "for-loop SGD, base foreach": "for-loop SGD",
+}
+LOADS = {"none": (0,), "a training run": (1,), "both": (0, 1)}
+
+
+@cache
+def published(name: str) -> dict[str, Any]:
+    """Return a file of the published run, which has format 2."""
+    content: dict[str, Any] = json.loads((RUN / name).read_text())
+    assert content["format"] == 2
+    return content
+
+
+def table(*header: str) -> list[list[str]]:
+    """Return the rows of the README's table whose header begins with these cells."""
+    lines = README.splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(f"| {' | '.join(header)} |"))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip().strip("*") for cell in line.strip("|").split("|")])
+    return rows
+
+
+def timing(engine: str, operation: str, batch: int) -> dict[str, Any]:
+    return next(
+        one
+        for one in published("engine_times.json")["timings"]
+        if (one["engine"], one["operation"], one["batch"]) == (engine, operation, batch)
+    )
+
+
+def verdicts(condition: str, loads: tuple[int, ...] = (0, 1)) -> list[dict[str, Any]]:
+    return [
+        one
+        for one in published("gate_trial.json")["verdicts"]
+        if one["condition"] == condition and one["beside"] in loads
+    ]
+
+
+def test_engine_table_has_the_published_figures() -> None:
+    rows = table("engine", "1", "16")
+
+    assert len(rows) == 8
+    for name, *cells, start in rows:
+        engine = name.removesuffix(" (bfloat16)")
+        for batch, cell in zip((1, 16, 256, 4096), cells, strict=True):
+            one = timing(engine, "forward", batch)
+            assert cell == f"{one['images_per_second']:,.0f} ({100 * one['share']:.1f} %)", (engine, batch)
+        cold = timing(engine, "forward", 1)["cold"]
+        decimals = len(start.removesuffix(" s").partition(".")[2])
+        assert start == f"{cold['build'] + cold['first']:.{decimals}f} s"
+        assert (name != engine) == (published("engine_times.json")["claims"][engine] == "bfloat16")
+
+
+def test_training_table_has_the_published_figures() -> None:
+    rows = table("engine", "256")
+
+    assert len(rows) == 4
+    for engine, cell in rows:
+        assert cell == f"{timing(engine, 'training step', 256)['images_per_second']:,.0f}"
+    assert {one["engine"] for one in published("engine_times.json")["refused"]} == {"compiled"}
+
+
+def test_controls_of_the_engines_have_the_published_figures() -> None:
+    again, order = published("engine_times.json")["again"], published("engine_times.json")["order"]
+
+    assert f"took {min(again):.3f} to {max(again):.3f} times as long" in TEXT
+    assert f"p at least {min(one['p'] for one in order):.2f} for {len(order)} engines" in TEXT
+
+
+def test_example_output_of_the_gate_is_that_of_the_published_run() -> None:
+    gate = published("gate.json")
+
+    lines = [line.split() for line in README.splitlines()]
+    for one in gate["benchmarks"]:
+        estimate, lower, upper = (f"{1 + one['found'][key]:.4f}" for key in ("estimate", "lower", "upper"))
+        base, head = (f"{1e3 * median(pair[side] for pair in one['pairs']):.3f}" for side in ("base", "head"))
+        row = [
+            one["name"],
+            one["verdict"],
+            estimate,
+            lower,
+            "to",
+            upper,
+            str(len(one["pairs"])),
+            base,
+            "ms",
+            head,
+            "ms",
+        ]
+        assert [*row, *one["why"].split()] in lines
+    assert f"{gate['verdict'].upper()}: {gate['reason']}" in TEXT
+    counters = gate["benchmarks"][0]["counters"]["base"]
+    for counter in ("operators", "allocations", "peak memory"):
+        assert f"{counter} rose from {counters[counter]:,} to" in TEXT
+
+
+@pytest.mark.parametrize("row", table("head", "load"), ids=lambda row: f"{row[0]}, {row[1]}")
+def test_trial_table_has_the_published_figures(row: list[str]) -> None:
+    own = verdicts(CONDITIONS[row[0]], LOADS[row[1]])
+    counts = [sum(one["verdict"] == kind for one in own) for kind in ("failed", "passed", "inconclusive")]
+    samples = [one["sequential"] for one in own]
+    median_rule = sum(sample["ratio"] > 1.05 for sample in samples)
+    mann_whitney = sum(sample["ratio"] > 1 and sample["p"] < 0.002 for sample in samples)
+
+    of = f"of {len(own)}"
+    assert row[2:] == [f"{counts[0]} {of}", *map(str, counts[1:]), f"{median_rule} {of}", f"{mann_whitney} {of}"]
+
+
+def test_trial_table_has_all_published_verdicts() -> None:
+    everything = published("gate_trial.json")["verdicts"]
+    gates = {(one["seed"], one["beside"]) for one in everything}
+    minutes = sum(one["seconds"] for one in everything) / 60
+
+    assert sum(int(row[2].split(" of ")[1]) for row in table("head", "load")) == len(everything)
+    assert f"{len(everything)} verdicts from {len(gates)} gates in {minutes:.0f} minutes" in TEXT
+    assert published("gate_trial.json")["budget"] == BUDGET
+
+
+@pytest.mark.parametrize("row", table("head", "verdicts"), ids=lambda row: row[0])
+def test_table_of_error_rates_has_the_published_figures(row: list[str]) -> None:
+    own = verdicts(CONDITIONS[row[0]])
+    failed = sum(one["verdict"] == "failed" for one in own)
+    interval = stats.binomtest(failed, len(own)).proportion_ci(method="exact")
+    seconds = [median(one["seconds"] for one in verdicts(CONDITIONS[row[0]], (load,))) for load in (0, 1)]
+
+    assert row[1] == f"{len(own)}, from {len({one['seed'] for one in own})} gates"
+    assert row[2] == str(failed)
+    low, high = row[3].removesuffix(" %").split(" to ")
+    for text, bound in ((low, interval.low), (high, interval.high)):
+        assert text == f"{100 * bound:.{len(text.partition('.')[2])}f}"
+    assert row[4:] == [f"{each:.0f} s" for each in seconds]
+
+
+def test_limits_have_the_published_figures() -> None:
+    equal = verdicts("A/A")
+    inconclusive = sum(one["verdict"] == "inconclusive" for one in equal)
+
+    assert f"{inconclusive} of {len(equal)} equal benchmarks stayed inconclusive" in TEXT
+    assert all(one["verdict"] == "inconclusive" for one in verdicts("+2%"))
+    for condition in ("+3%", "+5%", "+10%"):
+        assert all(one["verdict"] != "passed" for one in verdicts(condition))
+
+
+def test_settings_are_those_of_the_code() -> None:
+    assert {row[1]: int(row[0]) for row in table("exit code")} == EXIT_CODES
+    assert f"delta ({100 * DELTA:g} %, `--delta`)" in TEXT
+    assert f"({BUDGET:g} s per benchmark, `--budget`)" in TEXT
+    assert "`{}`, `{}` and `{}`".format(*DEFAULT) in TEXT
+    assert f"at most {100 * FALSE_ALARM_RATE:g} % if head" in TEXT
+    assert f"at most {100 * MISS_RATE:g} %." in TEXT
+    assert f"{QUERIES:,} forward passes" in TEXT
+    assert f"In {len(DEFAULT) * REPLAYS:,} replays" in TEXT
+    *sizes, largest = (f"{batch:,}" for batch in BATCHES)
+    assert f"Batch sizes are {', '.join(sizes)} and {largest} (loss and backward: up to {sizes[-1]})" in TEXT
+
+
+@pytest.mark.parametrize("environment", sorted(set(re.findall(r"tox run -e ([\w-]+)", TEXT))))
+def test_tox_environments_exist(environment: str) -> None:
+    assert f"[testenv:{environment}]" in (ROOT / "tox.ini").read_text()
