@@ -1,1 +1,1 @@
-"""The laws: one file a chapter."""
+"""The laws: one `test_<chapter>.py` per chapter. Helpers that several chapters use are in modules without tests."""

@@ -1,4 +1,4 @@
-"""Laws of accumulation: `.backward()` adds to `.grad`, and `zero_grad` ends that."""
+"""Laws of accumulation: `backward` adds to `.grad`, and `zero_grad` resets it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from properties.strategies import cases
 
 
 def backward(stack: Stack, net: nn.Module, case: Case) -> dict[str, Tensor]:
-    """The gradients after one more backward pass."""
+    """Run one backward pass of the case's loss; return a copy of the accumulated gradients by name."""
     stack.loss(net, case).backward()
     return gradients(net)
 
@@ -29,7 +29,7 @@ def backward(stack: Stack, net: nn.Module, case: Case) -> dict[str, Tensor]:
 @given(first=cases(), second=cases())
 def test_second_backward_adds_exactly(stack: Stack, first: Case, second: Case) -> None:
     """
-    After backward on one batch and then on another, `.grad` is g1 + g2 bit for bit.
+    Backward on one batch and then on another leaves the sum of both gradients in `.grad` bit for bit.
 
     Rejects: overwriting, averaging, a first gradient that is lost or counted twice.
     """
@@ -50,7 +50,7 @@ def test_second_backward_adds_exactly(stack: Stack, first: Case, second: Case) -
 @given(case=cases())
 def test_backward_twice_through_retained_graph_doubles_gradients(stack: Stack, case: Case) -> None:
     """
-    Two backward passes through one graph, kept with `retain_graph=True`, give 2 g bit for bit.
+    Two backward passes through one graph, with `retain_graph=True`, give twice the gradients bit for bit.
 
     Rejects: saved tensors that the first pass changes.
     """
@@ -69,10 +69,10 @@ def test_backward_twice_through_retained_graph_doubles_gradients(stack: Stack, c
 @given(case=cases(batches=(2, 3, 5, 8, 17)), size=st.integers(1, 8))
 def test_micro_batch_gradients_accumulate_to_batch_gradients(stack: Stack, case: Case, size: int) -> None:
     """
-    Backward on micro-batches, each loss weighted by its share of the images, gives the whole batch's gradients.
+    Backward on micro-batches, each loss weighted by its share of the images, gives the batch's gradients.
 
-    Each within its budget, and their sum within its roundings. Rejects: a last micro-batch lost, a weight of 1/k for
-    unequal sizes or none.
+    The gradients of the micro-batches are within their budgets, and their sum within its roundings. Rejects: a lost
+    last micro-batch, a weight of 1/k for micro-batches of unequal size, no weight at all.
     """
     net, loss = stack.net(case), nn.MSELoss()
 
@@ -82,28 +82,31 @@ def test_micro_batch_gradients_accumulate_to_batch_gradients(stack: Stack, case:
         (loss(net(images), targets) * share).backward()
         exact.append(stack.solve(case, images, targets, oracle.scaled(oracle.mse, share)))
 
-    assert_gradients(net, oracle.accumulated(exact, stack.precision))
+    assert_gradients(net, oracle.accumulated_gradients(exact, stack.precision))
 
 
 @given(case=cases(), to_none=st.booleans(), frozen=st.sampled_from(["", *SHAPES]))
 def test_zero_grad_discards_earlier_gradients(stack: Stack, case: Case, to_none: bool, frozen: str) -> None:
     """
-    `zero_grad` sets every `.grad` to None, or to zeros when asked to; the next backward gives the gradient alone.
+    `zero_grad` sets every `.grad` to None, or to zeros on request, so the next backward gives its gradient alone.
 
-    Also that of a parameter which is frozen meanwhile. Rejects: a gradient that survives.
+    This includes a parameter that is frozen when `zero_grad` is called. Rejects: a gradient that survives.
     """
     net = stack.net(case)
     before = backward(stack, net, case)
 
-    meanwhile = [net.get_parameter(frozen).requires_grad_(False)] if frozen else []
+    frozen_parameters = [net.get_parameter(frozen).requires_grad_(False)] if frozen else []
     net.zero_grad(set_to_none=to_none)
-    for parameter in meanwhile:
+    for parameter in frozen_parameters:
         parameter.requires_grad_()
-    zeroed = [parameter.grad for parameter in net.parameters()]
+    zeroed = {name: parameter.grad for name, parameter in net.named_parameters()}
     if to_none:
-        assert zeroed == [None] * 10
+        assert len(zeroed) == 10, f"the network has {len(zeroed)} parameters, expected 10"
+        kept = [name for name, grad in zeroed.items() if grad is not None]
+        assert not kept, f"`.grad` of {', '.join(kept)} is not None after zero_grad()"
     else:
-        assert all(grad is not None and not grad.any() for grad in zeroed)
+        kept = [name for name, grad in zeroed.items() if grad is None or grad.any()]
+        assert not kept, f"`.grad` of {', '.join(kept)} is not zero after zero_grad(set_to_none=False)"
 
     after = backward(stack, net, case)
     for name in before:
@@ -114,9 +117,9 @@ def test_zero_grad_discards_earlier_gradients(stack: Stack, case: Case, to_none:
 @given(case=cases())
 def test_no_gradient_accumulates_under_no_grad(stack: Stack, case: Case) -> None:
     """
-    Under `torch.no_grad()` the forward pass leaves no graph, `.backward()` raises, and every `.grad` stays as it was.
+    Under `torch.no_grad()` no graph is recorded, `backward` raises, and every `.grad` stays unchanged.
 
-    Rejects: a graph that is recorded all the same.
+    Rejects: a graph that is recorded nevertheless.
     """
     net = stack.net(case)
     before = backward(stack, net, case)
@@ -124,9 +127,9 @@ def test_no_gradient_accumulates_under_no_grad(stack: Stack, case: Case) -> None
     with torch.no_grad():
         logits = net(stack.images(case))
         loss = F.mse_loss(logits, stack.targets(case))
-    for made in (logits, loss):
-        assert made.grad_fn is None
-        assert not made.requires_grad
+    for name, result in {"logits": logits, "loss": loss}.items():
+        assert result.grad_fn is None, f"{name}.grad_fn is {result.grad_fn}, expected None"
+        assert not result.requires_grad, f"{name}.requires_grad is True, expected False"
     with pytest.raises(RuntimeError, match="does not require grad"):
         loss.backward()
 
@@ -140,8 +143,9 @@ def test_backward_through_freed_graph_raises(stack: Stack, case: Case) -> None:
     """
     A second backward through a graph that was not retained raises RuntimeError.
 
-    Until it comes to what was freed it may add the same gradient again. From the sum of the logits, which itself keeps
-    nothing, so that it is the network's own graph that is freed. Rejects: a pass over freed buffers.
+    It is correct to add the same gradient again to parameters that are reached before the freed part. The backward pass
+    starts from the sum of the logits, which saves nothing, so that it is the network's own graph that is freed.
+    Rejects: a pass over freed buffers.
     """
     net = stack.net(case)
     total = net(stack.images(case)).sum()
@@ -152,25 +156,26 @@ def test_backward_through_freed_graph_raises(stack: Stack, case: Case) -> None:
         total.backward()
 
     for name, gradient in gradients(net).items():
-        added = not torch.equal(gradient, before[name])
-        assert_exact(gradient, (1 + added) * before[name], f"{name}.grad")
+        added_again = not torch.equal(gradient, before[name])
+        assert_exact(gradient, (1 + added_again) * before[name], f"{name}.grad")
 
 
 @pytest.mark.engine
 @given(case=cases(), seed=st.integers(0, 2**32 - 1))
 def test_gradients_accumulate_in_place(stack: Stack, case: Case, seed: int) -> None:
     """
-    A later backward adds into the tensor that `.grad` already is: same object, same memory, for all who hold it.
+    A later backward adds into the existing `.grad` tensor: it stays the same object with the same memory.
 
-    Rejects: a `.grad` that is replaced, so that views of it and an optimizer's references go stale.
+    Rejects: a `.grad` that is replaced, so that views of it and references in an optimizer become stale.
     """
     net = stack.net(case)
     backward(stack, net, case)
-    held = [parameter.grad for parameter in net.parameters()]
-    memory = [grad.data_ptr() for grad in held if grad is not None]
+    tensors = {name: parameter.grad for name, parameter in net.named_parameters()}
+    addresses = {name: grad.data_ptr() for name, grad in tensors.items() if grad is not None}
 
     backward(stack, net, replace(case, seed=seed))
 
-    now = [parameter.grad for parameter in net.parameters()]
-    assert all(grad is old for grad, old in zip(now, held, strict=True))
-    assert [grad.data_ptr() for grad in now if grad is not None] == memory
+    replaced = [name for name, grad in tensors.items() if net.get_parameter(name).grad is not grad]
+    assert not replaced, f"`.grad` of {', '.join(replaced)} is another tensor than before"
+    moved = [name for name, address in addresses.items() if net.get_parameter(name).grad.data_ptr() != address]
+    assert not moved, f"`.grad` of {', '.join(moved)} is at another memory address than before"

@@ -1,30 +1,29 @@
-"""Laws of the forward pass: the numbers that the network and its loss give."""
+"""Laws of the forward pass: the logits and the losses agree with the oracle."""
 
 from __future__ import annotations
-
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch.nn.functional as F
-from hypothesis import given
-from torch import Tensor
+from hypothesis import example, given
 
 from lenet import oracle
 from properties.case import Case
 from properties.comparison import assert_within_budget
+from properties.laws.networks import cross_entropy_targets
 from properties.stack import Stack, float64
 from properties.strategies import cases
 
 
 @pytest.mark.engine
+@example(case=Case(images="huge", batch=2))
 @given(case=cases())
 def test_logits_agree_with_the_oracle(stack: Stack, case: Case) -> None:
     """
-    Every logit lies within the rounding budget of its exact value.
+    Every logit is within the rounding budget of its exact value.
 
-    (N, 1, 32, 32) -> (N, 10), for every N, 0 included. Rejects: a missing or moved activation, average pooling,
-    another flattening order, a lower precision than the one claimed, a weight off by a few units in 10**5.
+    (N, 1, 32, 32) -> (N, 10), for every N, including 0. Rejects: a missing or moved activation, average pooling,
+    another flattening order, a lower precision than the one claimed, a weight that is off by a few units in 10**5.
     """
     logits = stack.logits(case)
 
@@ -35,9 +34,10 @@ def test_logits_agree_with_the_oracle(stack: Stack, case: Case) -> None:
 @given(case=cases())
 def test_mse_loss_agrees_with_the_oracle(stack: Stack, case: Case) -> None:
     """
-    `nn.MSELoss` is the mean of the squared errors over all 10 N of them, NaN for an empty batch.
+    The mean squared error is the mean of all 10 N squared differences, within the rounding budget.
 
-    Rejects: a sum for the mean, half of it, a division by N instead of 10 N.
+    It is NaN for an empty batch, as `nn.MSELoss` defines it. Rejects: a sum instead of the mean, half the mean, a
+    division by N instead of 10 N.
     """
     loss = stack.loss(stack.net(case), case)
 
@@ -49,39 +49,35 @@ def test_mse_loss_agrees_with_the_oracle(stack: Stack, case: Case) -> None:
 @given(case=cases())
 def test_cross_entropy_agrees_with_the_oracle(stack: Stack, targets: str, case: Case) -> None:
     """
-    `nn.CrossEntropyLoss` is the mean of -log(softmax(logits)) at the labels, or weighted by ten numbers an image.
+    The cross-entropy is the mean over images of -sum(targets * log_softmax(logits)), within the rounding budget.
 
-    Rejects: a softmax taken twice, a sum for the mean, labels shifted by one, a softmax that overflows.
+    As `nn.CrossEntropyLoss` defines it, with class indices (N,) or with ten weights per image (N,10) as targets.
+    Rejects: a softmax applied twice, a sum instead of the mean, labels shifted by one, a softmax that overflows.
     """
-    case, goals = entropy_targets(stack, case, targets)
+    case, loss_targets = cross_entropy_targets(stack, case, targets)
 
-    loss = F.cross_entropy(stack.logits(case), goals)
+    loss = F.cross_entropy(stack.logits(case), loss_targets)
 
     assert_within_budget(loss, stack.exact(case, loss=oracle.cross_entropy).loss, "loss")
-
-
-def entropy_targets(stack: Stack, case: Case, targets: str) -> tuple[Case, Tensor]:
-    """The case with its targets as the labels' indices (N,), or as they are (N,10)."""
-    if targets == "probabilities":
-        return case, stack.targets(case)
-    case = replace(case, targets="one-hot")
-    return case, stack.targets(case).argmax(dim=1)
 
 
 @pytest.mark.parametrize("loss", ["mse", "cross-entropy"])
 @pytest.mark.parametrize("count", [600, 4096, 16_384, 32_768])
 def test_mean_loss_of_repeated_rows_equals_loss_of_one_row(stack: Stack, loss: str, count: int) -> None:
     """
-    Over thousands of equal rows the mean loss is what it is for one of them.
+    The mean loss of thousands of equal rows equals the loss of one row, within the rounding budget.
 
-    Within the budget of a sum of so many terms, kept as wide as the dtype claims. Rejects: an accumulator that is
-    too narrow, so that the sum stands still or leaves the range before it is divided.
+    The budget is that of a sum of so many terms, accumulated as wide as the dtype claims. Rejects: an accumulator that
+    is too narrow, so that the sum stagnates or overflows before the division.
     """
     logits, targets = np.linspace(0, 1, 10)[None], np.eye(10)[:1]
-    rows, goals = (stack.tensor(part).expand(count, 10).contiguous() for part in (logits, targets))
-    exactly = {"mse": oracle.mse, "cross-entropy": oracle.cross_entropy}[loss]
+    many_logits, many_targets = (stack.tensor(row).expand(count, 10).contiguous() for row in (logits, targets))
+    exact_loss = {"mse": oracle.mse, "cross-entropy": oracle.cross_entropy}[loss]
 
-    mean = F.mse_loss(rows, goals) if loss == "mse" else F.cross_entropy(rows, goals.argmax(dim=1))
+    if loss == "mse":
+        mean = F.mse_loss(many_logits, many_targets)
+    else:
+        mean = F.cross_entropy(many_logits, many_targets.argmax(dim=1))
 
-    want = oracle.loss(float64(rows[:1]), float64(goals[:1]), stack.precision, exactly, repeats=count)
-    assert_within_budget(mean, want, "loss")
+    exact = oracle.loss(float64(many_logits[:1]), float64(many_targets[:1]), stack.precision, exact_loss, repeats=count)
+    assert_within_budget(mean, exact, "loss")

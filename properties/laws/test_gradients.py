@@ -1,15 +1,14 @@
-"""Laws of the backward pass: the gradients' numbers, and the graph that they flow through."""
+"""Laws of the backward pass: the values of the gradients and the graph that computes them."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -18,8 +17,13 @@ from lenet import oracle
 from lenet.oracle import SHAPES, Bounded
 from properties.case import LAYOUTS, Case
 from properties.comparison import assert_exact, assert_gradients, assert_within_budget
-from properties.laws.test_exactness import chains, ordinary_cases, scalable
-from properties.laws.test_forward import entropy_targets
+from properties.laws.networks import (
+    STALE_GRAPH,
+    cross_entropy_targets,
+    ordinary_cases,
+    source_blocks,
+    with_exact_scaling,
+)
 from properties.stack import Stack, gradients
 from properties.strategies import cases
 
@@ -28,9 +32,10 @@ from properties.strategies import cases
 @given(case=cases())
 def test_gradients_agree_with_the_oracle(stack: Stack, case: Case) -> None:
     """
-    After `loss.backward()` every parameter's `.grad` lies within the rounding budget of its exact value.
+    After `loss.backward()`, every parameter's gradient is within the rounding budget of its exact value.
 
-    Rejects: a gradient that is missing, scaled, transposed, or of a lower precision; a detached middle.
+    Rejects: a gradient that is missing, scaled, transposed or of a lower precision; a graph that is detached in the
+    middle.
     """
     net = stack.net(case)
 
@@ -44,14 +49,15 @@ def test_gradients_agree_with_the_oracle(stack: Stack, case: Case) -> None:
 @given(case=cases())
 def test_cross_entropy_gradients_agree_with_the_oracle(stack: Stack, targets: str, case: Case) -> None:
     """
-    The gradients of the cross-entropy, (softmax - targets) / N at the logits, lie within budget.
+    The gradients of the cross-entropy are within the rounding budget of their exact values.
 
-    Rejects: a softmax before the loss that takes its own, a gradient that is not divided by N.
+    With respect to the logits the exact gradient is (softmax - targets) / N. Rejects: an additional softmax before the
+    loss, a gradient that is not divided by N.
     """
-    case, goals = entropy_targets(stack, case, targets)
+    case, loss_targets = cross_entropy_targets(stack, case, targets)
     net = stack.net(case)
 
-    F.cross_entropy(net(stack.images(case)), goals).backward()
+    F.cross_entropy(net(stack.images(case)), loss_targets).backward()
 
     assert_gradients(net, stack.exact(case, loss=oracle.cross_entropy).gradients)
 
@@ -60,11 +66,12 @@ def test_cross_entropy_gradients_agree_with_the_oracle(stack: Stack, targets: st
 @given(case=cases())
 def test_input_gradients_agree_with_the_oracle(stack: Stack, case: Case) -> None:
     """
-    The gradient of the loss by every pixel lies within its budget, in every memory layout of the images.
+    The gradient of the loss with respect to every pixel is within the rounding budget of its exact value.
 
-    Rejects: a convolution whose backward pass by its input is another than the one by its weights.
+    In every memory layout of the images. Rejects: a convolution whose input gradient does not match its weight
+    gradient.
     """
-    images, exact = stack.images(case).requires_grad_(), stack.exact(case, by_images=True).by_images
+    images, exact = stack.images(case).requires_grad_(), stack.exact(case, with_input_gradient=True).input_gradient
     assert exact is not None
 
     F.mse_loss(stack.net(case)(images), stack.targets(case)).backward()
@@ -72,12 +79,8 @@ def test_input_gradients_agree_with_the_oracle(stack: Stack, case: Case) -> None
     assert_within_budget(images.grad, exact, "images.grad")
 
 
-STALE = re.compile("modified by an inplace operation|view of its base has been modified inplace")
-"""How autograd refuses a graph whose parameters have changed: what it has saved, or a view of several of it."""
-
-
 class MeanSquaredError(torch.autograd.Function):
-    """The loss of the tutorial as a user would write it: a forward, and a backward that autograd calls."""
+    """The tutorial's loss as a custom `autograd.Function` with its own backward pass."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
@@ -85,25 +88,26 @@ class MeanSquaredError(torch.autograd.Function):
         return ((logits - targets) ** 2).mean()
 
     @staticmethod
-    def backward(ctx: Any, *by_loss: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
         logits, targets = ctx.saved_tensors
-        return by_loss[0] * 2 * (logits - targets) / max(1, logits.numel()), None
+        return upstream[0] * 2 * (logits - targets) / max(1, logits.numel()), None
 
 
 @given(case=cases())
 def test_custom_autograd_function_joins_the_graph(stack: Stack, case: Case) -> None:
     """
-    An `autograd.Function` of one's own is a node of the graph, and its backward leads to the oracle's gradients.
+    A custom `autograd.Function` becomes a node of the graph, and its backward leads to the oracle's gradients.
 
-    It is half of the loss that is derived, so that 1/2 reaches the Function, not the 1 that backward begins with.
-    Rejects: a Function whose backward is not called, or called with another gradient than the one that reaches it.
+    The loss is halved before backward, so that the Function receives 1/2 as its upstream gradient instead of the 1 that
+    backward starts with. Rejects: a Function whose backward is not called, or receives another upstream gradient.
     """
     net = stack.net(case)
 
     loss = MeanSquaredError.apply(net(stack.images(case)), stack.targets(case))
     (loss / 2).backward()
 
-    assert type(loss.grad_fn).__name__ == "MeanSquaredErrorBackward"
+    node = type(loss.grad_fn).__name__
+    assert node == "MeanSquaredErrorBackward", f"the loss's grad_fn is a {node}, expected MeanSquaredErrorBackward"
     half = oracle.scaled(oracle.mse, 0.5)
     assert_gradients(net, stack.solve(case, stack.images(case), stack.targets(case), half).gradients)
 
@@ -111,23 +115,29 @@ def test_custom_autograd_function_joins_the_graph(stack: Stack, case: Case) -> N
 @given(case=cases())
 def test_graph_reaches_every_parameter_once(stack: Stack, case: Case) -> None:
     """
-    From the loss's `.grad_fn`, `next_functions` lead to each of the ten parameters, and to no other leaf.
+    From the loss's `grad_fn`, `next_functions` lead to each of the ten parameters and to no other leaf.
 
-    By one node each, and in the reference network by one edge each; another may use a parameter in several places.
-    Rejects: a parameter that takes no part, or under another identity; a leaf that is none of them.
+    The reference network reaches each parameter by exactly one edge; another network can have several edges to a
+    parameter that it uses in several places. Rejects: an unused parameter, another tensor in place of a parameter, an
+    additional leaf.
     """
     net = stack.net(case)
 
     loss = stack.loss(net, case)
 
     edges = _edges_to_leaves(loss.grad_fn)
-    assert edges.keys() == {id(parameter) for parameter in net.parameters()}
+    names = {id(parameter): name for name, parameter in net.named_parameters()}
+    unused = [name for leaf, name in names.items() if leaf not in edges]
+    assert not unused, f"the graph does not lead to {', '.join(unused)}"
+    others = len(edges.keys() - names.keys())
+    assert not others, f"the graph leads to {others} leaves that are not parameters of the network"
     if stack.subject.Net is lenet.Net:
-        assert set(edges.values()) == {1}
+        counts = {name: edges[leaf] for leaf, name in names.items()}
+        assert set(counts.values()) == {1}, f"the numbers of edges to the parameters are {counts}, expected 1 each"
 
 
 def _edges_to_leaves(root: Any) -> Counter[int]:
-    """How many edges of the graph lead to each leaf, by the leaf's id."""
+    """Return how many edges of the graph lead to each leaf, by the leaf's id."""
     nodes, seen, edges = [root], {root}, Counter[int]()
     while nodes:
         for following, _ in nodes.pop().next_functions:
@@ -142,47 +152,48 @@ def _edges_to_leaves(root: Any) -> Counter[int]:
 
 
 @pytest.mark.engine
+@example(first=Case(batch=3), second=Case(batch=3, seed=1))
 @given(first=cases(), second=cases())
 def test_gradient_of_sum_is_sum_of_gradients(stack: Stack, first: Case, second: Case) -> None:
     """
-    Backward of the sum of two losses gives g1 + g2 bit for bit, g1 and g2 being those of each alone.
+    Backward of the sum of two losses gives the sum of their gradients bit for bit.
 
-    Within budget where a network uses a parameter in several places, whose parts are added up in the graph's order.
-    Rejects: a graph that is walked twice where two paths meet.
+    If the network uses a parameter in several places, its gradient is within the rounding budget, because the graph
+    determines the order of its terms. Rejects: a graph that is traversed twice where two paths meet.
     """
     net = stack.net(first)
-    alone = []
+    separate = []
     for case in (first, second):
         stack.loss(net, case).backward()
-        alone.append(gradients(net))
+        separate.append(gradients(net))
         net.zero_grad()
 
     loss = stack.loss(net, first) + stack.loss(net, second)
     edges = _edges_to_leaves(loss.grad_fn)
     loss.backward()
 
-    once = {name for name, parameter in net.named_parameters() if edges[id(parameter)] == 2}  # in each of the two
-    exact = {} if len(once) == len(SHAPES) else sum_of_gradients(stack, first, second)
+    used_once = {name for name, parameter in net.named_parameters() if edges[id(parameter)] == 2}  # once per loss
+    exact = {} if len(used_once) == len(SHAPES) else sum_of_gradients(stack, first, second)
     for name, gradient in gradients(net).items():
-        if name in once:
-            assert_exact(gradient, alone[0][name] + alone[1][name], f"{name}.grad")
+        if name in used_once:
+            assert_exact(gradient, separate[0][name] + separate[1][name], f"{name}.grad")
         else:
             assert_within_budget(gradient, exact[name], f"{name}.grad")
 
 
 def sum_of_gradients(stack: Stack, first: Case, second: Case) -> dict[str, Bounded]:
-    """The exact gradients of both cases' losses, by the first one's network, added up."""
+    """Return the exact sum of the gradients of both cases' losses, computed by the first case's network."""
     other = stack.solve(first, stack.images(second), stack.targets(second), oracle.mse)
-    return oracle.accumulated([stack.exact(first), other], stack.precision)
+    return oracle.accumulated_gradients([stack.exact(first), other], stack.precision)
 
 
 @pytest.mark.engine
 @given(case=ordinary_cases(), name=st.sampled_from(list(SHAPES)))
 def test_backward_after_parameter_change_raises_or_uses_saved_values(stack: Stack, case: Case, name: str) -> None:
     """
-    Backward through a graph that is older than a change of one parameter raises, or gives the gradient as of before.
+    Backward after an in-place parameter change raises, or gives the gradient at the values before the change.
 
-    Rejects: layers that are computed anew for the backward pass, with weights that are no longer the forward pass's.
+    Rejects: layers that are recomputed during the backward pass, with weights other than those of the forward pass.
     """
     net = stack.net(case)
     loss = stack.loss(net, case)
@@ -195,62 +206,63 @@ def test_backward_after_parameter_change_raises_or_uses_saved_values(stack: Stac
     try:
         loss.backward()
     except RuntimeError as error:
-        if not STALE.search(str(error)):
+        if not STALE_GRAPH.search(str(error)):
             raise
         return
 
-    for own, gradient in gradients(net).items():
-        assert_exact(gradient, before[own], f"{own}.grad")
+    for other, gradient in gradients(net).items():
+        assert_exact(gradient, before[other], f"{other}.grad")
 
 
 @pytest.mark.engine
 @given(case=ordinary_cases(), exponent=st.integers(-4, 4))
 def test_gradient_of_scaled_loss_is_scaled(stack: Stack, case: Case, exponent: int) -> None:
     """
-    Backward of 2**k times the loss gives 2**k g bit for bit: what a GradScaler relies on.
+    Backward of 2**k times the loss gives 2**k times its gradients bit for bit.
 
-    Rejects: clipping, normalization, anything in the backward pass that is not linear.
+    A GradScaler relies on this. Rejects: clipping, normalization, any other nonlinear operation in the backward pass.
     """
-    case = scalable(stack, case)
+    case = with_exact_scaling(stack, case)
     net = stack.net(case)
     (net(stack.images(case)) * stack.targets(case)).sum().backward()
-    once = gradients(net)
+    unscaled = gradients(net)
     net.zero_grad()
 
     ((net(stack.images(case)) * stack.targets(case)).sum() * 2.0**exponent).backward()
 
     for name, gradient in gradients(net).items():
-        assert_exact(gradient, once[name] * 2.0**exponent, f"{name}.grad")
+        assert_exact(gradient, unscaled[name] * 2.0**exponent, f"{name}.grad")
 
 
 @pytest.mark.engine
 @given(seed=st.integers(0, 2**32 - 1), logit=st.integers(0, 9), layout=st.sampled_from(LAYOUTS))
 def test_pooling_tie_sends_gradient_to_first_element(stack: Stack, seed: int, logit: int, layout: str) -> None:
     """
-    Where all candidates of the pooling windows are equal, the gradient goes to the first in row-major order.
+    If all elements of a pooling window are equal, the gradient goes to the first in row-major order.
 
-    So `max_pool2d` does, in every memory layout. Rejects: a gradient that is shared among equals, or goes to the last.
+    This is what `max_pool2d` does in every memory layout. Rejects: a gradient that is shared among equal elements, or
+    goes to the last.
     """
     case = Case(weights="one-hot", images="zero", seed=seed, layout=layout)
     images = (stack.images(case) + 1).requires_grad_()
-    row, column = chains(case)[logit]
+    row, column = source_blocks(case)[logit]
 
     stack.net(case)(images)[0, logit].backward()
 
-    want = torch.zeros_like(images)
-    want[0, 0, row, column] = 1
-    assert_exact(images.grad, want, "images.grad")
+    expected = torch.zeros_like(images)
+    expected[0, 0, row, column] = 1
+    assert_exact(images.grad, expected, "images.grad")
 
 
 @pytest.mark.engine
 @given(case=cases(weights=("constant",)), layer=st.sampled_from(["fc2", "fc1", "conv2", "conv1"]))
 def test_relu_gradient_at_zero_is_zero(stack: Stack, case: Case, layer: str) -> None:
     """
-    At exactly 0 the derivative of ReLU is 0, the subgradient of least norm: a layer of zeros has no gradient.
+    ReLU's derivative at exactly 0 is 0: a layer whose outputs are all 0 passes no gradient back.
 
-    Nor have those before it, though those after it are positive and hand a gradient on to it.
-    https://docs.pytorch.org/docs/stable/notes/autograd.html, "Gradients for non-differentiable functions".
-    Rejects: a derivative of 1 or 1/2 at zero, in any of the four.
+    0 is the subgradient of minimum norm; see "Gradients for non-differentiable functions" in
+    https://docs.pytorch.org/docs/stable/notes/autograd.html. The units of the layers after it are positive and pass a
+    gradient back to it. Rejects: a derivative of 1 or 1/2 at zero in any of the four ReLUs.
     """
     net = stack.net(case)
     with torch.no_grad():
@@ -259,9 +271,11 @@ def test_relu_gradient_at_zero_is_zero(stack: Stack, case: Case, layer: str) -> 
 
     net(stack.images(case)).sum().backward()
 
-    stopped = list(SHAPES)[: list(SHAPES).index(f"{layer}.bias") + 1]
+    blocked = list(SHAPES)[: list(SHAPES).index(f"{layer}.bias") + 1]
     for name, gradient in gradients(net).items():
-        if name in stopped:
+        if name in blocked:
             assert_exact(gradient, torch.zeros_like(gradient), f"{name}.grad")
         elif name.endswith("bias"):
-            assert (gradient > 0).all() or not case.batch, f"the gradient does not come to {name}"
+            assert (gradient > 0).all() or not case.batch, (
+                f"{name}.grad has the element {float(gradient.min())}, expected > 0"
+            )

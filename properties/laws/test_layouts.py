@@ -1,4 +1,4 @@
-"""Laws of memory: where parameters and images lie, and in which order, changes no answer."""
+"""Laws of memory layout: results do not depend on the strides and offsets of parameters, images and gradients."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from properties.stack import Stack, float64, lay_out
 from properties.strategies import cases, learning_rates
 
 FEW = (1, 2, 3)
+"""Batch sizes of laws that do not depend on the batch size."""
 
 
-def spread_out(net: nn.Module, layouts: tuple[str, ...]) -> list[Tensor]:
-    """Lay each parameter out in its own way; returns the larger tensors that some of them are now views of."""
-    frames = []
+def lay_out_parameters(net: nn.Module, layouts: tuple[str, ...]) -> list[Tensor]:
+    """Give each parameter its own memory layout; return the larger tensors that some parameters are now views of."""
+    bases = []
     for parameter, layout in zip(net.parameters(), layouts, strict=True):
         view = lay_out(parameter.detach(), layout)
         parameter.data = view
         if view._base is not None:
-            frames.append(view._base)
-    return frames
+            bases.append(view._base)
+    return bases
 
 
 @example(case=Case(batch=2), layouts=("channels_last",) * len(SHAPES), with_gradient=False, lr=0.5)
@@ -38,18 +39,19 @@ def spread_out(net: nn.Module, layouts: tuple[str, ...]) -> list[Tensor]:
     with_gradient=st.booleans(),
     lr=learning_rates(),
 )
-def test_any_memory_layout_gives_right_results(
+def test_results_are_correct_in_any_memory_layout(
     stack: Stack, case: Case, layouts: tuple[str, ...], with_gradient: bool, lr: float
 ) -> None:
     """
-    Parameters and images each in its own layout: logits, gradients and update are right all the same.
+    Logits, gradients and the update are correct in any memory layout of the parameters and the images.
 
-    Contiguous, channels_last, transposed, strided, offset, the images expanded too, with and without a gradient of
-    their own; and nothing beside a parameter is written. Rejects: a kernel that takes one layout for another.
+    Each parameter has its own layout: contiguous, channels_last, transposed, strided or offset. The images can also be
+    expanded, and require a gradient or not. No element next to a parameter in memory is written. Rejects: a kernel that
+    mistakes one layout for another.
     """
     net, exact = stack.net(case), stack.exact(case)
-    frames = spread_out(net, layouts)
-    canaries = [frame.isnan() for frame in frames]
+    bases = lay_out_parameters(net, layouts)
+    canaries = [base.isnan() for base in bases]
 
     logits = net(stack.images(case).requires_grad_(with_gradient))
     nn.functional.mse_loss(logits, stack.targets(case)).backward()
@@ -60,17 +62,18 @@ def test_any_memory_layout_gives_right_results(
     for name, (value, gradient) in before.items():
         assert_within_budget(torch.from_numpy(gradient), exact.gradients[name], f"{name}.grad")
         assert_rounded(net.get_parameter(name), SGD(lr).step(value, gradient, None, stack.precision)[0], name)
-    for frame, outside in zip(frames, canaries, strict=True):
-        assert torch.equal(frame.isnan(), outside), "an element beside a parameter was written"
+    for base, outside in zip(bases, canaries, strict=True):
+        assert torch.equal(base.isnan(), outside), "an element next to a parameter in memory was written"
 
 
 @given(case=cases(batches=FEW), formats=st.lists(st.sampled_from(["contiguous", "channels_last"]), max_size=3))
-def test_memory_format_may_change_between_passes(stack: Stack, case: Case, formats: list[str]) -> None:
+def test_results_are_correct_after_memory_format_changes(stack: Stack, case: Case, formats: list[str]) -> None:
     """
-    `net.to(memory_format=...)` between passes, once or more, leaves logits and gradients within budget.
+    `net.to(memory_format=...)` between passes leaves logits and gradients within the rounding budget.
 
-    Single-channel weights are in both layouts at once (pytorch/pytorch#82060). Rejects: gradients that keep the old
-    layout and are added to by place, not by index.
+    The format changes up to three times. Weights with a single channel are in both formats at once
+    (pytorch/pytorch#82060). Rejects: gradients that keep the old layout and are accumulated by memory position instead
+    of by index.
     """
     net, exact = stack.net(case), stack.exact(case)
     stack.loss(net, case).backward()
@@ -87,17 +90,17 @@ def test_memory_format_may_change_between_passes(stack: Stack, case: Case, forma
 @pytest.mark.engine
 @pytest.mark.parametrize("upstream", ["expanded", "strided", "transposed"])
 @given(case=cases(weights=("default", "sparse", "integers"), batches=FEW))
-def test_upstream_gradient_may_have_any_memory_layout(stack: Stack, case: Case, upstream: str) -> None:
+def test_backward_is_correct_for_any_upstream_gradient_layout(stack: Stack, case: Case, upstream: str) -> None:
     """
-    `logits.backward(gradient)` is right for a gradient that is expanded from one number, strided or transposed.
+    `logits.backward(gradient)` is correct for an expanded, strided or transposed gradient.
 
-    `sum().backward()` hands the first kind on; beside that number there is NaN here. Rejects: a backward pass that
-    reads its input as if contiguous.
+    `sum().backward()` passes an expanded gradient; here the memory around its single element is NaN. Rejects: a
+    backward pass that reads its upstream gradient as if it were contiguous.
     """
     net = stack.net(case)
     if upstream == "expanded":
-        frame = lay_out(stack.tensor(np.ones((1, 1))), "offset")._base
-        gradient = frame[1:2].expand(case.batch, 10)
+        base = lay_out(stack.tensor(np.ones((1, 1))), "offset")._base
+        gradient = base[1:2].expand(case.batch, 10)
     else:
         gradient = lay_out(stack.targets(case), upstream)
     exact = stack.solve(case, stack.images(case), gradient, oracle.dot)

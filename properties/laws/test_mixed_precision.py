@@ -1,4 +1,4 @@
-"""Laws of training in 16 bits: autocast at the precision that it claims, and the GradScaler's steps."""
+"""Laws of mixed-precision training: `torch.autocast` and `torch.amp.GradScaler`."""
 
 from __future__ import annotations
 
@@ -14,179 +14,183 @@ from hypothesis import strategies as st
 from torch import Tensor, amp, nn, optim
 
 from lenet import oracle
-from lenet.engines.eager import deterministic
+from lenet.engines.eager import deterministic_algorithms
 from lenet.oracle import Answer
 from lenet.training import SGD_FORMS
 from lenet.update import SGD
 from properties.case import Case
 from properties.comparison import assert_exact, assert_gradients, assert_within_budget
-from properties.laws.test_nonfinite import constant
-from properties.laws.test_optimizer import buffer_of, give_gradients, optimizer_of, parameters_of
+from properties.laws.networks import constant_images
+from properties.laws.optimizers import FORM, buffer_of, give_gradients, optimizer_of, parameters_of
 from properties.stack import Stack, float64, gradients, precision_of
 from properties.strategies import Vectors, cases, settings, vectors
 
-FORM = pytest.mark.parametrize("form", SGD_FORMS)
-LOWER = pytest.mark.parametrize("lower", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+AUTOCAST_DTYPE = pytest.mark.parametrize("autocast_dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 SCALE = 2.0**10
 
 
-def needs_float32(stack: Stack) -> None:
-    """Skip what autocast does not touch."""
+def skip_unless_float32(stack: Stack) -> None:
+    """Skip the law in other dtypes, which autocast does not change."""
     if stack.dtype is not torch.float32:
-        pytest.skip("autocast lowers float32 alone")
+        pytest.skip("autocast casts float32 only")
 
 
-def lowered(stack: Stack, case: Case, lower: torch.dtype) -> tuple[nn.Module, Tensor, Tensor, Answer]:
-    """The net, images and targets in float32, and the oracle's answer to them with the operands rounded to `lower`."""
-    precision = precision_of(lower)
+def under_autocast(stack: Stack, case: Case, autocast_dtype: torch.dtype) -> tuple[nn.Module, Tensor, Tensor, Answer]:
+    """
+    Return a network, images and targets in float32, and the oracle's answer for autocast to a 16-bit dtype.
+
+    The oracle computes on parameters and images that are rounded to `autocast_dtype`, with the budget of its precision.
+    """
+    precision = precision_of(autocast_dtype)
     parameters = {name: stack.tensor(value) for name, value in case.parameters(precision).items()}
     images, targets = stack.tensor(case.pixels(precision)), stack.targets(case)
     net = stack.net(case)
     net.load_state_dict(parameters)
-    rounded = {name: float64(value.to(lower)) for name, value in parameters.items()}
-    exact = oracle.solve(rounded, float64(images.to(lower)), float64(targets), precision, seed=case.seed)
+    rounded = {name: float64(value.to(autocast_dtype)) for name, value in parameters.items()}
+    exact = oracle.solve(rounded, float64(images.to(autocast_dtype)), float64(targets), precision, seed=case.seed)
     return net, images, targets, exact
 
 
-@LOWER
+@AUTOCAST_DTYPE
 @given(case=cases(batches=(1, 2, 3, 0)))
-def test_autocast_meets_its_claimed_precision(stack: Stack, lower: torch.dtype, case: Case) -> None:
+def test_autocast_meets_its_claimed_precision(stack: Stack, autocast_dtype: torch.dtype, case: Case) -> None:
     """
-    Under autocast to a 16-bit dtype the logits, and the gradients of parameters kept in float32, lie within its budget.
+    Under autocast to a 16-bit dtype, logits and gradients are within the budget of that dtype.
 
-    Parameters and gradients stay in float32. The logits are in that dtype where the network calls its submodule fc3;
-    computed in another way they may be wider. Rejects: sums in 16 bits, operands rounded further than claimed, a
-    gradient that is lowered for good.
+    Parameters and gradients are float32. The logits have the 16-bit dtype if the network calls its submodule fc3; a
+    network that computes them in another way may keep them wider. Rejects: sums in 16 bits, operands that are rounded
+    to fewer bits than claimed, a gradient that stays in 16 bits.
     """
-    needs_float32(stack)
-    net, images, targets, exact = lowered(stack, case, lower)
-    by_fc3: list[Any] = []
-    net.get_submodule("fc3").register_forward_hook(lambda *called: by_fc3.append(called))
+    skip_unless_float32(stack)
+    net, images, targets, exact = under_autocast(stack, case, autocast_dtype)
+    fc3_calls: list[Any] = []
+    net.get_submodule("fc3").register_forward_hook(lambda *call: fc3_calls.append(call))
 
-    with torch.autocast(stack.device.type, dtype=lower):
+    with torch.autocast(stack.device.type, dtype=autocast_dtype):
         logits = net(images)
         loss = F.mse_loss(logits.float(), targets)
     loss.backward()
 
-    assert logits.dtype == lower or not by_fc3
+    assert logits.dtype == autocast_dtype or not fc3_calls, f"the logits are {logits.dtype}"
     assert {parameter.grad.dtype for parameter in net.parameters()} == {torch.float32}
     assert_within_budget(logits, exact.logits, "logits")
     assert_gradients(net, exact.gradients)
 
 
-@LOWER
+@AUTOCAST_DTYPE
 @given(
     case=cases(weights=("one-hot",), batches=(1, 2)),
     place=st.sampled_from(["images", "conv1", "conv2", "fc1", "fc2", "fc3"]),
     fraction=st.floats(0, 1, exclude_max=True),
 )
 def test_autocast_preserves_representable_values(
-    stack: Stack, lower: torch.dtype, case: Case, place: str, fraction: float
+    stack: Stack, autocast_dtype: torch.dtype, case: Case, place: str, fraction: float
 ) -> None:
     """
-    Under autocast a number that the 16-bit dtype holds, in the images or in a layer's weights, comes out as it is.
+    Under autocast, a pixel or weight that the 16-bit dtype represents exactly is not rounded.
 
-    All else is 0 or 1, so that nothing is rounded. Rejects: operands or results that are rounded to fewer bits, as
-    float16 by way of bfloat16.
+    The value is in the images or in the weights of one layer, and all other numbers are 0 or 1, so the logits equal the
+    value. Rejects: operands or results that are rounded to fewer bits, such as float16 that is converted via bfloat16.
     """
-    needs_float32(stack)
-    value = float(torch.tensor(1 + fraction).to(lower))
-    net, images = stack.net(case), constant(stack, case, value if place == "images" else 1.0)
+    skip_unless_float32(stack)
+    value = float(torch.tensor(1 + fraction).to(autocast_dtype))
+    net, images = stack.net(case), constant_images(stack, case, value if place == "images" else 1.0)
     if place != "images":
         with torch.no_grad():
             net.get_parameter(f"{place}.weight").mul_(value)
 
-    with torch.autocast(stack.device.type, dtype=lower):
+    with torch.autocast(stack.device.type, dtype=autocast_dtype):
         logits = net(images)
 
     assert_exact(logits, torch.full_like(logits, value), "logits")
 
 
-@LOWER
+@AUTOCAST_DTYPE
 @given(case=cases(batches=(1, 2)))
-def test_autocast_ends_with_its_region(stack: Stack, lower: torch.dtype, case: Case) -> None:
+def test_autocast_ends_with_its_region(stack: Stack, autocast_dtype: torch.dtype, case: Case) -> None:
     """
-    After an autocast region, and in one that is disabled within it, the network computes in its own dtype again.
+    After an autocast region, and in a disabled region within it, the network computes as without autocast.
 
-    Bit for bit as if there had been none; and when the disabled one has ended, the one around it goes on. Rejects:
-    parameters lowered in place, casts kept beyond the region, the end of one region that is the end of all.
+    The logits are bit-identical, and after the disabled region the enclosing one is in effect again. Rejects:
+    parameters that are cast in place, casts that are cached beyond the region, an inner region whose end also ends the
+    outer one.
     """
-    needs_float32(stack)
+    skip_unless_float32(stack)
     net, images = stack.net(case), stack.images(case)
     plain = net(images)
 
-    with torch.autocast(stack.device.type, dtype=lower):
-        around = net(images)
+    with torch.autocast(stack.device.type, dtype=autocast_dtype):
+        outer = net(images)
         with torch.autocast(stack.device.type, enabled=False):
-            inside = net(images)
-        again = net(images)
+            disabled = net(images)
+        resumed = net(images)
     after = net(images)
 
-    assert_exact(inside, plain, "logits in a disabled region")
-    assert_exact(again, around, "logits after a disabled region, in the one around it")
+    assert_exact(disabled, plain, "logits in the disabled region")
+    assert_exact(resumed, outer, "logits in the outer region after the disabled one")
     assert_exact(after, plain, "logits after the region")
 
 
-@given(case=cases(batches=(1, 2)), outer=st.booleans())
-def test_nested_autocast_regions_are_independent(stack: Stack, case: Case, outer: bool) -> None:
+@given(case=cases(batches=(1, 2)), outer_bfloat16=st.booleans())
+def test_nested_autocast_regions_are_independent(stack: Stack, case: Case, outer_bfloat16: bool) -> None:
     """
-    A region of another 16-bit dtype within a region gives bit for bit what it gives alone.
+    An autocast region within a region of another 16-bit dtype gives the same bits as on its own.
 
-    Rejects: a cast of the outer region's that is used in the inner one.
+    Rejects: a cast to the outer region's dtype that is reused in the inner region.
     """
-    needs_float32(stack)
+    skip_unless_float32(stack)
     net, images = stack.net(case), stack.images(case)
-    dtypes = (torch.bfloat16, torch.float16) if outer else (torch.float16, torch.bfloat16)
-    with torch.autocast(stack.device.type, dtype=dtypes[1]):
+    outer, inner = (torch.bfloat16, torch.float16) if outer_bfloat16 else (torch.float16, torch.bfloat16)
+    with torch.autocast(stack.device.type, dtype=inner):
         alone = net(images)
 
-    with torch.autocast(stack.device.type, dtype=dtypes[0]):
+    with torch.autocast(stack.device.type, dtype=outer):
         net(images)
-        with torch.autocast(stack.device.type, dtype=dtypes[1]):
-            within = net(images)
+        with torch.autocast(stack.device.type, dtype=inner):
+            nested = net(images)
 
-    assert_exact(within, alone, "logits")
+    assert_exact(nested, alone, "logits in the inner region")
 
 
 def scaler_of(stack: Stack, **options: float) -> amp.GradScaler:
-    """A GradScaler of scale SCALE, ready to step."""
+    """Return a GradScaler with the initial scale SCALE that is ready to step."""
     scaler = amp.GradScaler(stack.device.type, init_scale=SCALE, **options)
     scaler.scale(torch.zeros((), device=stack.device))
     return scaler
 
 
-def refuses_float16(stack: Stack) -> None:
-    """Skip where PyTorch has gradients unscaled in float32 alone."""
+def skip_if_float16(stack: Stack) -> None:
+    """Skip the law in float16, whose gradients a GradScaler rejects."""
     if stack.dtype is torch.float16:
-        pytest.skip("a GradScaler unscales no float16 gradients, as it says itself")
+        pytest.skip("a GradScaler does not unscale float16 gradients")
 
 
 def scale_gradients(parameters: list[nn.Parameter], scaler: amp.GradScaler) -> None:
-    """What backward of a scaled loss would have left."""
+    """Multiply the gradients by the scale, as if the loss had been scaled before backward."""
     for parameter in parameters:
         parameter.grad.mul_(scaler.get_scale())
 
 
 @FORM
-@given(drawn=vectors(), chosen=settings(), unscale=st.booleans())
+@given(vectors=vectors(), sgd=settings(), unscale=st.booleans())
 def test_grad_scaler_step_equals_unscaled_step(
-    stack: Stack, form: str, drawn: Vectors, chosen: SGD, unscale: bool
+    stack: Stack, form: str, vectors: Vectors, sgd: SGD, unscale: bool
 ) -> None:
     """
-    `scaler.step` on gradients of a scaled loss updates as `optimizer.step` on those of the loss itself, bit for bit.
+    `GradScaler.step` with scaled gradients gives the same bits as `optimizer.step` with unscaled gradients.
 
-    Whether `unscale_` was called before or not; the scale is a power of two. Rejects: gradients unscaled twice or not
-    at all, a decay that is scaled too.
+    The scale is a power of two, and `unscale_` is called before the step or not. Rejects: gradients that are unscaled
+    twice or not at all, a weight decay that is scaled.
     """
-    refuses_float16(stack)
-    plain, scaled = parameters_of(stack, drawn), parameters_of(stack, drawn)
-    optimizer, other = optimizer_of(plain, chosen, form), optimizer_of(scaled, chosen, form)
+    skip_if_float16(stack)
+    plain, scaled = parameters_of(stack, vectors), parameters_of(stack, vectors)
+    optimizer, other = optimizer_of(plain, sgd, form), optimizer_of(scaled, sgd, form)
     scaler = scaler_of(stack)
 
     for step in range(2):
-        give_gradients(stack, plain, drawn, step)
+        give_gradients(stack, plain, vectors, step)
         optimizer.step()
-        give_gradients(stack, scaled, drawn, step)
+        give_gradients(stack, scaled, vectors, step)
         scale_gradients(scaled, scaler)
         if unscale:
             scaler.unscale_(other)
@@ -200,106 +204,107 @@ def test_grad_scaler_step_equals_unscaled_step(
 
 @FORM
 @given(
-    drawn=vectors(),
-    chosen=settings(),
-    which=st.integers(0, 2**16),
-    spoilt=st.sampled_from([float("inf"), float("-inf"), float("nan")]),
+    vectors=vectors(),
+    sgd=settings(),
+    position=st.integers(0, 2**16),
+    nonfinite=st.sampled_from([float("inf"), float("-inf"), float("nan")]),
 )
 def test_grad_scaler_skips_step_with_nonfinite_gradients(
-    stack: Stack, form: str, drawn: Vectors, chosen: SGD, which: int, spoilt: float
+    stack: Stack, form: str, vectors: Vectors, sgd: SGD, position: int, nonfinite: float
 ) -> None:
     """
-    Where any gradient is infinite or NaN, a scaler's step changes no parameter, and the scale is halved.
+    `GradScaler.step` changes no parameter if any gradient is infinite or NaN, and halves the scale.
 
-    The step after it is then a first step: nothing is left of the skipped one, not even in memory that PyTorch fills
-    with NaN. Rejects: a gradient that is not looked at, a state that a skipped step begins.
+    The following step is then the optimizer's first: the skipped step leaves no state, not even a buffer in
+    uninitialized memory, which PyTorch fills with NaN here. Rejects: a gradient that is not checked, a state that a
+    skipped step creates.
     """
-    refuses_float16(stack)
-    plain, scaled = parameters_of(stack, drawn), parameters_of(stack, drawn)
-    optimizer, other = optimizer_of(plain, chosen, form), optimizer_of(scaled, chosen, form)
+    skip_if_float16(stack)
+    plain, scaled = parameters_of(stack, vectors), parameters_of(stack, vectors)
+    optimizer, other = optimizer_of(plain, sgd, form), optimizer_of(scaled, sgd, form)
     scaler = scaler_of(stack)
-    give_gradients(stack, scaled, drawn, 0)
-    of_one = scaled[which % len(scaled)].grad
-    of_one[which % len(of_one)] = spoilt
+    give_gradients(stack, scaled, vectors, 0)
+    gradient = scaled[position % len(scaled)].grad
+    gradient[position % len(gradient)] = nonfinite
 
-    with deterministic(True, warn_only=True):
+    with deterministic_algorithms(True, warn_only=True):
         scaler.step(other)
         scaler.update()
-    assert scaler.get_scale() == SCALE / 2
+    assert scaler.get_scale() == SCALE / 2, f"the scale after the skipped step is {scaler.get_scale()}"
     for i, (got, want) in enumerate(zip(scaled, plain, strict=True)):
-        assert_exact(got, want, f"parameter {i} after a skipped step")
+        assert_exact(got, want, f"parameter {i} after the skipped step")
 
-    give_gradients(stack, plain, drawn, 1)
+    give_gradients(stack, plain, vectors, 1)
     optimizer.step()
-    give_gradients(stack, scaled, drawn, 1)
+    give_gradients(stack, scaled, vectors, 1)
     scale_gradients(scaled, scaler)
     scaler.step(other)
 
     for i, (got, want) in enumerate(zip(scaled, plain, strict=True)):
-        assert_exact(got, want, f"parameter {i} after the step that followed")
-        if chosen.momentum:
-            assert_exact(buffer_of(other, got), buffer_of(optimizer, want), f"its momentum buffer {i}")
+        assert_exact(got, want, f"parameter {i} after the following step")
+        if sgd.momentum:
+            assert_exact(buffer_of(other, got), buffer_of(optimizer, want), f"momentum buffer {i}")
 
 
 @given(
     steps=st.lists(st.booleans(), min_size=1, max_size=12),
     interval=st.integers(1, 4),
-    changed=st.none() | st.integers(1, 4),
+    new_interval=st.none() | st.integers(1, 4),
 )
 def test_grad_scaler_grows_and_backs_off_as_documented(
-    stack: Stack, steps: list[bool], interval: int, changed: int | None
+    stack: Stack, steps: list[bool], interval: int, new_interval: int | None
 ) -> None:
     """
-    The scale doubles after `growth_interval` steps in a row that were taken, and halves after each that was skipped.
+    A GradScaler's scale doubles after `growth_interval` consecutive steps and halves after a skipped step.
 
-    Also when the interval is changed on the way. Rejects: a count that a skipped step leaves as it was, or one that
-    runs past an interval that was made shorter.
+    A skipped step restarts the count. The interval may change between two steps. Rejects: a count that a skipped step
+    does not reset, a count that has passed an interval that was shortened and never reaches it.
     """
-    refuses_float16(stack)
+    skip_if_float16(stack)
     (parameter,) = parameters_of(stack, Vectors())
     optimizer = optim.SGD([parameter], lr=0.0)
     scaler = scaler_of(stack, growth_interval=interval)
 
-    scale, taken = SCALE, 0
+    scale, consecutive = SCALE, 0
     for step, finite in enumerate(steps):
-        if changed is not None and step == len(steps) // 2:
-            scaler.set_growth_interval(changed)
-            interval = changed
+        if new_interval is not None and step == len(steps) // 2:
+            scaler.set_growth_interval(new_interval)
+            interval = new_interval
         parameter.grad = torch.full_like(parameter, 1.0 if finite else float("inf"))
         scaler.step(optimizer)
         scaler.update()
-        taken = taken + 1 if finite else 0
+        consecutive = consecutive + 1 if finite else 0
         scale = scale if finite else scale / 2
-        if taken >= interval:
-            scale, taken = scale * 2, 0
-        assert scaler.get_scale() == scale, f"after step {step + 1}"
+        if consecutive >= interval:
+            scale, consecutive = scale * 2, 0
+        assert scaler.get_scale() == scale, f"the scale after step {step + 1} is {scaler.get_scale()}, not {scale}"
 
 
 def unscale_twice(scaler: amp.GradScaler, optimizer: optim.SGD) -> None:
-    """The second call would divide once more."""
+    """Unscale twice; the second call would divide the gradients by the scale again."""
     scaler.unscale_(optimizer)
     scaler.unscale_(optimizer)
 
 
 def step_twice(scaler: amp.GradScaler, optimizer: optim.SGD) -> None:
-    """The scale may have to change between two steps."""
+    """Step twice without `scaler.update()`, which must adjust the scale between two steps."""
     scaler.step(optimizer)
     scaler.step(optimizer)
 
 
 def unscale_after_step(scaler: amp.GradScaler, optimizer: optim.SGD) -> None:
-    """The step has unscaled already."""
+    """Unscale after the step, which has already unscaled the gradients."""
     scaler.step(optimizer)
     scaler.unscale_(optimizer)
 
 
 def closure_by_position(scaler: amp.GradScaler, optimizer: optim.SGD) -> None:
-    """The closure's new gradients would not be unscaled."""
+    """Step with a closure, whose new gradients would not be unscaled."""
     scaler.step(optimizer, lambda: 0.0)
 
 
 def closure_by_name(scaler: amp.GradScaler, optimizer: optim.SGD) -> None:
-    """The same, said otherwise."""
+    """Step with a closure that is passed as a keyword argument."""
     scaler.step(optimizer, closure=lambda: 0.0)
 
 
@@ -315,11 +320,11 @@ MISUSES = {
 @pytest.mark.parametrize("misuse", MISUSES)
 def test_grad_scaler_rejects_calls_out_of_order(stack: Stack, misuse: str) -> None:
     """
-    Unscaling or stepping twice, unscaling after the step, and a closure raise RuntimeError, as documented.
+    A GradScaler raises RuntimeError if it unscales or steps twice, unscales after a step, or gets a closure.
 
-    Rejects: gradients divided by the scale twice, or not at all.
+    These are documented errors. Rejects: gradients that are divided by the scale twice or not at all.
     """
-    refuses_float16(stack)
+    skip_if_float16(stack)
     (parameter,) = parameters_of(stack, Vectors())
     parameter.grad = torch.ones_like(parameter)
 
@@ -330,9 +335,10 @@ def test_grad_scaler_rejects_calls_out_of_order(stack: Stack, misuse: str) -> No
 @pytest.mark.parametrize("form", ["for-loop", "foreach"])
 def test_grad_scaler_rejects_float16_gradients(stack: Stack, form: str) -> None:
     """
-    Gradients in float16 raise ValueError: unscaled in float16 they would lose what the scale has saved.
+    `GradScaler.step` raises ValueError for float16 gradients, which could underflow when they are unscaled.
 
-    The fused form unscales within its step and may take them. Rejects: a scaler that loses them silently.
+    The fused implementation is exempt because it unscales within its step. Rejects: a scaler that silently loses
+    gradients.
     """
     (parameter,) = parameters_of(stack, Vectors())
     parameter.data = parameter.data.half()
@@ -343,17 +349,18 @@ def test_grad_scaler_rejects_float16_gradients(stack: Stack, form: str) -> None:
         scaler_of(stack).step(optimizer)
 
 
-@given(case=cases(weights=("default", "sparse"), images=("digits", "normal"), batches=(2, 3)), chosen=settings())
-def test_scaled_micro_batches_step_like_unscaled_ones(stack: Stack, case: Case, chosen: SGD) -> None:
+@given(case=cases(weights=("default", "sparse"), images=("digits", "normal"), batches=(2, 3)), sgd=settings())
+def test_scaled_micro_batches_step_like_unscaled_ones(stack: Stack, case: Case, sgd: SGD) -> None:
     """
-    Gradients of scaled losses accumulated over micro-batches, each weighted by its share, step as without a scale.
+    Accumulated gradients of scaled micro-batch losses give the same step as those of unscaled losses.
 
-    Bit for bit, the scale being a power of two. Rejects: unscaling between micro-batches, shares that are scaled away.
+    Each micro-batch loss is weighted by its share of the batch. Gradients and parameters are bit-identical, because the
+    scale is a power of two. Rejects: unscaling between micro-batches, weights that are lost by the scaling.
     """
-    refuses_float16(stack)
+    skip_if_float16(stack)
     net = stack.net(case)
     twin = copy.deepcopy(net)
-    scaler, optimizer = scaler_of(stack), optim.SGD(twin.parameters(), **asdict(chosen))
+    scaler, optimizer = scaler_of(stack), optim.SGD(twin.parameters(), **asdict(sgd))
 
     for images, targets in zip(stack.images(case).split(1), stack.targets(case).split(1), strict=True):
         (F.mse_loss(net(images), targets) / case.batch).backward()
@@ -362,7 +369,7 @@ def test_scaled_micro_batches_step_like_unscaled_ones(stack: Stack, case: Case, 
 
     for name, gradient in gradients(twin).items():
         assert_exact(gradient, net.get_parameter(name).grad, f"{name}.grad")
-    optim.SGD(net.parameters(), **asdict(chosen)).step()
+    optim.SGD(net.parameters(), **asdict(sgd)).step()
     scaler.step(optimizer)
     for name, parameter in twin.named_parameters():
         assert_exact(parameter, net.get_parameter(name), name)

@@ -1,4 +1,4 @@
-"""Laws of the roles: Parameter is registered, Module moves its parameters."""
+"""Laws of `nn.Module`: it registers its parameters, converts and moves them, and exposes them in its state_dict."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from properties.strategies import cases, learning_rates
 
 def test_assigned_parameter_is_registered(stack: Stack) -> None:
     """
-    A `Parameter` assigned to a Module is one of its parameters; a plain tensor is not, and neither is in the way.
+    A Module registers an assigned `Parameter` and does not register an assigned tensor.
 
-    Rejects: a Module that loses its registration, or trains what is no Parameter.
+    Both assignments leave the ten parameters of the network registered. Rejects: a Module that does not register a
+    Parameter, or that registers a plain tensor.
     """
     net = stack.subject.Net()
 
     net.scale = nn.Parameter(torch.ones(3))
     net.offset = torch.ones(3)
 
-    assert [name for name, _ in net.named_parameters()] == ["scale", *SHAPES] or [
-        name for name, _ in net.named_parameters()
-    ] == [*SHAPES, "scale"]
+    names = [name for name, _ in net.named_parameters()]
+    assert names in (["scale", *SHAPES], [*SHAPES, "scale"])
     assert any(parameter is net.scale for parameter in net.parameters())
     assert "scale" in net.state_dict()
     assert "offset" not in net.state_dict()
@@ -37,28 +37,30 @@ def test_assigned_parameter_is_registered(stack: Stack) -> None:
 @given(case=cases(), dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]))
 def test_to_dtype_converts_every_parameter(stack: Stack, case: Case, dtype: torch.dtype) -> None:
     """
-    `net.to(dtype)` rounds every parameter to the dtype, the same as each tensor's own `to`, in the same Parameters.
+    `net.to(dtype)` rounds every parameter as `Tensor.to(dtype)` does and keeps the same Parameter objects.
 
-    Rejects: a parameter left behind, or one that an optimizer no longer holds.
+    Rejects: a parameter that is not converted, or one that is replaced, so that an optimizer no longer updates it.
     """
     net = stack.net(case)
-    held = list(net.parameters())
-    want = [parameter.detach().to(dtype) for parameter in held]
+    parameters = list(net.parameters())
+    expected = [parameter.detach().to(dtype) for parameter in parameters]
 
     net.to(dtype)
 
-    assert all(now is before for now, before in zip(net.parameters(), held, strict=True))
-    for (name, parameter), value in zip(net.named_parameters(), want, strict=True):
+    assert all(now is before for now, before in zip(net.parameters(), parameters, strict=True)), (
+        "a Parameter was replaced"
+    )
+    for (name, parameter), value in zip(net.named_parameters(), expected, strict=True):
         assert_exact(parameter, value, name)
 
 
 @pytest.mark.parametrize("target", ["the stack's device", "meta"])
 def test_to_device_moves_every_parameter(stack: Stack, target: str) -> None:
     """
-    `net.to(device)` moves every parameter, bit for bit, and the network then runs there.
+    `net.to(device)` moves every parameter bit for bit, and the network then runs on that device.
 
-    To the device that is judged, and to `meta`, which every machine has: there only shape and dtype are left.
-    Rejects: a tensor that is kept in a plain attribute instead of a Parameter or buffer, and stays behind.
+    Judged for the stack's device and for `meta`, which every machine has and which keeps only shapes and dtypes.
+    Rejects: a tensor that is a plain attribute instead of a Parameter or buffer, and therefore is not moved.
     """
     device = torch.device("meta") if target == "meta" else stack.device
     net = stack.subject.Net().to(stack.dtype)
@@ -78,10 +80,10 @@ def test_to_device_moves_every_parameter(stack: Stack, target: str) -> None:
 @given(case=cases(batches=(1,)), lr=learning_rates())
 def test_state_dict_shares_memory_with_parameters(stack: Stack, case: Case, lr: float) -> None:
     """
-    `state_dict()` holds the parameters themselves, not copies: after a training step it holds the new numbers.
+    `state_dict()` shares memory with the parameters, so that it shows their new values after a training step.
 
-    The documentation calls it "a shallow copy" with "references to the module's parameters and buffers". Rejects:
-    a copy, which keeps the memory of a whole network and grows old unnoticed.
+    The documentation calls it "a shallow copy" with "references to the module's parameters and buffers". Rejects: a
+    copy, which takes the memory of an entire network and becomes outdated unnoticed.
     """
     net = stack.net(case)
     state = net.state_dict()
@@ -89,5 +91,5 @@ def test_state_dict_shares_memory_with_parameters(stack: Stack, case: Case, lr: 
     stack.subject.train_step(net, stack.images(case), stack.targets(case), lr)
 
     for name, parameter in net.named_parameters():
-        assert state[name].data_ptr() == parameter.data_ptr(), f"{name} has memory of its own in the state_dict"
+        assert state[name].data_ptr() == parameter.data_ptr(), f"{name} in the state_dict is a copy"
         assert_exact(state[name], parameter, name)

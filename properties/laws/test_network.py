@@ -1,4 +1,4 @@
-"""Laws of the network's shape: what goes in, what comes out, and what lies between."""
+"""Laws of the network's structure: shapes of inputs and outputs, parameters, initialization and feature maps."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import lenet
 from lenet.oracle import SHAPES, Array
 from properties.case import Case
 from properties.comparison import assert_exact
+from properties.laws.networks import feature_maps_or_skip
 from properties.stack import Stack, float64
 from properties.strategies import cases
 
@@ -31,118 +32,125 @@ Net(
 )"""
 
 NETWORKS = 10
-"""New networks to look at: of so many times six biases zeros, 1/2 from the uniform distribution, are not allowed."""
+"""Number of new networks: enough to reject zeros, 1/2 away from uniform, in the 6 biases of conv1."""
 
 FALSE_ALARM = 1e-12
-"""How probable it may be that a parameter of right distribution is rejected; with the seed fixed, always or never."""
+"""Probability, over seeds, that a correctly distributed parameter is rejected; the law itself uses one fixed seed."""
 
 
 @pytest.mark.engine
 @given(case=cases(batches=(1,)))
 def test_one_image_gives_ten_logits(stack: Stack, case: Case) -> None:
     """
-    One 1x1x32x32 image gives 1x10 scores, in the dtype and on the device of the network.
+    One 1x1x32x32 image gives logits of shape (1, 10), in the network's dtype and on its device.
 
-    Rejects: a missing batch dimension, an output that is cast or left on another device.
+    Rejects: a missing batch dimension, an output that is cast to another dtype or left on another device.
     """
     logits = stack.logits(case)
 
-    assert logits.shape == (1, 10)
-    assert logits.dtype == stack.dtype
-    assert logits.device.type == stack.device.type
+    assert logits.shape == (1, 10), f"the logits have shape {tuple(logits.shape)}, expected (1, 10)"
+    assert logits.dtype == stack.dtype, f"the logits are {logits.dtype}, expected {stack.dtype}"
+    assert logits.device.type == stack.device.type, f"the logits are on {logits.device}, expected {stack.device}"
 
 
 @pytest.mark.engine
 @given(batch=st.sampled_from([0, 1, 2, 3, 7, 64]) | st.integers(0, 100), seed=st.integers(0, 2**32 - 1))
 def test_every_image_gives_ten_logits(stack: Stack, batch: int, seed: int) -> None:
     """
-    N images give N rows of ten scores, for every N, none and odd numbers included.
+    A batch of N images gives logits of shape (N, 10), for every N.
 
-    Rejects: a fixed batch size, a last row dropped, a batch of one that loses its dimension.
+    N includes 0 and odd numbers. Rejects: a fixed batch size, a dropped last row, a batch of one image that loses its
+    batch dimension.
     """
     logits = stack.logits(Case(batch=batch, seed=seed))
 
-    assert logits.shape == (batch, 10)
+    assert logits.shape == (batch, 10), f"the logits have shape {tuple(logits.shape)}, expected ({batch}, 10)"
 
 
 @given(case=cases())
 def test_intermediate_shapes_match_the_tutorial(stack: Stack, case: Case) -> None:
     """
-    The stages are 6x28x28, pooled to 6x14x14, 16x10x10, and pooled to 16x5x5 = 400 flattened features.
+    Intermediate results have the tutorial's shapes: 6x28x28, 6x14x14, 16x10x10 and 400 features.
 
-    Read off where the network calls its submodules conv1, conv2 and fc1; not applicable to one that does not.
-    Rejects: padding, another stride, pooling left out where the next layer would still accept its input.
+    conv1 gives 6x28x28, pooled to 6x14x14; conv2 gives 16x10x10, pooled to 16x5x5 and flattened to 400 features. The
+    shapes are recorded where the network calls its submodules conv1, conv2 and fc1; the law skips a network that calls
+    none of them. Rejects: padding, another stride, missing pooling where the next layer accepts its input nevertheless.
     """
-    right = {
-        "out of conv1": (6, 28, 28),
-        "into conv2": (6, 14, 14),
-        "out of conv2": (16, 10, 10),
-        "into fc1": (400,),
+    expected = {
+        "output of conv1": (6, 28, 28),
+        "input of conv2": (6, 14, 14),
+        "output of conv2": (16, 10, 10),
+        "input of fc1": (400,),
     }
     net = stack.net(case)
-    seen = observe(net)
+    recorded = record_inputs_and_outputs(net)
 
     net(stack.images(case))
 
-    if not seen:
+    if not recorded:
         pytest.skip("this network does not call its submodules conv1, conv2 and fc1")
-    for stage in right.keys() & seen.keys():
-        assert tuple(seen[stage].shape[1:]) == right[stage], stage
+    for name in expected.keys() & recorded.keys():
+        shape = tuple(recorded[name].shape[1:])
+        assert shape == expected[name], f"the {name} has shape {shape} per image, expected {expected[name]}"
 
 
-def observe(net: nn.Module) -> dict[str, Tensor]:
-    """What goes into and comes out of conv1, conv2 and fc1, filled in as the network calls them."""
-    seen: dict[str, Tensor] = {}
+def record_inputs_and_outputs(net: nn.Module) -> dict[str, Tensor]:
+    """Return a dict that forward hooks fill with the inputs and outputs of conv1, conv2 and fc1 in each pass."""
+    recorded: dict[str, Tensor] = {}
 
-    def note(name: str, module: nn.Module, inputs: Any, named: dict[str, Any], output: Tensor) -> None:
-        (seen[f"into {name}"],) = (*inputs, *named.values())
-        seen[f"out of {name}"] = output
+    def record(name: str, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
+        (recorded[f"input of {name}"],) = (*args, *kwargs.values())
+        recorded[f"output of {name}"] = output
 
     for name in ("conv1", "conv2", "fc1"):
-        net.get_submodule(name).register_forward_hook(partial(note, name), with_kwargs=True)
-    return seen
+        net.get_submodule(name).register_forward_hook(partial(record, name), with_kwargs=True)
+    return recorded
 
 
 def test_parameters_match_the_tutorial(stack: Stack) -> None:
     """
-    `net.parameters()` are ten, by name, order and shape: 61,706 numbers, each of which is trained.
+    `net.parameters()` yields the tutorial's ten parameters by name, order and shape, all of them trainable.
 
-    Rejects: a frozen parameter, a buffer or plain tensor in its place, another order.
+    They have 61,706 elements in total. Rejects: a frozen parameter, a buffer or plain tensor instead of a parameter,
+    another order.
     """
     net = stack.subject.Net()
 
-    assert {name: tuple(p.shape) for name, p in net.named_parameters()} == SHAPES
-    assert [name for name, _ in net.named_parameters()] == list(SHAPES)
-    assert sum(p.numel() for p in net.parameters()) == 61_706
-    assert all(p.requires_grad and p.is_leaf for p in net.parameters())
+    shapes = {name: tuple(p.shape) for name, p in net.named_parameters()}
+    count = sum(p.numel() for p in net.parameters())
+    untrained = [name for name, p in net.named_parameters() if not (p.requires_grad and p.is_leaf)]
+    assert shapes == SHAPES, f"the parameters' shapes are {shapes}, expected {SHAPES}"
+    assert list(shapes) == list(SHAPES), f"the parameters' order is {list(shapes)}, expected {list(SHAPES)}"
+    assert count == 61_706, f"the parameters have {count:,} elements, expected 61,706"
+    assert not untrained, f"{', '.join(untrained)} must be leaves that require gradients"
 
 
 @torch.no_grad()
 def test_parameters_do_not_overlap_in_memory(stack: Stack) -> None:
     """
-    61,706 numbers, written one parameter after the other, can all be read again.
+    No two parameters overlap in memory: different numbers written to all of their elements can be read back.
 
-    Rejects: tied parameters, of which one is a view of the other.
+    There are 61,706 elements. Rejects: tied parameters, one of which is a view of the other.
     """
     parameters = dict(stack.subject.Net().named_parameters())
     numbers = torch.arange(61_706.0).split([parameter.numel() for parameter in parameters.values()])
-    written = [part.view_as(p).to(p) for part, p in zip(numbers, parameters.values(), strict=True)]
+    written = [values.view_as(p).to(p) for values, p in zip(numbers, parameters.values(), strict=True)]
 
-    for parameter, part in zip(parameters.values(), written, strict=True):
-        parameter.copy_(part)
+    for parameter, values in zip(parameters.values(), written, strict=True):
+        parameter.copy_(values)
 
-    for (name, parameter), part in zip(parameters.items(), written, strict=True):
-        assert_exact(parameter, part, name)
+    for (name, parameter), values in zip(parameters.items(), written, strict=True):
+        assert_exact(parameter, values, name)
 
 
 def test_initialization_is_uniform_and_independent(stack: Stack) -> None:
     """
-    A new network's weights and biases are uniform in +-1/sqrt(inputs of a unit), as nn.Conv2d and nn.Linear begin.
+    New parameters are independent and uniform in +-1/sqrt(fan_in), like those of nn.Conv2d and nn.Linear.
 
-    No number is beyond that, and the share of those below x is nowhere further from its right value than the
-    inequality of Dvoretzky, Kiefer and Wolfowitz says of n numbers with Massart's constant (1990, Ann. Probab. 18(3)),
-    P(distance > d) <= 2 exp(-2 n d**2). No two networks begin with the same parameter.
-    Rejects: zeros, constants, equal units, another width, a normal distribution, a seed of the network's own.
+    No element is larger than the bound, and the empirical distribution of n elements is as close to the uniform
+    distribution as the Dvoretzky-Kiefer-Wolfowitz inequality with Massart's constant (1990, Ann. Probab. 18(3))
+    allows: P(distance > d) <= 2 exp(-2 n d**2). No two networks start with the same values in any parameter. Rejects:
+    zeros, constants, equal units, another width, a normal distribution, a random seed that the network sets.
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -150,53 +158,58 @@ def test_initialization_is_uniform_and_independent(stack: Stack) -> None:
 
     for name in SHAPES:
         numbers = torch.stack([net.get_parameter(name).detach().flatten() for net in nets])  # NETWORKS,n
-        inputs = math.prod(SHAPES[f"{name.split('.')[0]}.weight"][1:])
-        bound = float(torch.tensor(1 / math.sqrt(inputs), dtype=numbers.dtype))
+        fan_in = math.prod(SHAPES[f"{name.split('.')[0]}.weight"][1:])
+        bound = float(torch.tensor(1 / math.sqrt(fan_in), dtype=numbers.dtype))
         largest = float(numbers.abs().max())
-        assert largest <= bound, f"{name} begins with {largest!r}, which is beyond {bound!r}"
+        assert largest <= bound, f"the largest initial element of {name} is {largest!r}, at most {bound!r} is expected"
         distance = distance_from_uniform((float64(numbers).ravel() / bound + 1) / 2)
         allowed = math.sqrt(math.log(2 / FALSE_ALARM) / (2 * numbers.numel()))
-        assert distance <= allowed, f"{name} begins {distance:.3g} from the uniform distribution, {allowed:.3g} allowed"
-        assert len(numbers.unique(dim=0)) == NETWORKS, f"{name} begins the same in two networks"
+        assert distance <= allowed, (
+            f"the initial distribution of {name} is {distance:.3g} away from uniform, {allowed:.3g} is allowed"
+        )
+        different = len(numbers.unique(dim=0))
+        assert different == NETWORKS, f"{name} has {different} different initial values in {NETWORKS} new networks"
 
 
 def distance_from_uniform(numbers: Array) -> float:
-    """The largest distance between the numbers' distribution function and that of the uniform one from 0 to 1."""
+    """Return the largest distance between the empirical distribution function of `numbers` and that of U(0, 1)."""
     ordered, count = np.sort(numbers), numbers.size
     return float(max((np.arange(1, count + 1) / count - ordered).max(), (ordered - np.arange(count) / count).max()))
 
 
 def test_repr_matches_the_tutorial(stack: Stack) -> None:
     """
-    `print(net)` shows what the tutorial shows. Applicable to the reference network alone.
+    `print(net)` prints the text that the tutorial shows.
 
-    Rejects: a layer renamed, added or given other arguments.
+    Skipped for every network except the reference network. Rejects: a layer that is renamed, added or has other
+    arguments.
     """
     if stack.subject.Net is not lenet.Net:
-        pytest.skip("another network may print otherwise")
+        pytest.skip("the tutorial's text is only expected of the reference network")
 
-    assert repr(stack.subject.Net()) == REPR
+    text = repr(stack.subject.Net())
+    assert text == REPR, f"the network prints as\n{text}\nexpected\n{REPR}"
 
 
 @given(case=cases())
-def test_feature_maps_match_the_next_layers_input(stack: Stack, case: Case) -> None:
+def test_pooled_feature_maps_equal_next_layer_inputs(stack: Stack, case: Case) -> None:
     """
-    `feature_maps` gives conv1's 6 maps of 28x28 and conv2's 16 of 10x10 by name, with no graph.
+    The max-pooled feature maps of conv1 and conv2 are the inputs of conv2 and fc1 bit for bit.
 
-    Pooled, they are bit for bit what conv2 and fc1 are given. Not applicable to a network that does not call these once
-    for the batch. Rejects: a ReLU or pooling that is missing, of another kind, or elsewhere than after the convolution.
+    `lenet.feature_maps` returns conv1's 6 maps of 28x28 and conv2's 16 maps of 10x10 by name, without a graph. The law
+    skips a network that does not call conv1, conv2 and fc1 once per batch. Rejects: a ReLU or pooling that is missing,
+    of another kind, or in another place than after the convolution.
     """
     net = stack.net(case)
-    seen = observe(net)
-    try:
-        maps = lenet.feature_maps(net, stack.images(case))
-    except LookupError as error:
-        pytest.skip(str(error))
+    recorded = record_inputs_and_outputs(net)
 
-    if any(map_.shape[0] != case.batch for map_ in maps.values()) or "into fc1" not in seen:
-        pytest.skip("this network does not call its submodules once for the whole batch")
-    assert tuple(maps["conv1"].shape) == (case.batch, 6, 28, 28)
-    assert tuple(maps["conv2"].shape) == (case.batch, 16, 10, 10)
-    assert not any(map_.requires_grad for map_ in maps.values())
-    assert_exact(seen["into conv2"], max_pool2d(maps["conv1"], 2), "what conv2 is given")
-    assert_exact(seen["into fc1"], max_pool2d(maps["conv2"], 2).flatten(1), "what fc1 is given")
+    maps = feature_maps_or_skip(net, stack.images(case))
+
+    if "input of fc1" not in recorded:
+        pytest.skip("this network does not call its submodule fc1")
+    shapes = {layer: tuple(map_.shape[1:]) for layer, map_ in maps.items()}
+    expected = {"conv1": (6, 28, 28), "conv2": (16, 10, 10)}
+    assert shapes == expected, f"the feature maps have shapes {shapes} per image, expected {expected}"
+    assert not any(map_.requires_grad for map_ in maps.values()), "the feature maps require gradients"
+    assert_exact(recorded["input of conv2"], max_pool2d(maps["conv1"], 2), "the input of conv2")
+    assert_exact(recorded["input of fc1"], max_pool2d(maps["conv2"], 2).flatten(1), "the input of fc1")

@@ -1,4 +1,4 @@
-"""Laws of `optim.SGD` with all its settings, in each of its forms: for-loop, foreach and fused."""
+"""Laws of `optim.SGD` with every combination of its settings, in each implementation: for-loop, foreach and fused."""
 
 from __future__ import annotations
 
@@ -14,57 +14,40 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn, optim
 
-from lenet.engines.eager import deterministic
+from lenet.engines.eager import deterministic_algorithms
 from lenet.training import SGD_FORMS
 from lenet.update import SGD
 from properties.case import Case
 from properties.comparison import assert_exact, assert_rounded
+from properties.laws.optimizers import FORM, buffer_of, give_gradients, optimizer_of, parameters_of
 from properties.stack import Stack, float64, lay_out
 from properties.strategies import Placed, Vectors, cases, learning_rates, placed, settings, vectors
 
-FORM = pytest.mark.parametrize("form", SGD_FORMS)
-STEPS = 3
+OPTIMIZER_STEPS = 3
 
 
-def with_momentum() -> st.SearchStrategy[SGD]:
-    """Settings under which the optimizer keeps a state."""
-    return settings().filter(lambda chosen: chosen.momentum > 0)
+def momentum_settings() -> st.SearchStrategy[SGD]:
+    """Settings with momentum, for which the optimizer keeps a buffer per parameter."""
+    return settings().filter(lambda sgd: sgd.momentum > 0)
 
 
-def optimizer_of(parameters: Any, chosen: SGD, form: str) -> optim.SGD:
-    """`optim.SGD` with the chosen settings, in a form."""
-    return optim.SGD(parameters, **asdict(chosen), **SGD_FORMS[form])
+def assert_step(stack: Stack, optimizer: optim.SGD, parameters: list[nn.Parameter], sgd: list[SGD]) -> None:
+    """
+    Take a step, then assert that every parameter and momentum buffer has its documented value, within its roundings.
 
-
-def parameters_of(stack: Stack, drawn: Vectors) -> list[nn.Parameter]:
-    """The drawn vectors as parameters, still without gradients."""
-    return [nn.Parameter(stack.tensor(value)) for value in drawn.parameters()]
-
-
-def give_gradients(stack: Stack, parameters: list[nn.Parameter], drawn: Vectors, step: int) -> None:
-    """Each parameter gets its own new gradient of this step."""
-    for parameter, gradient in zip(parameters, drawn.gradients(step), strict=True):
-        parameter.grad = stack.tensor(gradient)
-
-
-def buffer_of(optimizer: optim.SGD, parameter: Tensor) -> Tensor | None:
-    """The momentum buffer that the optimizer keeps of a parameter."""
-    return optimizer.state[parameter].get("momentum_buffer") if parameter in optimizer.state else None
-
-
-def assert_step(stack: Stack, optimizer: optim.SGD, parameters: list[nn.Parameter], chosen: list[SGD]) -> None:
-    """Take a step; every parameter and buffer is then what its settings make of what it was, within its roundings."""
+    `sgd` holds the settings of each parameter.
+    """
     exact = []
-    for parameter, own in zip(parameters, chosen, strict=True):
+    for parameter, own in zip(parameters, sgd, strict=True):
         assert parameter.grad is not None
         buffer = buffer_of(optimizer, parameter)
-        numbers = [float64(part).copy() if part is not None else None for part in (parameter, parameter.grad, buffer)]
-        exact.append(own.step(*numbers, stack.precision))
+        before = [float64(part).copy() if part is not None else None for part in (parameter, parameter.grad, buffer)]
+        exact.append(own.step(*before, stack.precision))
 
     optimizer.step()
 
-    for i, (parameter, (after, velocity)) in enumerate(zip(parameters, exact, strict=True)):
-        assert_rounded(parameter, after, f"parameter {i}")
+    for i, (parameter, (updated, velocity)) in enumerate(zip(parameters, exact, strict=True)):
+        assert_rounded(parameter, updated, f"parameter {i}")
         buffer = buffer_of(optimizer, parameter)
         if velocity is not None:
             assert buffer is not None, f"parameter {i} has no momentum buffer"
@@ -72,261 +55,272 @@ def assert_step(stack: Stack, optimizer: optim.SGD, parameters: list[nn.Paramete
 
 
 @FORM
-@given(drawn=vectors(), chosen=settings(), tensor=st.booleans())
-def test_sgd_steps_match_the_formula(stack: Stack, form: str, drawn: Vectors, chosen: SGD, tensor: bool) -> None:
+@given(vectors=vectors(), sgd=settings(), lr_as_tensor=st.booleans())
+def test_sgd_steps_match_the_formula(stack: Stack, form: str, vectors: Vectors, sgd: SGD, lr_as_tensor: bool) -> None:
     """
-    Each of three steps makes of parameter, gradient and buffer what the documented formula says, within its roundings.
+    Three steps of `optim.SGD` update parameters and momentum buffers as documented, within their roundings.
 
-    With momentum, dampening, decay, Nesterov, maximize; the learning rate as a number or as a tensor; parameters of
-    1 to 48,000 elements. Rejects: dampening on the first step, decoupled decay, Nesterov's order, a shared buffer.
+    With momentum, dampening, weight decay, Nesterov momentum and maximize, a learning rate that is a number or a
+    tensor, and parameters of 1 to 48,000 elements. Rejects: dampening on the first step, decoupled weight decay, a
+    wrong order of operations in Nesterov momentum, a buffer that two parameters share.
     """
-    parameters = parameters_of(stack, drawn)
-    optimizer = optimizer_of(parameters, chosen, form)
-    if tensor:
-        optimizer.param_groups[0]["lr"] = torch.tensor(chosen.lr, dtype=torch.float64)
+    parameters = parameters_of(stack, vectors)
+    optimizer = optimizer_of(parameters, sgd, form)
+    if lr_as_tensor:
+        optimizer.param_groups[0]["lr"] = torch.tensor(sgd.lr, dtype=torch.float64)
 
-    for step in range(STEPS):
-        give_gradients(stack, parameters, drawn, step)
-        assert_step(stack, optimizer, parameters, [chosen] * len(parameters))
+    for step in range(OPTIMIZER_STEPS):
+        give_gradients(stack, parameters, vectors, step)
+        assert_step(stack, optimizer, parameters, [sgd] * len(parameters))
 
 
 @FORM
-@given(drawn=vectors(at_least=2), first=settings(), second=settings())
+@given(vectors=vectors(at_least=2), first=settings(), second=settings())
 def test_parameter_groups_use_their_own_settings(
-    stack: Stack, form: str, drawn: Vectors, first: SGD, second: SGD
+    stack: Stack, form: str, vectors: Vectors, first: SGD, second: SGD
 ) -> None:
     """
-    Parameters in two groups are updated each by the settings of its own group.
+    Each of two parameter groups is updated by its own settings.
 
-    Rejects: settings of the first, the last or the default group used for all.
+    Rejects: settings of the first group, of the last group or of the defaults that are used for all groups.
     """
-    parameters = parameters_of(stack, drawn)
+    parameters = parameters_of(stack, vectors)
     groups = [{"params": parameters[:1], **asdict(first)}, {"params": parameters[1:], **asdict(second)}]
     optimizer = optim.SGD(groups, **SGD_FORMS[form])
 
-    for step in range(STEPS):
-        give_gradients(stack, parameters, drawn, step)
+    for step in range(OPTIMIZER_STEPS):
+        give_gradients(stack, parameters, vectors, step)
         assert_step(stack, optimizer, parameters, [first] + [second] * (len(parameters) - 1))
 
 
 @FORM
-@given(drawn=vectors(), chosen=with_momentum(), lr=learning_rates())
+@given(vectors=vectors(), sgd=momentum_settings(), lr=learning_rates())
 def test_learning_rate_change_takes_effect_at_next_step(
-    stack: Stack, form: str, drawn: Vectors, chosen: SGD, lr: float
+    stack: Stack, form: str, vectors: Vectors, sgd: SGD, lr: float
 ) -> None:
     """
-    A learning rate set in `param_groups` counts from the next step on, as schedulers need it.
+    A learning rate that is set in `param_groups`, as schedulers do, is used from the next step on.
 
-    Rejects: a rate that is kept from the first step, or one that is mixed into the momentum buffer.
+    Rejects: a learning rate that is kept from the first step, or that is included in the momentum buffer.
     """
-    parameters = parameters_of(stack, drawn)
-    optimizer = optimizer_of(parameters, chosen, form)
+    parameters = parameters_of(stack, vectors)
+    optimizer = optimizer_of(parameters, sgd, form)
 
-    for step, own in enumerate([chosen, replace(chosen, lr=lr)]):
-        optimizer.param_groups[0]["lr"] = own.lr
-        give_gradients(stack, parameters, drawn, step)
-        assert_step(stack, optimizer, parameters, [own] * len(parameters))
+    for step, current in enumerate([sgd, replace(sgd, lr=lr)]):
+        optimizer.param_groups[0]["lr"] = current.lr
+        give_gradients(stack, parameters, vectors, step)
+        assert_step(stack, optimizer, parameters, [current] * len(parameters))
 
 
 @FORM
-@given(drawn=vectors(at_least=2), chosen=settings())
-def test_late_first_gradient_takes_a_first_step(stack: Stack, form: str, drawn: Vectors, chosen: SGD) -> None:
+@given(vectors=vectors(at_least=2), sgd=settings())
+def test_late_first_gradient_is_treated_as_first_step(stack: Stack, form: str, vectors: Vectors, sgd: SGD) -> None:
     """
-    A parameter that gets its first gradient at the second step takes a first step then; the others go on.
+    A parameter whose first gradient arrives at the second step takes its first step then.
 
-    Rejects: a buffer that begins at zero or is missing, a state made by a step that was skipped.
+    It is unchanged and has no momentum buffer before; the other parameters are updated in every step. Rejects: a buffer
+    that starts at zero or is missing, a state that a skipped step creates.
     """
-    parameters = parameters_of(stack, drawn)
-    optimizer = optimizer_of(parameters, chosen, form)
-    early, late = parameters[1:], parameters[0]
+    parameters = parameters_of(stack, vectors)
+    optimizer = optimizer_of(parameters, sgd, form)
+    late, others = parameters[0], parameters[1:]
     before = late.detach().clone()
 
-    give_gradients(stack, parameters, drawn, 0)
+    give_gradients(stack, parameters, vectors, 0)
     late.grad = None
-    assert_step(stack, optimizer, early, [chosen] * len(early))
+    assert_step(stack, optimizer, others, [sgd] * len(others))
     assert_exact(late, before, "the parameter without gradient")
-    assert buffer_of(optimizer, late) is None
+    assert buffer_of(optimizer, late) is None, "the parameter without gradient has a momentum buffer"
 
-    for step in range(1, STEPS):
-        give_gradients(stack, parameters, drawn, step)
-        assert_step(stack, optimizer, parameters, [chosen] * len(parameters))
+    for step in range(1, OPTIMIZER_STEPS):
+        give_gradients(stack, parameters, vectors, step)
+        assert_step(stack, optimizer, parameters, [sgd] * len(parameters))
 
 
 @FORM
-@given(drawn=vectors(at_least=2), chosen=with_momentum())
-def test_missing_gradient_differs_from_zero_gradient(stack: Stack, form: str, drawn: Vectors, chosen: SGD) -> None:
+@given(vectors=vectors(at_least=2), sgd=momentum_settings())
+def test_missing_gradient_differs_from_zero_gradient(stack: Stack, form: str, vectors: Vectors, sgd: SGD) -> None:
     """
-    In motion, a parameter whose gradient is None stays as it is, and one whose gradient is zero moves on and decays.
+    With momentum, a gradient of None leaves a parameter unchanged, and a gradient of zero still updates it.
 
-    Rejects: a None treated as zero, a zero gradient skipped.
+    A parameter with a zero gradient moves by its momentum buffer and its weight decay. Rejects: None treated as zero, a
+    zero gradient that is skipped.
     """
-    parameters = parameters_of(stack, drawn)
-    optimizer = optimizer_of(parameters, chosen, form)
-    give_gradients(stack, parameters, drawn, 0)
+    parameters = parameters_of(stack, vectors)
+    optimizer = optimizer_of(parameters, sgd, form)
+    give_gradients(stack, parameters, vectors, 0)
     optimizer.step()
-    resting, moving = parameters[0], parameters[1:]
-    velocity = buffer_of(optimizer, resting)
-    assert velocity is not None
-    before = [resting.detach().clone(), velocity.clone()]
+    without_gradient, with_zero_gradient = parameters[0], parameters[1:]
+    buffer = buffer_of(optimizer, without_gradient)
+    assert buffer is not None
+    before = [without_gradient.detach().clone(), buffer.clone()]
 
-    resting.grad = None
-    for parameter in moving:
+    without_gradient.grad = None
+    for parameter in with_zero_gradient:
         parameter.grad = torch.zeros_like(parameter)
-    assert_step(stack, optimizer, moving, [chosen] * len(moving))
+    assert_step(stack, optimizer, with_zero_gradient, [sgd] * len(with_zero_gradient))
 
-    assert_exact(resting, before[0], "the parameter without gradient")
-    assert_exact(velocity, before[1], "its momentum buffer")
+    assert_exact(without_gradient, before[0], "the parameter without gradient")
+    assert_exact(buffer, before[1], "the momentum buffer of the parameter without gradient")
 
 
 @FORM
-@given(drawn=vectors(), chosen=with_momentum())
-def test_first_momentum_buffer_is_the_gradient(stack: Stack, form: str, drawn: Vectors, chosen: SGD) -> None:
+@given(vectors=vectors(), sgd=momentum_settings())
+def test_first_momentum_buffer_is_the_gradient(stack: Stack, form: str, vectors: Vectors, sgd: SGD) -> None:
     """
-    After the first step without decay the momentum buffer is the gradient bit for bit, undampened, in its own memory.
+    Without weight decay, the first momentum buffer is a bit-identical copy of the gradient.
 
-    Rejects: a first buffer that is dampened, or that is the gradient tensor itself.
+    With `maximize` it is a copy of the negated gradient. Rejects: a first buffer that is dampened, or that is the
+    gradient tensor itself.
     """
-    parameters = parameters_of(stack, drawn)
-    optimizer = optimizer_of(parameters, replace(chosen, weight_decay=0.0), form)
-    give_gradients(stack, parameters, drawn, 0)
-    kept = [-parameter.grad if chosen.maximize else parameter.grad.clone() for parameter in parameters]
+    parameters = parameters_of(stack, vectors)
+    optimizer = optimizer_of(parameters, replace(sgd, weight_decay=0.0), form)
+    give_gradients(stack, parameters, vectors, 0)
+    expected = [-parameter.grad if sgd.maximize else parameter.grad.clone() for parameter in parameters]
 
     optimizer.step()
 
-    for i, (parameter, gradient) in enumerate(zip(parameters, kept, strict=True)):
+    for i, (parameter, gradient) in enumerate(zip(parameters, expected, strict=True)):
         buffer = buffer_of(optimizer, parameter)
-        assert buffer is not None
+        assert buffer is not None, f"parameter {i} has no momentum buffer"
         assert_exact(buffer, gradient, f"momentum buffer {i}")
-        assert buffer.data_ptr() != parameter.grad.data_ptr()
+        assert buffer.data_ptr() != parameter.grad.data_ptr(), f"momentum buffer {i} shares memory with the gradient"
 
 
 @FORM
-@given(drawn=vectors(), chosen=settings())
-@example(drawn=Vectors(), chosen=SGD(lr=0.5, momentum=0.5, nesterov=True))  # neither decay nor sign has made a copy
-def test_optimizer_step_leaves_gradients_unchanged(stack: Stack, form: str, drawn: Vectors, chosen: SGD) -> None:
+@given(vectors=vectors(), sgd=settings())
+@example(vectors=Vectors(), sgd=SGD(lr=0.5, momentum=0.5, nesterov=True))  # no decay or sign makes a copy first
+def test_optimizer_step_leaves_gradients_unchanged(stack: Stack, form: str, vectors: Vectors, sgd: SGD) -> None:
     """
-    Whatever the settings, after three steps every `.grad` is the tensor that it was, bit for bit.
+    After each of three optimizer steps every `.grad` is the same tensor with the same bits.
 
-    Rejects: decay, momentum or a sign put into the gradient itself, so that a step without zero_grad counts it twice.
+    Rejects: weight decay, momentum or a sign that is written into the gradient, so that a step without `zero_grad`
+    counts it twice.
     """
-    parameters = parameters_of(stack, drawn)
-    optimizer = optimizer_of(parameters, chosen, form)
+    parameters = parameters_of(stack, vectors)
+    optimizer = optimizer_of(parameters, sgd, form)
 
-    for step in range(STEPS):
-        give_gradients(stack, parameters, drawn, step)
-        held = [(parameter.grad, parameter.grad.clone()) for parameter in parameters]
+    for step in range(OPTIMIZER_STEPS):
+        give_gradients(stack, parameters, vectors, step)
+        before = [(parameter.grad, parameter.grad.clone()) for parameter in parameters]
         optimizer.step()
-        for i, (parameter, (grad, kept)) in enumerate(zip(parameters, held, strict=True)):
+        for i, (parameter, (grad, values)) in enumerate(zip(parameters, before, strict=True)):
             assert parameter.grad is grad
-            assert_exact(grad, kept, f"gradient {i} after step {step + 1}")
+            assert_exact(grad, values, f"gradient {i} after step {step + 1}")
 
 
 @FORM
-@given(drawn=vectors(), chosen=settings())
-def test_maximize_equals_minimize_with_negated_gradients(stack: Stack, form: str, drawn: Vectors, chosen: SGD) -> None:
+@given(vectors=vectors(), sgd=settings())
+def test_maximize_equals_minimize_with_negated_gradients(stack: Stack, form: str, vectors: Vectors, sgd: SGD) -> None:
     """
-    `maximize=True` gives bit for bit what `maximize=False` gives for the negative gradients.
+    `optim.SGD(maximize=True)` gives the same bits as `maximize=False` with negated gradients.
 
-    Rejects: maximize ignored, or applied to the decay too.
+    Rejects: `maximize` that is ignored, or that also negates the weight decay.
     """
-    up, down = parameters_of(stack, drawn), parameters_of(stack, drawn)
-    upward = optimizer_of(up, replace(chosen, maximize=True), form)
-    downward = optimizer_of(down, replace(chosen, maximize=False), form)
+    maximized, minimized = parameters_of(stack, vectors), parameters_of(stack, vectors)
+    maximizer = optimizer_of(maximized, replace(sgd, maximize=True), form)
+    minimizer = optimizer_of(minimized, replace(sgd, maximize=False), form)
 
-    for step in range(STEPS):
-        for parameters, optimizer in ((up, upward), (down, downward)):
-            give_gradients(stack, parameters, drawn, step)
-            if optimizer is downward:
+    for step in range(OPTIMIZER_STEPS):
+        for parameters, optimizer in ((maximized, maximizer), (minimized, minimizer)):
+            give_gradients(stack, parameters, vectors, step)
+            if optimizer is minimizer:
                 for parameter in parameters:
                     parameter.grad.neg_()
             optimizer.step()
 
-    for i, (one, other) in enumerate(zip(up, down, strict=True)):
-        assert_exact(one, other, f"parameter {i}")
+    for i, (got, want) in enumerate(zip(maximized, minimized, strict=True)):
+        assert_exact(got, want, f"parameter {i}")
 
 
 @FORM
-@given(case=placed(), chosen=settings())
-def test_optimizer_step_is_right_in_any_memory_layout(stack: Stack, form: str, case: Placed, chosen: SGD) -> None:
+@given(case=placed(), sgd=settings())
+def test_optimizer_step_is_correct_in_any_memory_layout(stack: Stack, form: str, case: Placed, sgd: SGD) -> None:
     """
-    Steps are right to their roundings in every memory layout of parameter, gradient and buffer, also one that changes.
+    Optimizer steps are correct for any memory layout of the parameter, its gradient and its buffer.
 
-    Contiguous, channels_last, transposed, strided and offset, each drawn by itself and anew for every step.
-    Rejects: elements paired by their place in memory instead of by their index.
+    Each of the three has its own layout (contiguous, channels_last, transposed, strided or offset), which changes from
+    step to step. Rejects: elements that are paired by their position in memory instead of by their index.
     """
-    for parameter, optimizer, _ in placed_steps(stack, form, case, chosen):
-        assert_step(stack, optimizer, [parameter], [chosen])
+    for parameter, optimizer, _ in steps_in_layouts(stack, form, case, sgd):
+        assert_step(stack, optimizer, [parameter], [sgd])
 
 
 @FORM
-@given(case=placed(), chosen=settings())
-def test_optimizer_step_writes_only_its_parameter(stack: Stack, form: str, case: Placed, chosen: SGD) -> None:
+@given(case=placed(), sgd=settings())
+def test_optimizer_step_writes_only_its_parameter(stack: Stack, form: str, case: Placed, sgd: SGD) -> None:
     """
-    Where parameter, gradient or buffer is a view of a larger tensor, the rest of that tensor stays as it was.
+    If a parameter, gradient or buffer is a view, a step leaves the rest of the underlying tensor unchanged.
 
-    Rejects: a kernel that runs through memory instead of through the view.
+    Rejects: a kernel that iterates over memory instead of over the view.
     """
-    for _, optimizer, views in placed_steps(stack, form, case, chosen):
-        frames = [view._base for view in views if view._base is not None]
-        outside = [frame.isnan() for frame in frames]
-        for frame, canaries in zip(frames, outside, strict=True):
-            frame[canaries] = 1.0
+    for _, optimizer, views in steps_in_layouts(stack, form, case, sgd):
+        bases = [view._base for view in views if view._base is not None]
+        outside = [base.isnan() for base in bases]
+        for base, canaries in zip(bases, outside, strict=True):
+            base[canaries] = 1.0
 
         optimizer.step()
 
-        for frame, canaries in zip(frames, outside, strict=True):
-            assert (frame[canaries] == 1.0).all(), "an element outside of the view was written"
+        for base, canaries in zip(bases, outside, strict=True):
+            assert (base[canaries] == 1.0).all(), "the step wrote an element outside of the view"
 
 
-def placed_steps(
-    stack: Stack, form: str, case: Placed, chosen: SGD
+def steps_in_layouts(
+    stack: Stack, form: str, case: Placed, sgd: SGD
 ) -> Iterator[tuple[nn.Parameter, optim.SGD, list[Tensor]]]:
-    """Before each step: the parameter, its optimizer, and the parameter, gradient and buffer, newly laid out."""
+    """
+    Yield, before each step, the parameter, its optimizer, and the tensors that the step uses in their drawn layouts.
+
+    These tensors are the parameter's values, its gradient and, from the second step on, its momentum buffer if it has
+    one. The caller takes the step.
+    """
     parameter = nn.Parameter(stack.tensor(case.values(0)))
-    optimizer = optimizer_of([parameter], chosen, form)
-    for step, (of_parameter, of_gradient, of_buffer) in enumerate(case.layouts):
+    optimizer = optimizer_of([parameter], sgd, form)
+    for step, (parameter_layout, gradient_layout, buffer_layout) in enumerate(case.layouts):
         views = [
-            lay_out(parameter.detach(), of_parameter),
-            lay_out(stack.tensor(case.values(step + 1)), of_gradient),
+            lay_out(parameter.detach(), parameter_layout),
+            lay_out(stack.tensor(case.values(step + 1)), gradient_layout),
         ]
         parameter.grad = None
         parameter.data = views[0]
         parameter.grad = views[1]
         if (buffer := buffer_of(optimizer, parameter)) is not None:
-            views.append(lay_out(buffer, of_buffer))
+            views.append(lay_out(buffer, buffer_layout))
             optimizer.state[parameter]["momentum_buffer"] = views[-1]
         yield parameter, optimizer, views
 
 
 @FORM
-@given(drawn=vectors(), chosen=settings())
-def test_loaded_optimizer_state_continues_bit_for_bit(stack: Stack, form: str, drawn: Vectors, chosen: SGD) -> None:
+@given(vectors=vectors(), sgd=settings())
+def test_loaded_optimizer_state_continues_bit_for_bit(stack: Stack, form: str, vectors: Vectors, sgd: SGD) -> None:
     """
-    An optimizer that loads another's saved `state_dict` goes on as the other does, bit for bit; its settings too.
+    An optimizer that loads another one's saved `state_dict` takes the same steps, bit for bit.
 
-    Saved before the first step, and after one. Rejects: a buffer lost, rounded or taken for a first one.
+    The state is saved before the first step and after one step, and the settings are loaded with it. Rejects: a buffer
+    that is lost, rounded or treated as a first one.
     """
-    for before in (0, 1):
-        parameters = parameters_of(stack, drawn)
-        optimizer = optimizer_of(parameters, chosen, form)
-        for step in range(before):
-            give_gradients(stack, parameters, drawn, step)
+    for steps_before in (0, 1):
+        parameters = parameters_of(stack, vectors)
+        optimizer = optimizer_of(parameters, sgd, form)
+        for step in range(steps_before):
+            give_gradients(stack, parameters, vectors, step)
             optimizer.step()
-        twins = copy.deepcopy(parameters)
-        restored = optim.SGD(twins, lr=1.0, **SGD_FORMS[form])
-        restored.load_state_dict(through_a_file(optimizer.state_dict()))
+        copies = copy.deepcopy(parameters)
+        restored = optim.SGD(copies, lr=1.0, **SGD_FORMS[form])
+        restored.load_state_dict(saved_and_loaded(optimizer.state_dict()))
 
-        for step in range(before, before + 2):
-            for own, stepping in ((parameters, optimizer), (twins, restored)):
-                give_gradients(stack, own, drawn, step)
-                stepping.step()
+        for step in range(steps_before, steps_before + 2):
+            for updated, updater in ((parameters, optimizer), (copies, restored)):
+                give_gradients(stack, updated, vectors, step)
+                updater.step()
 
-        for i, (one, other) in enumerate(zip(parameters, twins, strict=True)):
-            assert_exact(other, one, f"parameter {i}")
+        for i, (want, got) in enumerate(zip(parameters, copies, strict=True)):
+            assert_exact(got, want, f"parameter {i}")
 
 
-def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
-    """The state as `torch.save` and `torch.load` leave it."""
+def saved_and_loaded(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the state after `torch.save` and `torch.load`."""
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
@@ -335,56 +329,58 @@ def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
 
 
 @FORM
-@given(drawn=vectors(), chosen=with_momentum())
-def test_loaded_optimizer_state_is_independent(stack: Stack, form: str, drawn: Vectors, chosen: SGD) -> None:
+@given(vectors=vectors(), sgd=momentum_settings())
+def test_loaded_optimizer_state_is_independent(stack: Stack, form: str, vectors: Vectors, sgd: SGD) -> None:
     """
-    After `b.load_state_dict(a.state_dict())` a step of `a` leaves the state of `b` as it was.
+    After `b.load_state_dict(a.state_dict())`, a step of `a` leaves the state of `b` unchanged.
 
-    Rejects: buffers that two optimizers share.
+    Rejects: momentum buffers that two optimizers share.
     """
-    parameters, others = parameters_of(stack, drawn), parameters_of(stack, drawn)
-    optimizer, other = optimizer_of(parameters, chosen, form), optimizer_of(others, chosen, form)
-    give_gradients(stack, parameters, drawn, 0)
+    parameters, others = parameters_of(stack, vectors), parameters_of(stack, vectors)
+    optimizer, other = optimizer_of(parameters, sgd, form), optimizer_of(others, sgd, form)
+    give_gradients(stack, parameters, vectors, 0)
     optimizer.step()
 
     other.load_state_dict(optimizer.state_dict())
     buffers = [buffer_of(other, parameter) for parameter in others]
-    kept = [buffer.clone() for buffer in buffers if buffer is not None]
-    give_gradients(stack, parameters, drawn, 1)
+    copies = [buffer.clone() for buffer in buffers if buffer is not None]
+    give_gradients(stack, parameters, vectors, 1)
     optimizer.step()
 
-    assert len(kept) == len(buffers)
-    for i, (buffer, before) in enumerate(zip(buffers, kept, strict=True)):
+    assert len(copies) == len(buffers)
+    for i, (buffer, before) in enumerate(zip(buffers, copies, strict=True)):
         assert buffer is not None
-        assert_exact(buffer, before, f"the other's momentum buffer {i}")
+        assert_exact(buffer, before, f"momentum buffer {i} of the other optimizer")
 
 
-@given(chosen=settings(), other=settings())
-def test_optimizer_leaves_given_group_dicts_unchanged(stack: Stack, chosen: SGD, other: SGD) -> None:
+@given(sgd=settings(), other=settings())
+def test_optimizer_leaves_given_group_dicts_unchanged(stack: Stack, sgd: SGD, other: SGD) -> None:
     """
-    The dictionaries that describe an optimizer's groups are the caller's: a second optimizer takes its own defaults.
+    An optimizer does not write its defaults into the parameter group dictionaries that it is given.
 
-    Rejects: defaults of the first written into them, so that the second is given the first's learning rate.
+    A second optimizer made from the same dictionaries therefore has its own defaults. Rejects: defaults of the first,
+    such as its learning rate, that the second one takes from the dictionaries.
     """
     groups = [{"params": parameters_of(stack, Vectors())}]
 
-    optim.SGD(groups, **asdict(chosen))
+    optim.SGD(groups, **asdict(sgd))
     second = optim.SGD(groups, **asdict(other))
 
     assert [second.param_groups[0][name] for name in asdict(other)] == list(asdict(other).values())
 
 
-@given(lr=learning_rates(), changed=learning_rates())
-def test_groups_do_not_share_a_learning_rate_tensor(stack: Stack, lr: float, changed: float) -> None:
+@given(lr=learning_rates(), new_lr=learning_rates())
+def test_groups_do_not_share_a_learning_rate_tensor(stack: Stack, lr: float, new_lr: float) -> None:
     """
-    With one tensor as learning rate for all, changing it in one group, in place, leaves the other groups' as it was.
+    An in-place change of one group's learning rate tensor leaves the learning rates of other groups unchanged.
 
-    Schedulers change it so. Rejects: one tensor that all groups share.
+    One tensor is given as the learning rate of all groups; schedulers change it in place. Rejects: one tensor that all
+    groups share.
     """
-    one, two = parameters_of(stack, Vectors(sizes=(1, 1)))
-    optimizer = optim.SGD([{"params": [one]}, {"params": [two]}], lr=torch.tensor(lr, dtype=torch.float64))
+    first, second = parameters_of(stack, Vectors(sizes=(1, 1)))
+    optimizer = optim.SGD([{"params": [first]}, {"params": [second]}], lr=torch.tensor(lr, dtype=torch.float64))
 
-    optimizer.param_groups[0]["lr"].fill_(changed)
+    optimizer.param_groups[0]["lr"].fill_(new_lr)
 
     assert float(optimizer.param_groups[1]["lr"]) == lr
 
@@ -403,9 +399,9 @@ def test_groups_do_not_share_a_learning_rate_tensor(stack: Stack, lr: float, cha
 @FORM
 def test_invalid_optimizer_settings_raise(stack: Stack, form: str, invalid: dict[str, Any]) -> None:
     """
-    Negative rates, and Nesterov's momentum without momentum or with dampening, raise ValueError.
+    A negative setting of `optim.SGD` raises ValueError, and so does Nesterov without momentum or with dampening.
 
-    Rejects: a setting that is taken and then ignored.
+    Rejects: a setting that is accepted and then ignored.
     """
     parameters = parameters_of(stack, Vectors())
 
@@ -414,20 +410,20 @@ def test_invalid_optimizer_settings_raise(stack: Stack, form: str, invalid: dict
 
 
 @FORM
-@given(drawn=vectors(), chosen=settings())
-def test_optimizer_step_reads_no_uninitialized_memory(stack: Stack, form: str, drawn: Vectors, chosen: SGD) -> None:
+@given(vectors=vectors(), sgd=settings())
+def test_optimizer_step_reads_no_uninitialized_memory(stack: Stack, form: str, vectors: Vectors, sgd: SGD) -> None:
     """
-    Steps give the same bits when PyTorch fills all memory that it reserves with NaN.
+    Optimizer steps give the same bits when PyTorch fills all uninitialized memory with NaN.
 
-    Rejects: a buffer that is read before it is written, and is right only where memory happens to be zero.
+    Rejects: a buffer that is read before it is written, and is correct only if memory happens to be zero.
     """
-    plain, poisoned = parameters_of(stack, drawn), parameters_of(stack, drawn)
+    plain, poisoned = parameters_of(stack, vectors), parameters_of(stack, vectors)
 
     for parameters in (plain, poisoned):
-        optimizer = optimizer_of(parameters, chosen, form)
-        for step in range(STEPS):
-            give_gradients(stack, parameters, drawn, step)
-            with deterministic(parameters is poisoned, warn_only=True):
+        optimizer = optimizer_of(parameters, sgd, form)
+        for step in range(OPTIMIZER_STEPS):
+            give_gradients(stack, parameters, vectors, step)
+            with deterministic_algorithms(parameters is poisoned, warn_only=True):
                 optimizer.step()
 
     for i, (got, want) in enumerate(zip(poisoned, plain, strict=True)):
@@ -435,53 +431,54 @@ def test_optimizer_step_reads_no_uninitialized_memory(stack: Stack, form: str, d
 
 
 @FORM
-@given(case=cases(weights=("default",), batches=(1, 2)), chosen=settings(), to_none=st.booleans())
+@given(case=cases(weights=("default",), batches=(1, 2)), sgd=settings(), to_none=st.booleans())
 def test_closure_is_evaluated_once_and_its_loss_returned(
-    stack: Stack, form: str, case: Case, chosen: SGD, to_none: bool
+    stack: Stack, form: str, case: Case, sgd: SGD, to_none: bool
 ) -> None:
     """
-    `step(closure)` calls the closure once, with gradients enabled, returns its loss, and steps by its gradients.
+    `optimizer.step(closure)` calls the closure once, returns its loss and steps by the gradients it computes.
 
-    Also under `no_grad`. Rejects: a step by the gradients from before, a closure under `no_grad`.
+    Gradients are enabled within the closure even if `step` is called under `no_grad`. Rejects: a step by the gradients
+    from before the closure, a closure that runs under `no_grad`.
     """
     net = stack.net(case)
-    optimizer, calls = optimizer_of(net.parameters(), chosen, form), []
+    optimizer, losses = optimizer_of(net.parameters(), sgd, form), []
     twin = copy.deepcopy(net)
-    expected = stack.loss(twin, case)
-    expected.backward()
-    optimizer_of(twin.parameters(), chosen, form).step()
+    expected_loss = stack.loss(twin, case)
+    expected_loss.backward()
+    optimizer_of(twin.parameters(), sgd, form).step()
 
     def closure() -> Tensor:
         optimizer.zero_grad(set_to_none=to_none)
-        calls.append(stack.loss(net, case))
-        calls[-1].backward()
-        return calls[-1]
+        losses.append(stack.loss(net, case))
+        losses[-1].backward()
+        return losses[-1]
 
     with torch.no_grad():
         loss = optimizer.step(closure)
 
-    assert len(calls) == 1
-    assert loss is calls[0]
-    assert_exact(loss, expected, "loss")
-    for (name, parameter), right in zip(net.named_parameters(), twin.parameters(), strict=True):
-        assert_exact(parameter, right, name)
+    assert len(losses) == 1, f"the closure was called {len(losses)} times"
+    assert loss is losses[0], "`step` did not return the closure's loss"
+    assert_exact(loss, expected_loss, "loss")
+    for (name, parameter), expected in zip(net.named_parameters(), twin.parameters(), strict=True):
+        assert_exact(parameter, expected, name)
 
 
 @FORM
-@given(drawn=vectors(), chosen=settings())
-def test_backward_after_step_raises_or_uses_saved_values(stack: Stack, form: str, drawn: Vectors, chosen: SGD) -> None:
+@given(vectors=vectors(), sgd=settings())
+def test_backward_after_step_raises_or_uses_saved_values(stack: Stack, form: str, vectors: Vectors, sgd: SGD) -> None:
     """
-    Backward through a graph that is older than a step raises RuntimeError, or gives the gradient as of before the step.
+    Backward through a graph from before a step raises RuntimeError or uses the parameters from before the step.
 
-    Rejects: parameters changed behind autograd's back, so that saved weights are silently the new ones.
+    Rejects: a step that changes parameters without autograd's knowledge, so that backward silently uses the new ones.
     """
-    parameters = parameters_of(stack, drawn)
-    optimizer = optimizer_of(parameters, chosen, form)
+    parameters = parameters_of(stack, vectors)
+    optimizer = optimizer_of(parameters, sgd, form)
     factors = [torch.ones_like(parameter, requires_grad=True) for parameter in parameters]
     product = torch.stack([(p * f).sum() for p, f in zip(parameters, factors, strict=True)]).sum()
     before = [parameter.detach().clone() for parameter in parameters]
 
-    give_gradients(stack, parameters, drawn, 0)
+    give_gradients(stack, parameters, vectors, 0)
     optimizer.step()
     try:
         product.backward()
@@ -491,4 +488,4 @@ def test_backward_after_step_raises_or_uses_saved_values(stack: Stack, form: str
         return
 
     for i, (factor, old) in enumerate(zip(factors, before, strict=True)):
-        assert_exact(factor.grad, old, f"the gradient that parameter {i} was saved for")
+        assert_exact(factor.grad, old, f"the gradient that uses the saved parameter {i}")

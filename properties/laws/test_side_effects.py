@@ -1,4 +1,4 @@
-"""Laws of purity: what a forward pass, a copy and a file leave as it was."""
+"""Laws of side effects: what forward passes, training steps, copies and files leave unchanged."""
 
 from __future__ import annotations
 
@@ -18,51 +18,48 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from lenet.engines.eager import deterministic
+from lenet.engines.eager import deterministic_algorithms
 from properties.case import Case
 from properties.comparison import assert_exact
+from properties.laws.networks import new_network
 from properties.stack import Stack, gradients
 from properties.strategies import cases, learning_rates
 
-FEW = (2, 1, 3)  # images, where the number of them does not matter
+FEW = (2, 1, 3)
+"""Batch sizes of laws that do not depend on the batch size."""
 
 
-def contents(net: nn.Module) -> dict[str, Tensor]:
-    """A copy of every parameter and of every gradient, by name."""
-    return parameters(net) | {f"{name}.grad": gradient for name, gradient in gradients(net).items()}
+def parameters_and_gradients(net: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of every parameter and of every gradient that is not None, by name."""
+    return parameter_copies(net) | {f"{name}.grad": gradient for name, gradient in gradients(net).items()}
 
 
-def parameters(net: nn.Module) -> dict[str, Tensor]:
-    """A copy of every parameter, by name."""
+def parameter_copies(net: nn.Module) -> dict[str, Tensor]:
+    """Return a copy of every parameter, by name."""
     return {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
 
 
-def assert_contents(net: nn.Module, want: dict[str, Tensor]) -> None:
-    """Every parameter and every gradient is bit for bit what it was."""
-    now = contents(net)
-    assert now.keys() == want.keys()
-    for name, value in want.items():
-        assert_exact(now[name], value, name)
+def assert_parameters_and_gradients(net: nn.Module, expected: dict[str, Tensor]) -> None:
+    """Assert that the parameters and gradients are bit for bit the expected ones, by name."""
+    got = parameters_and_gradients(net)
+    assert got.keys() == expected.keys(), f"the network has {', '.join(got)}, expected {', '.join(expected)}"
+    for name, value in expected.items():
+        assert_exact(got[name], value, name)
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """The tensor, or the larger one that it is a view of."""
+def base_of(tensor: Tensor) -> Tensor:
+    """Return the tensor that `tensor` is a view of, or `tensor` itself if it is not a view."""
     return tensor if tensor._base is None else tensor._base
 
 
-def empty(stack: Stack) -> nn.Module:
-    """A new Net of the subject, with whatever parameters it begins with."""
-    return stack.subject.Net().to(stack.device, stack.dtype)
-
-
 def global_state(stack: Stack) -> dict[str, Any]:
-    """What a process has but once, by name."""
+    """Return the settings and random states that the process has only once, by name."""
     tiny = torch.full((100_000,), torch.finfo(torch.float32).tiny, device=stack.device)  # enough for every thread
     return {
-        "torch's random numbers": bytes(torch.get_rng_state().numpy()),
-        "the GPU's random numbers": stack.device.type == "cuda" and bytes(torch.cuda.get_rng_state().numpy()),
-        "NumPy's random numbers": pickle.dumps(np.random.get_state()),
-        "Python's random numbers": random.getstate(),
+        "torch's random state": bytes(torch.get_rng_state().numpy()),
+        "the GPU's random state": stack.device.type == "cuda" and bytes(torch.cuda.get_rng_state().numpy()),
+        "NumPy's random state": pickle.dumps(np.random.get_state()),
+        "Python's random state": random.getstate(),
         "the default dtype": torch.get_default_dtype(),
         "the grad mode": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
         "the deterministic mode": torch.are_deterministic_algorithms_enabled(),
@@ -72,17 +69,22 @@ def global_state(stack: Stack) -> dict[str, Any]:
             torch.backends.cudnn.enabled,
             torch.backends.cudnn.benchmark,
         ),
-        "what becomes of subnormal numbers": bool((tiny / 2 != 0).all()),
+        "whether subnormal numbers are flushed to zero": bool((tiny / 2 == 0).any()),
     }
 
 
 @contextmanager
 def global_state_unchanged(stack: Stack) -> Iterator[None]:
-    """Nothing that a process has but once is other at the end; what would harm later laws is then put right."""
+    """
+    Assert that the block changes no global state.
+
+    Settings that the block changed are restored before the AssertionError is raised, so that later laws are not
+    affected.
+    """
     before = global_state(stack)
     yield
-    now = global_state(stack)
-    changed = [name for name, value in before.items() if now[name] != value]
+    after = global_state(stack)
+    changed = [name for name, value in before.items() if after[name] != value]
     if changed:
         torch.set_default_dtype(before["the default dtype"])
         torch.set_grad_enabled(before["the grad mode"][0])
@@ -90,77 +92,81 @@ def global_state_unchanged(stack: Stack) -> Iterator[None]:
         torch.set_num_threads(before["the number of threads"])
         torch.backends.mkldnn.enabled, *_, torch.backends.cudnn.benchmark = before["oneDNN's and cuDNN's flags"]
         torch.set_flush_denormal(False)
-    assert not changed, f"{', '.join(changed)} changed"
+    assert not changed, f"global state has changed: {', '.join(changed)}"
 
 
 @pytest.mark.engine
 @given(case=cases())
 def test_forward_leaves_images_and_parameters_unchanged(stack: Stack, case: Case) -> None:
     """
-    After a forward pass the images, the parameters and their gradients are bit for bit what they were.
+    A forward pass leaves the images, the parameters and their gradients unchanged bit for bit.
 
-    So is what lies around the images, where they are a view of a larger tensor, and `.grad` is the same tensor.
-    Rejects: an activation in place on the input, weights that are normalised or clamped on the way, a cleared gradient.
+    If the images are a view, the rest of their base tensor stays unchanged too, and every `.grad` stays the same tensor
+    object. Rejects: an in-place activation on the input, weights that are normalized or clamped during the pass, a
+    cleared gradient.
     """
     net, images = stack.net(case), stack.images(case)
-    given = parameters(net)
+    initial = parameter_copies(net)
     stack.loss(net, case).backward()
-    pixels, before, grads = whole(images).clone(), contents(net) | given, [p.grad for p in net.parameters()]
+    pixels, before = base_of(images).clone(), parameters_and_gradients(net) | initial
+    grads = [p.grad for p in net.parameters()]
 
     net(images)
 
-    assert_exact(whole(images), pixels, "images")
-    assert_contents(net, before)
-    assert all(p.grad is grad for p, grad in zip(net.parameters(), grads, strict=True))
+    assert_exact(base_of(images), pixels, "images")
+    assert_parameters_and_gradients(net, before)
+    moved = [name for (name, p), grad in zip(net.named_parameters(), grads, strict=True) if p.grad is not grad]
+    assert not moved, f"`.grad` of {', '.join(moved)} is another tensor than before the forward pass"
 
 
 @pytest.mark.engine
 @given(case=cases(batches=FEW), training=st.booleans(), grad=st.booleans())
 def test_forward_leaves_global_state_unchanged(stack: Stack, case: Case, training: bool, grad: bool) -> None:
     """
-    A forward pass draws no random number and changes no setting of the process, nor the network's training flag.
+    A forward pass draws no random numbers and changes no global setting and no training flag.
 
-    Random numbers of torch, the GPU, NumPy and Python; default dtype, grad mode, deterministic mode, threads, oneDNN
-    and cuDNN; whether subnormal numbers are kept. Rejects: dropout, a seed that is set, flush-to-zero left on by a
-    kernel (pytorch/pytorch#126848), a grad mode that is not restored.
+    The random states of torch, the GPU, NumPy and Python; the default dtype, grad mode, deterministic mode, number of
+    threads, oneDNN and cuDNN flags; whether subnormal numbers are flushed to zero. Rejects: dropout, a random seed that
+    is set, flush-to-zero left on by a kernel (pytorch/pytorch#126848), a grad mode that is not restored.
     """
     net, images = stack.net(case).train(training), stack.images(case)
 
     with torch.set_grad_enabled(grad), global_state_unchanged(stack):
         net(images)
 
-    assert all(module.training is training for module in net.modules())
+    assert all(module.training is training for module in net.modules()), "a training flag has changed"
 
 
 @pytest.mark.engine
 @given(case=cases(batches=FEW), lr=learning_rates())
 def test_training_step_changes_only_the_network(stack: Stack, case: Case, lr: float) -> None:
     """
-    After a training step images and targets are bit for bit what they were, and no setting of the process has changed.
+    A training step leaves the images, the targets and all global settings unchanged.
 
-    The network's training flag and what its parameters require stay too. Rejects: an update inside `no_grad` that is
-    not left, targets that are scaled in place, a step that shuffles or seeds.
+    The training flags and the parameters' `requires_grad` stay unchanged too. Rejects: a grad mode that is switched off
+    for the update and not restored, targets scaled in place, a step that shuffles or sets a random seed.
     """
     net, images, targets = stack.net(case), stack.images(case), stack.targets(case)
-    pixels, goals = whole(images).clone(), targets.clone()
+    pixels, targets_before = base_of(images).clone(), targets.clone()
 
     with global_state_unchanged(stack):
         stack.subject.train_step(net, images, targets, lr)
 
-    assert_exact(whole(images), pixels, "images")
-    assert_exact(targets, goals, "targets")
-    assert all(module.training for module in net.modules())
-    assert all(parameter.requires_grad for parameter in net.parameters())
+    assert_exact(base_of(images), pixels, "images")
+    assert_exact(targets, targets_before, "targets")
+    assert all(module.training for module in net.modules()), "a training flag has changed"
+    assert all(parameter.requires_grad for parameter in net.parameters()), "a parameter requires no gradient any more"
 
 
 @pytest.mark.engine
 @given(case=cases())
 def test_same_call_gives_same_bits(stack: Stack, case: Case) -> None:
     """
-    The same network on the same images gives the same scores bit for bit: again, without a graph, and again after that.
+    Calling a network again on the same images gives the same logits bit for bit.
 
-    Under `no_grad` and under `inference_mode` too, but for an engine, which may compile another graph for inference.
-    Rejects: randomness, a counter, a running average, another kernel for inference than for training.
+    Also after a pass under `no_grad` or `inference_mode`. The logits of these passes must be the same too, unless an
+    engine runs the network: it may compile a separate graph for inference. Rejects: randomness, a counter, a running
+    average, a kernel for inference that differs from the one for training.
     """
     net, images = stack.net(case), stack.images(case)
 
@@ -181,43 +187,43 @@ def test_same_call_gives_same_bits(stack: Stack, case: Case) -> None:
 
 @pytest.mark.engine
 @given(case=cases())
-def test_train_and_eval_mode_agree(stack: Stack, case: Case) -> None:
+def test_train_and_eval_modes_agree(stack: Stack, case: Case) -> None:
     """
-    After `net.eval()` scores and gradients are bit for bit those after `net.train()`: LeNet behaves the same in both.
+    Training mode and evaluation mode give the same logits and gradients bit for bit.
 
     Rejects: dropout, a softmax or a skipped layer in one of the modes.
     """
-    trained, evaluated = stack.net(case).train(), stack.net(case).eval()
+    in_training, in_evaluation = stack.net(case).train(), stack.net(case).eval()
 
-    logits, same = trained(stack.images(case)), evaluated(stack.images(case))
-    stack.loss(trained, case).backward()
-    stack.loss(evaluated, case).backward()
+    training_logits, evaluation_logits = in_training(stack.images(case)), in_evaluation(stack.images(case))
+    stack.loss(in_training, case).backward()
+    stack.loss(in_evaluation, case).backward()
 
-    assert_exact(same, logits, "logits after eval()")
-    assert_contents(evaluated, contents(trained))
+    assert_exact(evaluation_logits, training_logits, "logits in evaluation mode")
+    assert_parameters_and_gradients(in_evaluation, parameters_and_gradients(in_training))
 
 
 @pytest.mark.engine
 @given(case=cases(batches=FEW), lr=learning_rates())
 def test_networks_share_no_state(stack: Stack, case: Case, lr: float) -> None:
     """
-    Training one network, or overwriting its parameters, leaves another one's parameters, gradients and scores.
+    Training or overwriting one network leaves another network's parameters, gradients and logits unchanged.
 
     Rejects: parameters, buffers or caches that belong to the class, a `Net()` that returns the same object twice.
     """
     net, other = stack.net(case), stack.net(case)
     stack.loss(other, case).backward()
-    before, logits = contents(other), other(stack.images(case))
+    before, logits = parameters_and_gradients(other), other(stack.images(case))
 
     stack.subject.train_step(net, stack.images(case), stack.targets(case), lr)
     overwrite(net)
 
-    assert_contents(other, before)
+    assert_parameters_and_gradients(other, before)
     assert_exact(other(stack.images(case)), logits, "the other network's logits")
 
 
 def overwrite(net: nn.Module) -> None:
-    """Put other numbers into every parameter, in place."""
+    """Change every parameter in place."""
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.mul_(-0.5).add_(1)
@@ -226,28 +232,34 @@ def overwrite(net: nn.Module) -> None:
 @pytest.mark.engine
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @given(case=cases(batches=(2, 1, 0)))
-def test_no_graph_is_recorded_without_gradients(stack: Stack, mode: Callable[[], Any], case: Case) -> None:
+def test_no_graph_is_recorded_under_no_grad_or_inference_mode(
+    stack: Stack, mode: Callable[[], Any], case: Case
+) -> None:
     """
-    Under `torch.no_grad()` and `torch.inference_mode()` the scores require no gradient and have no history.
+    Under `torch.no_grad()` and `torch.inference_mode()` the logits require no gradient and have no graph.
 
-    The same call outside of them has both; and under `no_grad` they are ordinary tensors, which a later graph can take.
-    Rejects: a graph that is recorded all the same and keeps its memory, inference tensors that leak.
+    Outside of these modes the same call records a graph. Logits computed under `no_grad` are ordinary tensors, which a
+    later graph can use. Rejects: a graph that is recorded nevertheless and keeps its memory, inference tensors that
+    leak.
     """
     net, images = stack.net(case), stack.images(case)
 
     with mode():
-        without = net(images)
-    logits = net(images)
+        inside = net(images)
+    outside = net(images)
 
-    assert not without.requires_grad
-    assert without.grad_fn is None
-    assert without.is_inference() is (mode is torch.inference_mode)
-    assert logits.requires_grad
-    assert logits.grad_fn is not None
+    name, inference = mode.__name__, mode is torch.inference_mode
+    assert not inside.requires_grad, f"logits computed under {name} require a gradient"
+    assert inside.grad_fn is None, f"logits computed under {name} have the grad_fn {inside.grad_fn}, expected None"
+    assert inside.is_inference() is inference, (
+        f"logits computed under {name} {'are not' if inference else 'are'} inference tensors"
+    )
+    assert outside.requires_grad, f"logits computed outside of {name} require no gradient"
+    assert outside.grad_fn is not None, f"logits computed outside of {name} have no grad_fn"
 
 
 def pickled(stack: Stack, net: nn.Module) -> nn.Module:
-    """The network after pickling; skips where its class cannot be pickled."""
+    """Return the network after pickling and unpickling; skip the law if its class cannot be pickled."""
     try:
         content = pickle.dumps(net)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -256,93 +268,95 @@ def pickled(stack: Stack, net: nn.Module) -> nn.Module:
     return copied
 
 
-def filed(stack: Stack, net: nn.Module) -> nn.Module:
-    """A new network with the parameters of a file that the old one's were saved to."""
+def saved_and_loaded(stack: Stack, net: nn.Module) -> nn.Module:
+    """Return a new network with the parameters of `net`, by way of `torch.save` and `torch.load`."""
     file = io.BytesIO()
     torch.save(net.state_dict(), file)
     file.seek(0)
-    copied = empty(stack)
+    copied = new_network(stack)
     copied.load_state_dict(torch.load(file, weights_only=True))
     return copied
 
 
-def loaded(stack: Stack, net: nn.Module) -> nn.Module:
-    """A new network with the old one's state_dict."""
-    copied = empty(stack)
+def with_loaded_state(stack: Stack, net: nn.Module) -> nn.Module:
+    """Return a new network that has loaded the state_dict of `net`."""
+    copied = new_network(stack)
     copied.load_state_dict(net.state_dict())
     return copied
 
 
-COPIES: dict[str, Callable[[Stack, nn.Module], nn.Module]] = {
+COPY_METHODS: dict[str, Callable[[Stack, nn.Module], nn.Module]] = {
     "deepcopy": lambda stack, net: copy.deepcopy(net),
     "pickle": pickled,
-    "file": filed,
-    "load_state_dict": loaded,
+    "file": saved_and_loaded,
+    "load_state_dict": with_loaded_state,
 }
-COPIED = pytest.mark.parametrize("way", COPIES)
+COPY_METHOD = pytest.mark.parametrize("method", COPY_METHODS)
 
 
-@COPIED
+@COPY_METHOD
 @given(case=cases(batches=FEW))
-def test_copies_are_bit_identical(stack: Stack, way: str, case: Case) -> None:
+def test_copies_are_bit_identical(stack: Stack, method: str, case: Case) -> None:
     """
-    A copy has every parameter bit for bit, in the same dtype and trainable, and gives the same scores bit for bit.
+    A copy of a network has the same parameters and gives the same logits bit for bit.
 
-    By `copy.deepcopy`, pickle, `torch.save` and `torch.load`, and `load_state_dict`. Rejects: a lower precision on the
-    way, a lost or swapped entry, state that a copy leaves behind.
+    By `copy.deepcopy`, pickle, `torch.save` and `torch.load`, or `load_state_dict`. The copied parameters have the same
+    dtype and are trainable. Rejects: a lower precision during the copy, a lost or swapped entry, state that is not
+    copied.
     """
     net = stack.net(case)
 
-    copied = COPIES[way](stack, net)
+    copied = COPY_METHODS[method](stack, net)
 
-    assert_contents(copied, contents(net))
-    assert all(parameter.requires_grad for parameter in copied.parameters())
+    assert_parameters_and_gradients(copied, parameters_and_gradients(net))
+    assert all(parameter.requires_grad for parameter in copied.parameters()), "a copied parameter is not trainable"
     assert_exact(copied(stack.images(case)), net(stack.images(case)), "the copy's logits")
 
 
-@COPIED
+@COPY_METHOD
 @given(case=cases(batches=FEW))
-def test_copies_share_no_memory(stack: Stack, way: str, case: Case) -> None:
+def test_copies_share_no_memory(stack: Stack, method: str, case: Case) -> None:
     """
-    Overwriting a copy leaves the original's parameters and scores bit for bit; overwriting the original, the copy's.
+    A network and its copy share no memory: overwriting one leaves the other unchanged bit for bit.
 
-    Rejects: a copy that shares a tensor, a layer or a function bound to the original.
+    Rejects: a copy that shares a tensor or a layer with the original, or calls a function bound to the original.
     """
     net, images = stack.net(case), stack.images(case)
-    before, logits = contents(net), net(images)
+    before, logits = parameters_and_gradients(net), net(images)
 
-    copied = COPIES[way](stack, net)
+    copied = COPY_METHODS[method](stack, net)
     overwrite(copied)
-    assert_contents(net, before)
+    assert_parameters_and_gradients(net, before)
     assert_exact(net(images), logits, "the original's logits")
 
-    after, other_logits = contents(copied), copied(images)
+    after, other_logits = parameters_and_gradients(copied), copied(images)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.zero_()
-    assert_contents(copied, after)
+    assert_parameters_and_gradients(copied, after)
     assert_exact(copied(images), other_logits, "the copy's logits")
 
 
 @given(case=cases(batches=FEW))
 def test_load_with_assign_uses_the_given_tensors(stack: Stack, case: Case) -> None:
     """
-    `load_state_dict(state, assign=True)` takes the given tensors themselves: their memory, trainable, all bits kept.
+    `load_state_dict(state, assign=True)` makes the given tensors themselves the network's trainable parameters.
 
-    What is then written into a given tensor is what the network computes with. Rejects: a copy, a network that goes on
-    with its former parameters.
+    They keep their memory and every bit, so values written into a given tensor afterwards change the logits. Rejects: a
+    copy, a network that continues to compute with its former parameters.
     """
-    net, state = empty(stack), parameters(stack.net(case))
+    net, state = new_network(stack), parameter_copies(stack.net(case))
 
     net.load_state_dict(state, assign=True)
 
-    assert all(isinstance(p, nn.Parameter) and p.requires_grad for p in net.parameters())
-    elsewhere = [name for name, p in net.named_parameters() if p.data_ptr() != state[name].data_ptr()]
-    assert not elsewhere, f"{', '.join(elsewhere)} has other memory than the given tensor"
+    untrained = [name for name, p in net.named_parameters() if not (isinstance(p, nn.Parameter) and p.requires_grad)]
+    assert not untrained, f"{', '.join(untrained)} must be Parameters that require gradients"
+    copied = [name for name, p in net.named_parameters() if p.data_ptr() != state[name].data_ptr()]
+    assert not copied, f"{', '.join(copied)} must share the memory of the given tensors"
     assert_exact(net(stack.images(case)), stack.logits(case), "logits")
     for tensor in state.values():
         tensor.zero_()
-    assert not net(stack.images(case)).any()
+    assert not net(stack.images(case)).any(), "the logits are not zero after the given tensors are set to zero"
 
 
 @given(
@@ -353,86 +367,87 @@ def test_load_with_assign_uses_the_given_tensors(stack: Stack, case: Case) -> No
 )
 def test_training_resumes_bit_for_bit(stack: Stack, case: Case, lr: float, before: int, after: int) -> None:
     """
-    Some steps, a file, a new network and some more steps give bit for bit what all the steps give without a break.
+    Training that is saved to a file and resumed in a new network ends with the same parameters bit for bit.
 
-    Plain SGD keeps nothing from step to step but the parameters. Rejects: momentum, a step counter, a schedule or a
-    cache that the state_dict does not hold.
+    Plain SGD has no state except the parameters. Rejects: momentum, a step counter, a schedule or a cache that is
+    missing from the state_dict.
     """
-    straight, first = stack.net(case), stack.net(case)
+    uninterrupted, first = stack.net(case), stack.net(case)
     images, targets = stack.images(case), stack.targets(case)
 
     for _ in range(before + after):
-        stack.subject.train_step(straight, images, targets, lr)
+        stack.subject.train_step(uninterrupted, images, targets, lr)
     for _ in range(before):
         stack.subject.train_step(first, images, targets, lr)
-    second = filed(stack, first)
+    second = saved_and_loaded(stack, first)
     for _ in range(after):
         stack.subject.train_step(second, images, targets, lr)
 
-    for name, parameter in straight.named_parameters():
+    for name, parameter in uninterrupted.named_parameters():
         assert_exact(second.get_parameter(name), parameter, f"{name} after {before} + {after} steps")
 
 
-def in_place(net: nn.Module, state: dict[str, Tensor]) -> None:
-    """Write the numbers into the parameters, as an optimizer does."""
+def copy_in_place(net: nn.Module, state: dict[str, Tensor]) -> None:
+    """Copy the values into the parameters in place, as an optimizer does."""
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             parameter.copy_(state[name])
 
 
-def replaced(net: nn.Module, state: dict[str, Tensor]) -> None:
-    """Put new Parameters in the old ones' place."""
+def assign_new_parameters(net: nn.Module, state: dict[str, Tensor]) -> None:
+    """Replace every parameter by a new Parameter with the given values."""
     for name, value in state.items():
         module, _, attribute = name.rpartition(".")
         setattr(net.get_submodule(module), attribute, nn.Parameter(value.clone()))
 
 
-def behind_autograd(net: nn.Module, state: dict[str, Tensor]) -> None:
-    """Write the numbers into the parameters' `.data`, which no version counter notices."""
+def copy_into_data(net: nn.Module, state: dict[str, Tensor]) -> None:
+    """Copy the values into the parameters' `.data`, which bypasses autograd's version counters."""
     for name, parameter in net.named_parameters():
         parameter.data.copy_(state[name])
 
 
-CHANGES: dict[str, Callable[[nn.Module, dict[str, Tensor]], Any]] = {
-    "in place": in_place,
-    ".data": behind_autograd,
+CHANGE_METHODS: dict[str, Callable[[nn.Module, dict[str, Tensor]], Any]] = {
+    "in place": copy_in_place,
+    ".data": copy_into_data,
     "load_state_dict": lambda net, state: net.load_state_dict(state),
     "assign=True": lambda net, state: net.load_state_dict(state, assign=True),
-    "new Parameters": replaced,
+    "new Parameters": assign_new_parameters,
 }
-CHANGED = pytest.mark.parametrize("way", CHANGES)
+CHANGE_METHOD = pytest.mark.parametrize("method", CHANGE_METHODS)
 
 
 @pytest.mark.engine
-@CHANGED
+@CHANGE_METHOD
 @given(old=cases(batches=FEW), case=cases(batches=FEW), grad=st.booleans())
-def test_weight_changes_take_effect_immediately(stack: Stack, way: str, old: Case, case: Case, grad: bool) -> None:
+def test_weight_changes_take_effect_immediately(stack: Stack, method: str, old: Case, case: Case, grad: bool) -> None:
     """
-    After the weights have changed, scores and gradients are bit for bit those of a new network with these weights.
+    After its weights change, a network gives the logits and gradients of a new network with the new weights.
 
-    Changed in place, through `.data`, by `load_state_dict`, with `assign=True`, by new Parameters; both passes with or
-    without a graph. Rejects: weights that are transposed, cast, packed or flattened once and kept, for inference too.
+    Bit for bit. The weights change in place, through `.data`, by `load_state_dict` with and without `assign=True`, or
+    by new Parameters; the forward passes before and after run with or without a graph. Rejects: weights that are
+    transposed, cast, packed or flattened once and cached, even if only for inference.
     """
     net, new = stack.net(old), stack.net(case)
     with torch.set_grad_enabled(grad):
         net(stack.images(old))
 
-    CHANGES[way](net, new.state_dict())
+    CHANGE_METHODS[method](net, new.state_dict())
 
     with torch.set_grad_enabled(grad):
         assert_exact(net(stack.images(case)), new(stack.images(case)), "logits")
     stack.loss(net, case).backward()
     stack.loss(new, case).backward()
-    assert_contents(net, contents(new))
+    assert_parameters_and_gradients(net, parameters_and_gradients(new))
 
 
 @pytest.mark.engine
 @given(case=cases(batches=FEW), seed=st.integers(0, 2**32 - 1), grad=st.booleans())
 def test_image_changes_take_effect_immediately(stack: Stack, case: Case, seed: int, grad: bool) -> None:
     """
-    Other pixels in the same tensor, or in another of its shape, have the scores that a new network gives them.
+    New pixels, in the same tensor or in another of its shape, give the logits of a new network bit for bit.
 
-    With or without a graph. Rejects: an answer, or what leads to it, that is kept for a tensor, a place or a shape.
+    With or without a graph. Rejects: a result, or an intermediate result, that is cached by tensor, address or shape.
     """
     case = replace(case, layout="contiguous")
     net, new, images = stack.net(case), stack.net(case), stack.images(case)
@@ -440,20 +455,20 @@ def test_image_changes_take_effect_immediately(stack: Stack, case: Case, seed: i
 
     with torch.set_grad_enabled(grad):
         before = net(images).clone()
-        elsewhere = net(others)
-        back = net(images)
+        in_another_tensor = net(others)
+        repeated = net(images)
         images.copy_(others)
-        here, want = net(images), new(others)
+        in_the_same_tensor, expected = net(images), new(others)
 
-    assert_exact(elsewhere, want, "logits of another tensor")
-    assert_exact(back, before, "logits of the first tensor again")
-    assert_exact(here, want, "logits of the same tensor with other pixels")
+    assert_exact(in_another_tensor, expected, "logits of new pixels in another tensor")
+    assert_exact(repeated, before, "logits of the first tensor in a second pass")
+    assert_exact(in_the_same_tensor, expected, "logits of new pixels in the same tensor")
 
 
-def autocast(stack: Stack, cache: bool = True) -> torch.autocast:
-    """A region of bfloat16; skips where the device has none."""
+def bfloat16_autocast(stack: Stack, cache: bool = True) -> torch.autocast:
+    """Return an autocast region of bfloat16; skip the law if the device does not support autocast."""
     if not torch.amp.is_autocast_available(stack.device.type):
-        pytest.skip(f"{stack.device.type} has no autocast")
+        pytest.skip(f"{stack.device.type} does not support autocast")
     return torch.autocast(stack.device.type, torch.bfloat16, cache_enabled=cache)
 
 
@@ -461,95 +476,98 @@ def autocast(stack: Stack, cache: bool = True) -> torch.autocast:
 @given(case=cases(batches=FEW))
 def test_no_grad_pass_does_not_affect_later_autocast_pass(stack: Stack, mode: Callable[[], Any], case: Case) -> None:
     """
-    Inside one autocast region, a pass without gradients leaves the next one's scores and gradients as they would be.
+    A pass without gradients does not change the logits and gradients of a later pass in the same autocast region.
 
-    Bit for bit as in a region of its own, for all ten parameters. Rejects: pytorch/pytorch#112583 and #158232, where
-    weights cast under `no_grad` were kept and the parameters then got no gradient.
+    They equal those in a separate region bit for bit, and all ten parameters have a gradient. Rejects:
+    pytorch/pytorch#112583 and #158232, where weights cast under `no_grad` were cached and the parameters then got no
+    gradient.
     """
     net, fresh = stack.net(case), stack.net(case)
 
-    with autocast(stack):
+    with bfloat16_autocast(stack):
         with mode():
             net(stack.images(case))
         logits = net(stack.images(case))
-    with autocast(stack):
-        want = fresh(stack.images(case))
-    assert logits.requires_grad, "the scores have no graph"
+    with bfloat16_autocast(stack):
+        expected = fresh(stack.images(case))
+    assert logits.requires_grad, "the logits have no graph"
     logits.float().sum().backward()
-    want.float().sum().backward()
+    expected.float().sum().backward()
 
-    assert_exact(logits, want, "logits")
-    assert len(gradients(net)) == 10, f"only {', '.join(gradients(net))} have a gradient"
-    assert_contents(net, contents(fresh))
+    assert_exact(logits, expected, "logits")
+    assert len(gradients(net)) == 10, f"all ten parameters must have a gradient, only {', '.join(gradients(net))} do"
+    assert_parameters_and_gradients(net, parameters_and_gradients(fresh))
 
 
-@CHANGED
+@CHANGE_METHOD
 @given(old=cases(batches=FEW), case=cases(batches=FEW))
-def test_weight_changes_take_effect_within_autocast(stack: Stack, way: str, old: Case, case: Case) -> None:
+def test_weight_changes_take_effect_within_autocast(stack: Stack, method: str, old: Case, case: Case) -> None:
     """
-    Weights changed inside an autocast region count at the next forward pass inside it, as they would in a new region.
+    The next pass in an autocast region uses weights that changed inside the region, as a new region would.
 
-    New Parameters always do. For a change in place the region must be one with `cache_enabled=False`: the others, by
-    design, keep the cast of a float32 Parameter until they end. Rejects: a cast kept by name or by place in memory.
+    New Parameters are always used. Changes in place are judged in regions with `cache_enabled=False`, because other
+    regions cache the cast of a float32 Parameter until they end, by design. Rejects: a cast cached by name or memory
+    address.
     """
-    cache = way in ("assign=True", "new Parameters")
+    cache = method in ("assign=True", "new Parameters")
     net, new = stack.net(old), stack.net(case)
 
-    with autocast(stack, cache):
+    with bfloat16_autocast(stack, cache):
         net(stack.images(old))
-        CHANGES[way](net, new.state_dict())
+        CHANGE_METHODS[method](net, new.state_dict())
         logits = net(stack.images(case))
-    with autocast(stack):
-        want = new(stack.images(case))
+    with bfloat16_autocast(stack):
+        expected = new(stack.images(case))
 
-    assert_exact(logits, want, "logits")
+    assert_exact(logits, expected, "logits")
 
 
-@CHANGED
+@CHANGE_METHOD
 @given(old=cases(batches=FEW), case=cases(batches=FEW))
-def test_autocast_cache_ends_with_its_region(stack: Stack, way: str, old: Case, case: Case) -> None:
+def test_autocast_cache_ends_with_its_region(stack: Stack, method: str, old: Case, case: Case) -> None:
     """
-    Weights changed between two autocast regions count in the second, and a pass after both is as if there were none.
+    Weights changed between two autocast regions are used in the second region and in a pass after it.
 
     Rejects: a cast of the weights that outlives its region.
     """
     net, new = stack.net(old), stack.net(case)
 
-    with autocast(stack):
+    with bfloat16_autocast(stack):
         net(stack.images(old))
-    CHANGES[way](net, new.state_dict())
-    with autocast(stack):
+    CHANGE_METHODS[method](net, new.state_dict())
+    with bfloat16_autocast(stack):
         logits = net(stack.images(case))
-    plain = net(stack.images(case))
+    after = net(stack.images(case))
 
-    with autocast(stack):
-        assert_exact(logits, new(stack.images(case)), "logits inside the second region")
-    assert_exact(plain, new(stack.images(case)), "logits after it")
+    with bfloat16_autocast(stack):
+        assert_exact(logits, new(stack.images(case)), "logits in the second region")
+    assert_exact(after, new(stack.images(case)), "logits after the second region")
 
 
-def everything(stack: Stack, case: Case, lr: float, poisoned: bool) -> dict[str, Tensor]:
-    """Scores, loss, gradients, and the parameters after a training step."""
+def training_results(stack: Stack, case: Case, lr: float, poisoned: bool) -> dict[str, Tensor]:
+    """Return the logits, loss and gradients, and the loss and parameters of a training step, by name."""
     net, images, targets = stack.net(case), stack.images(case), stack.targets(case)
-    with deterministic(poisoned, warn_only=True):
+    with deterministic_algorithms(poisoned, warn_only=True):
         logits = net(images)
         loss = nn.functional.mse_loss(logits, targets)
         loss.backward()
-        slope = {f"{name}.grad": gradient for name, gradient in gradients(net).items()}
-        stepped = stack.subject.train_step(net, images, targets, lr)
-    return {"logits": logits, "loss": loss, "the step's loss": stepped} | slope | parameters(net)
+        named_gradients = {f"{name}.grad": gradient for name, gradient in gradients(net).items()}
+        step_loss = stack.subject.train_step(net, images, targets, lr)
+    results = {"logits": logits, "loss": loss, "the training step's loss": step_loss}
+    return results | named_gradients | parameter_copies(net)
 
 
 @given(case=cases(), lr=learning_rates())
 def test_uninitialized_memory_is_not_read(stack: Stack, case: Case, lr: float) -> None:
     """
-    Scores, loss, gradients and a training step are bit for bit the same where new memory is filled with NaN.
+    Filling uninitialized memory with NaN changes no bit of a forward pass, a backward pass or a training step.
 
-    By `torch.utils.deterministic.fill_uninitialized_memory`. Rejects: `torch.empty` that is added to or only partly
-    written, which is usually zero by luck.
+    By `torch.utils.deterministic.fill_uninitialized_memory`. Rejects: a `torch.empty` tensor that is added to or only
+    partly written, which usually contains zeros by chance.
     """
-    want = everything(stack, case, lr, poisoned=False)
+    expected = training_results(stack, case, lr, poisoned=False)
 
-    poisoned = everything(stack, case, lr, poisoned=True)
+    poisoned = training_results(stack, case, lr, poisoned=True)
 
-    for name, value in want.items():
+    for name, value in expected.items():
         assert_exact(poisoned[name], value, name)

@@ -1,7 +1,8 @@
-"""Laws of symmetry: what may be exchanged, split, flipped or shifted, and what then changes with it."""
+"""Laws of symmetry: permuting, splitting, repeating, replacing, flipping and shifting."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,26 +19,27 @@ from torch import Tensor, nn
 from lenet.oracle import Bounded
 from properties.case import Case
 from properties.comparison import assert_exact, assert_gradients, assert_within_budget
-from properties.laws.test_exactness import summable
-from properties.laws.test_nonfinite import feature_maps
+from properties.laws.networks import INTEGER_WEIGHTS, feature_maps_or_skip, with_exact_sums
 from properties.stack import Stack
 from properties.strategies import cases
 
 SEVERAL = (2, 3, 5, 8)
+"""Batch sizes with more than one image."""
 
 
 def rows(bounded: Bounded, index: np.ndarray[tuple[int], np.dtype[np.int64]] | list[int] | slice) -> Bounded:
-    """Some rows of an exact tensor."""
+    """Return the given rows of an exact tensor with their budgets."""
     return Bounded(bounded.value[index], bounded.budget[index])
 
 
 @pytest.mark.engine
 @given(case=cases(batches=SEVERAL), order=st.randoms(use_true_random=False))
-def test_permuting_images_permutes_logits(stack: Stack, case: Case, order: np.random.RandomState) -> None:
+def test_permuting_images_permutes_logits(stack: Stack, case: Case, order: random.Random) -> None:
     """
-    Images in another order give the same rows of scores in that order, and the same gradients of the mean loss.
+    Permuting the images permutes the logits in the same way and preserves the gradients of the mean loss.
 
-    Rejects: state that goes from one image to the next, a batch that is normalized.
+    The logits and gradients are within the rounding budget. Rejects: state that carries over from one image to the
+    next, normalization over the batch.
     """
     index = list(range(case.batch))
     order.shuffle(index)
@@ -54,9 +56,9 @@ def test_permuting_images_permutes_logits(stack: Stack, case: Case, order: np.ra
 @given(case=cases(batches=SEVERAL), size=st.integers(1, 4))
 def test_splitting_the_batch_preserves_logits(stack: Stack, case: Case, size: int) -> None:
     """
-    The rows of a batch are those of its parts, split anywhere; those of parts, concatenated, are those of the batch.
+    The logits of a batch are the concatenated logits of its parts, wherever it is split.
 
-    Rejects: an answer that depends on the batch's size, or on whether it is even.
+    The logits are within the rounding budget. Rejects: a result that depends on the batch size or on its parity.
     """
     net, exact = stack.net(case), stack.exact(case)
 
@@ -66,13 +68,13 @@ def test_splitting_the_batch_preserves_logits(stack: Stack, case: Case, size: in
 
 
 @pytest.mark.engine
-@example(case=Case(weights="huge", images="huge", seed=1452), times=2)  # in range, with partial sums that are not
+@example(case=Case(weights="huge", images="huge", seed=1452), times=2)  # in range, although its partial sums are not
 @given(case=cases(batches=(1, 2, 3)), times=st.integers(2, 5))
 def test_repeated_images_repeat_logits(stack: Stack, case: Case, times: int) -> None:
     """
-    A batch repeated whole gives its rows repeated, and the same mean gradients.
+    Repeating the batch repeats the logits and preserves the gradients of the mean loss.
 
-    Rejects: a sum for a mean, a duplicate that is dropped.
+    The logits and gradients are within the rounding budget. Rejects: a sum instead of a mean, a dropped duplicate.
     """
     net, exact = stack.net(case), stack.exact(case, repeats=times)
 
@@ -84,54 +86,55 @@ def test_repeated_images_repeat_logits(stack: Stack, case: Case, times: int) -> 
 
 
 @pytest.mark.engine
-@given(case=cases(batches=SEVERAL), other=cases(batches=(1,)), which=st.integers(0, 7))
-def test_logits_depend_only_on_their_own_image(stack: Stack, case: Case, other: Case, which: int) -> None:
+@given(case=cases(batches=SEVERAL), other=cases(batches=(1,)), index=st.integers(0, 7))
+def test_logits_depend_only_on_their_own_image(stack: Stack, case: Case, other: Case, index: int) -> None:
     """
-    Another image in one place of the batch leaves all other rows bit for bit as they were.
+    Replacing one image of a batch leaves the logits of all other images unchanged bit for bit.
 
-    Rejects: batch normalization, a leak from one image to the next.
+    Rejects: batch normalization, leakage from one image to the next.
     """
-    which %= case.batch
+    index %= case.batch
     net, images = stack.net(case), stack.images(replace(case, layout="contiguous"))
     before = net(images)
 
-    images[which] = stack.images(replace(other, layout="contiguous"))[0]
+    images[index] = stack.images(replace(other, layout="contiguous"))[0]
     after = net(images)
 
-    others = [i for i in range(case.batch) if i != which]
-    assert_exact(after[others], before[others], "the other rows")
+    others = [i for i in range(case.batch) if i != index]
+    assert_exact(after[others], before[others], "the logits of the other images")
 
 
 @pytest.mark.engine
-@given(case=cases(batches=SEVERAL), which=st.integers(0, 7))
-def test_input_gradient_is_zero_for_other_images(stack: Stack, case: Case, which: int) -> None:
+@given(case=cases(batches=SEVERAL), index=st.integers(0, 7))
+def test_input_gradient_is_zero_for_other_images(stack: Stack, case: Case, index: int) -> None:
     """
-    The gradient of one row's scores by the other images is exactly zero.
+    The gradient of one image's logits with respect to every other image is exactly zero.
 
     Rejects: a backward pass that spreads over the batch.
     """
-    which %= case.batch
+    index %= case.batch
     net, images = stack.net(case), stack.images(replace(case, layout="contiguous")).requires_grad_()
 
-    net(images)[which].sum().backward()
+    net(images)[index].sum().backward()
 
-    others = [i for i in range(case.batch) if i != which]
-    assert_exact(images.grad[others], torch.zeros_like(images.grad[others]), "the other images' gradient")
+    others = [i for i in range(case.batch) if i != index]
+    assert_exact(images.grad[others], torch.zeros_like(images.grad[others]), "the gradient of the other images")
 
 
 @pytest.mark.engine
 @given(case=cases(batches=(1, 2, 3)), seed=st.integers(0, 2**32 - 1))
 def test_permuting_channels_and_units_preserves_logits(stack: Stack, case: Case, seed: int) -> None:
     """
-    Filters and units in another order, with the next layer's weights in the same order, give the same scores.
+    Permuting filters and units together with the next layer's weights preserves the logits.
 
-    The gradients come in the new order. Rejects: a filter, channel or unit that is treated unlike the others.
+    The gradients are permuted in the same way as their parameters; all are within the rounding budget. Rejects: a
+    filter, channel or unit that is treated differently from the others.
     """
     net, exact = stack.net(case), stack.exact(case)
-    moves = relabelling(np.random.RandomState([seed, 8]))
-    for name, move in moves.items():
+    permutations = random_permutations(np.random.RandomState([seed, 8]))
+    for name, permute in permutations.items():
         parameter = net.get_parameter(name)
-        parameter.data = move(parameter.data)
+        parameter.data = permute(parameter.data)
 
     loss = stack.loss(net, case)
     loss.backward()
@@ -139,35 +142,36 @@ def test_permuting_channels_and_units_preserves_logits(stack: Stack, case: Case,
     assert_within_budget(net(stack.images(case)), exact.logits, "logits")
     assert_within_budget(loss, exact.loss, "loss")
     for name, gradient in exact.gradients.items():
-        value, budget = (moves[name](torch.from_numpy(part)).numpy() for part in (gradient.value, gradient.budget))
+        permute = permutations[name]
+        value, budget = (permute(torch.from_numpy(part)).numpy() for part in (gradient.value, gradient.budget))
         assert_within_budget(net.get_parameter(name).grad, Bounded(value, budget), f"{name}.grad")
 
 
-Move = Callable[[Tensor], Tensor]
+Permutation = Callable[[Tensor], Tensor]
 
 
-def relabelling(random: np.random.RandomState) -> dict[str, Move]:
-    """What to do with each parameter when all filters and units are shuffled; the logits keep their places."""
-    filters, maps = random.permutation(6), random.permutation(16)
-    fives, sixes = random.permutation(120), random.permutation(84)
-    flat = (25 * maps[:, None] + np.arange(25)).ravel()  # each map is 25 of the flattened features
-    kept = slice(None)
-    places = {
-        "conv1": (filters, kept),
-        "conv2": (maps, filters),
-        "fc1": (fives, flat),
-        "fc2": (sixes, fives),
-        "fc3": (kept, sixes),
+def random_permutations(generator: np.random.RandomState) -> dict[str, Permutation]:
+    """Return a permutation for each parameter that reorders all filters and units, except the logits."""
+    conv1, conv2 = generator.permutation(6), generator.permutation(16)
+    fc1, fc2 = generator.permutation(120), generator.permutation(84)
+    features = (25 * conv2[:, None] + np.arange(25)).ravel()  # each of conv2's maps is flattened to 25 features
+    unchanged = slice(None)
+    orders = {
+        "conv1": (conv1, unchanged),
+        "conv2": (conv2, conv1),
+        "fc1": (fc1, features),
+        "fc2": (fc2, fc1),
+        "fc3": (unchanged, fc2),
     }
-    moves: dict[str, Move] = {}
-    for layer, (outputs, inputs) in places.items():
-        moves[f"{layer}.weight"] = partial(reordered, outputs=outputs, inputs=inputs)
-        moves[f"{layer}.bias"] = partial(reordered, outputs=outputs)
-    return moves
+    permutations: dict[str, Permutation] = {}
+    for layer, (outputs, inputs) in orders.items():
+        permutations[f"{layer}.weight"] = partial(permuted, outputs=outputs, inputs=inputs)
+        permutations[f"{layer}.bias"] = partial(permuted, outputs=outputs)
+    return permutations
 
 
-def reordered(parameter: Tensor, outputs: Any, inputs: Any = None) -> Tensor:
-    """A weight or bias with its outputs and inputs in another order."""
+def permuted(parameter: Tensor, outputs: Any, inputs: Any = None) -> Tensor:
+    """Return the weight or bias with its outputs and inputs permuted."""
     return parameter[outputs] if inputs is None else parameter[outputs][:, inputs].contiguous()
 
 
@@ -175,10 +179,11 @@ def reordered(parameter: Tensor, outputs: Any, inputs: Any = None) -> Tensor:
 @given(case=cases(batches=(1, 2, 3)), axes=st.sampled_from([(-1,), (-2,), (-2, -1)]))
 def test_flipping_images_and_kernels_preserves_logits(stack: Stack, case: Case, axes: tuple[int, ...]) -> None:
     """
-    Images flipped, all kernels flipped and the flattened 5x5 blocks flipped: the scores stay the same.
+    Flipping the images, all kernels and the 5x5 blocks of fc1's weights together preserves the logits.
 
-    Since 28 and 10 are even, the pooling windows fall on the same pixels. Rejects: padding on one side, windows that
-    begin at the other end, rows taken for columns.
+    The logits are within the rounding budget. The pooling windows cover the same pixels before and after the flip,
+    because 28 and 10 are even. Rejects: padding on one side, windows that start at the other end, rows and columns
+    interchanged.
     """
     net, exact = stack.net(case), stack.exact(case)
     for name in ("conv1.weight", "conv2.weight"):
@@ -192,32 +197,33 @@ def test_flipping_images_and_kernels_preserves_logits(stack: Stack, case: Case, 
     assert_within_budget(logits, exact.logits, "logits")
 
 
-def image_cases() -> SearchStrategy[Case]:
-    """Integer networks and images, of which every feature map is exact."""
-    return cases(("integers", "pairs", "one-hot"), ("integers",), (1, 2))
+def integer_image_cases() -> SearchStrategy[Case]:
+    """Cases with integer weights and images, whose feature maps are exact."""
+    return cases(INTEGER_WEIGHTS, ("integers",), (1, 2))
 
 
-@given(case=image_cases(), down=st.integers(-2, 2), right=st.integers(-2, 2))
+@given(case=integer_image_cases(), down=st.integers(-2, 2), right=st.integers(-2, 2))
 def test_shifting_images_shifts_feature_maps(stack: Stack, case: Case, down: int, right: int) -> None:
     """
-    An image shifted by four pixels has the first maps shifted by four and the second by two, by one once pooled.
+    Shifting the images by 4k pixels shifts conv1's feature maps by 4k and conv2's by 2k.
 
-    Bit for bit where both show the same part, with integer weights. Rejects: a stride, a pooling window or a padding
-    other than the tutorial's.
+    Bit for bit where both maps show the same part of the images, with integer weights. Rejects: a stride, a pooling
+    window or padding other than the tutorial's.
     """
-    net, images = stack.net(summable(stack, case)), stack.images(case)
+    net, images = stack.net(with_exact_sums(stack, case)), stack.images(case)
     shifted = torch.roll(images, (4 * down, 4 * right), (-2, -1))
-    here, there = feature_maps(net, images), feature_maps(net, shifted)
+
+    maps, shifted_maps = feature_maps_or_skip(net, images), feature_maps_or_skip(net, shifted)
 
     for layer, step in (("conv1", 4), ("conv2", 2)):
         assert_exact(
-            overlap(there[layer], step * down, step * right),
-            overlap(here[layer], -step * down, -step * right),
-            f"the maps of {layer}",
+            overlap(shifted_maps[layer], step * down, step * right),
+            overlap(maps[layer], -step * down, -step * right),
+            f"the feature maps of {layer}",
         )
 
 
 def overlap(maps: Tensor, down: int, right: int) -> Tensor:
-    """The part of the maps that a shift by so much leaves inside; the rest came from the other end of the image."""
+    """Return the part of the maps that stays inside when they are shifted; the rest wraps around to the other side."""
     height, width = maps.shape[-2:]
     return maps[..., max(0, down) : height + min(0, down), max(0, right) : width + min(0, right)]

@@ -1,4 +1,4 @@
-"""Laws of training in any order: a machine takes the steps as they come, and knows what each of them may change."""
+"""The law of training steps in any order: a state machine takes them and compares the network with a model of it."""
 
 from __future__ import annotations
 
@@ -29,398 +29,433 @@ from lenet.oracle import SHAPES, Answer
 from lenet.training import SGD_FORMS
 from lenet.update import SGD
 from properties.case import Case
-from properties.comparison import assert_exact, assert_rounded, assert_within_budget, ledger
-from properties.laws.test_gradients import STALE
+from properties.comparison import assert_exact, assert_rounded, assert_within_budget
+from properties.laws.networks import STALE_GRAPH
+from properties.ledger import current_ledger
 from properties.stack import Stack, float64, gradients
 from properties.strategies import cases
 
 Tensors: TypeAlias = Mapping[str, Tensor]
-"""By parameter; of gradients, those that are not None."""
+"""Tensors by parameter name. A mapping of gradients leaves out those that are None."""
 
-STEPS = 12
-"""Steps of one run: sixteen faults that this was tried on show in one to eight, if these are the right ones."""
+STEPS_PER_RUN = 12
+"""The largest number of steps in a run. Sixteen faults that it was tried on need one to eight of the right steps."""
 
-KEPT = 3
-"""Graphs, and nets left behind, that a run holds on to: enough to tell the latest from the one before."""
+MAX_KEPT = 3
+"""How many graphs and replaced networks a run keeps: enough to use the latest or an earlier one."""
 
-RAISED = {"good": r"^$", "stale": rf"^$|{STALE.pattern}", "gone": r"second time|does not require grad"}
-"""What backward may say in a RuntimeError, by what has become of the graph: changed parameters, freed buffers."""
+EXPECTED_ERRORS = {
+    "valid": r"^$",
+    "stale": rf"^$|{STALE_GRAPH.pattern}",
+    "unusable": r"second time|does not require grad",
+}
+"""By status of a graph: the RuntimeError message that backward through it may raise; an empty one means no error."""
 
-DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+FLOAT_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
 class State:
-    """What can be seen of a net: its parameters, their gradients, and which of them are trained, that is not frozen."""
+    """The observable state of a network: its parameters, their gradients, and which parameters are not frozen."""
 
     parameters: Tensors
     gradients: Tensors
-    trained: frozenset[str]
+    trainable: frozenset[str]
 
 
 @dataclass(eq=False)
 class Graph:
-    """A loss, and the gradient that a backward pass through its graph adds."""
+    """
+    A loss with its graph, and the gradients that one backward pass through the graph adds.
 
-    name: str
+    The graph is valid after the forward pass, stale once a parameter has changed in place, and unusable once a backward
+    pass has freed it. It is also unusable if all parameters were frozen, so that there is no graph.
+    """
+
+    loss_name: str
     loss: Tensor
-    gradient: Tensors
-    now: Literal["good", "stale", "gone"] = "good"
+    gradients: Tensors
+    status: Literal["valid", "stale", "unusable"] = "valid"
 
 
-def batches() -> SearchStrategy[Case]:
-    """One or two images, and parameters, from which a run of training stays within every dtype's range."""
+def small_cases() -> SearchStrategy[Case]:
+    """Cases with one or two images and parameters with which a run of training stays in every dtype's range."""
     return cases(weights=("default", "sparse"), images=("digits", "normal"), batches=(1, 2))
 
 
-def rates() -> SearchStrategy[float]:
-    """Learning rates at which gradients that have added up for some steps still do no harm."""
+def small_learning_rates() -> SearchStrategy[float]:
+    """Learning rates up to 0.1, at which gradients that several steps have accumulated do not make training diverge."""
     return st.sampled_from([0.01, 0.1, 2.0**-4, 0.001]) | st.floats(0.001, 0.1)
 
 
-def places() -> SearchStrategy[str]:
-    """How the names of some parameters begin: those of one, of a layer, or of all."""
+def parameter_prefixes() -> SearchStrategy[str]:
+    """Prefixes that select one parameter ("conv1.weight"), one layer ("conv1") or all parameters ("")."""
     layers = dict.fromkeys(name.split(".")[0] for name in SHAPES)
     return st.sampled_from([*SHAPES, *layers, ""])
 
 
-def forms(stack: Stack) -> list[str]:
-    """The forms of `optim.SGD` that work: fused leaves much of a 16-bit parameter as it is, pytorch/pytorch#191763."""
+def correct_forms(stack: Stack) -> list[str]:
+    """Return the implementations of `optim.SGD` without fused in 16 bits, which is wrong (pytorch/pytorch#191763)."""
     wide = stack.dtype in (torch.float64, torch.float32)
     return [form for form in SGD_FORMS if wide or form != "fused"]
 
 
-def state(net: nn.Module) -> State:
-    """A copy of all that can be seen of a net."""
-    values = {name: p.detach().clone() for name, p in net.named_parameters()}
-    return State(values, gradients(net), frozenset(name for name, p in net.named_parameters() if p.requires_grad))
+def observed_state(net: nn.Module) -> State:
+    """Return a copy of the network's observable state."""
+    parameters = {name: p.detach().clone() for name, p in net.named_parameters()}
+    return State(parameters, gradients(net), frozenset(name for name, p in net.named_parameters() if p.requires_grad))
 
 
-def counts(net: nn.Module) -> dict[str, int]:
-    """How often autograd has seen each parameter change in place."""
+def versions(net: nn.Module) -> dict[str, int]:
+    """Return autograd's version counter of every parameter, which counts its in-place changes."""
     return {name: p._version for name, p in net.named_parameters()}
 
 
-def plus(before: Tensors, more: Tensors) -> Tensors:
-    """The gradients after more were added to those that were there."""
-    return {**before, **{name: before[name] + g if name in before else g for name, g in more.items()}}
+def accumulated(before: Tensors, added: Tensors) -> Tensors:
+    """Return the gradients after `added` was accumulated in `before`."""
+    return {**before, **{name: before[name] + g if name in before else g for name, g in added.items()}}
 
 
-def partly(now: Tensors, before: Tensors, after: Tensors) -> Tensors:
-    """The gradients after a pass that may have stopped halfway: of each parameter as before, if it is, or as after."""
-    kept = {name for name in after if name not in now or (name in before and torch.equal(now[name], before[name]))}
-    return {name: before[name] if name in kept else g for name, g in after.items() if name in before or name in now}
+def partially_accumulated(current: Tensors, before: Tensors, after: Tensors) -> Tensors:
+    """
+    Return the gradients that are expected after a backward pass that raised an error on the way.
+
+    Each parameter has its gradient of `before` if the pass has not changed it, as `current` shows, otherwise that of
+    `after`.
+    """
+    expected = {}
+    for name, gradient in after.items():
+        if name in current and not (name in before and torch.equal(current[name], before[name])):
+            expected[name] = gradient
+        elif name in before:
+            expected[name] = before[name]
+    return expected
 
 
-def to(tensors: Tensors, dtype: torch.dtype) -> Tensors:
-    """The tensors rounded to a dtype."""
+def rounded_to(tensors: Tensors, dtype: torch.dtype) -> Tensors:
+    """Return the tensors rounded to a dtype."""
     return {name: tensor.to(dtype) for name, tensor in tensors.items()}
 
 
-def complaint(loss: Tensor, retain: bool) -> str:
-    """What backward says in the RuntimeError that it raises; empty where it raises none."""
+def backward_error(loss: Tensor, retain_graph: bool) -> str:
+    """Call `loss.backward()`; return the message of the RuntimeError that it raises, or an empty string."""
     try:
-        loss.backward(retain_graph=retain)
+        loss.backward(retain_graph=retain_graph)
     except RuntimeError as error:
         return str(error)
     return ""
 
 
-def keep(items: list[Any], item: Any) -> None:
-    """Add an item, and let go of the oldest."""
+def append_latest(items: list[Any], item: Any) -> None:
+    """Append an item, and keep only the latest MAX_KEPT items of the list."""
     items.append(item)
-    del items[:-KEPT]
+    del items[:-MAX_KEPT]
 
 
-def assert_state(net: nn.Module, want: State, whose: str) -> None:
-    """All that can be seen of a net is as wanted, bit for bit."""
-    got = state(net)
+def assert_state(net: nn.Module, expected: State, owner: str) -> None:
+    """Assert that the network's observable state is as expected, bit for bit; `owner` names the network in messages."""
+    state = observed_state(net)
     for name in SHAPES:
-        now, right = name in got.trained, name in want.trained
-        assert now == right, f"{whose} {name} is {'trained' if now else 'frozen'}"
-        now, right = name in got.gradients, name in want.gradients
-        assert now == right, f"{whose} {name}.grad is {'not ' if now else ''}None"
-        assert_exact(got.parameters[name], want.parameters[name], f"{whose} {name}")
-        if right:
-            assert_exact(got.gradients[name], want.gradients[name], f"{whose} {name}.grad")
+        trainable, expected_trainable = name in state.trainable, name in expected.trainable
+        assert trainable == expected_trainable, f"{owner} {name} is {'not frozen' if trainable else 'frozen'}"
+        has_gradient, expected_gradient = name in state.gradients, name in expected.gradients
+        assert has_gradient == expected_gradient, f"{owner} {name}.grad is {'not ' if has_gradient else ''}None"
+        assert_exact(state.parameters[name], expected.parameters[name], f"{owner} {name}")
+        if expected_gradient:
+            assert_exact(state.gradients[name], expected.gradients[name], f"{owner} {name}.grad")
 
 
-class Training(RuleBasedStateMachine):
+class TrainingMachine(RuleBasedStateMachine):
     """
-    A net that takes the steps of training in any order, and what must be seen of it after each.
+    Takes the steps of training on a network in any order, and compares the network with its model after each step.
 
-    A rule is a step: it acts on the net, and puts into `state` what must then be seen. Where the law is exact, that
-    follows from the state before. Where it is not, the rule judges the net's new numbers and takes them over, so that
-    errors do not pile up. After every step all that can be seen is compared with `state`.
+    The model is `expected`, the state that the network must have. A rule takes a step on the network and updates the
+    model. If the result of the step is determined exactly, the model's new state is computed from the old one.
+    Otherwise the rule judges the network's new values, within budget or roundings, and copies them into the model, so
+    that errors do not accumulate. The invariant then compares network and model bit for bit.
     """
 
     def __init__(self, stack: Stack) -> None:
         super().__init__()
         self.stack = stack
         self.graphs: list[Graph] = []
-        self.left: list[tuple[nn.Module, State]] = []  # nets that training did not go on with
-        self.losses = 0  # made so far, to name them by
-        self.steps: list[str] = []
-        ledger.begin({"steps": self.steps})
+        self.replaced: list[tuple[nn.Module, State]] = []  # networks that are no longer trained, and their last state
+        self.loss_count = 0  # numbers the losses in messages
+        self.steps: list[str] = []  # the run in words, for the record
+        current_ledger().begin_example({"steps": self.steps})
 
-    @invariant()
-    def all_is_as_it_must_be(self) -> None:
-        """The net is what its steps made of it, and no net that was left behind has changed."""
-        assert_state(self.net, self.state, "the net's")
-        for net, left in self.left:
-            assert_state(net, left, "the net left behind's")
-        self.counted = counts(self.net)
-
-    @initialize(case=batches(), frozen=st.none() | places())
-    def begin(self, case: Case, frozen: str | None) -> None:
-        """A net with the case's parameters, some of them frozen, and no gradients."""
-        self.steps.append(f"begin with {case}")
+    @initialize(case=small_cases(), frozen=st.none() | parameter_prefixes())
+    def create_net(self, case: Case, frozen: str | None) -> None:
+        """Start from a network with the case's parameters, without gradients, and with some parameters frozen."""
+        self.steps.append(f"start with {case}")
 
         self.net = self.stack.net(case)
 
-        drawn = {name: self.stack.tensor(value) for name, value in case.parameters(self.stack.precision).items()}
-        self.state = State(drawn, {}, frozenset(SHAPES))
-        self.save()
+        parameters = {name: self.stack.tensor(value) for name, value in case.parameters(self.stack.precision).items()}
+        self.expected = State(parameters, {}, frozenset(SHAPES))
+        self.save_parameters()
         if frozen is not None:
-            self.freeze(frozen)
+            self.freeze_or_unfreeze(frozen)
 
-    @rule(case=batches())
+    @invariant()
+    def networks_match_the_model(self) -> None:
+        """The network has the model's state, and networks that were replaced have not changed since."""
+        assert_state(self.net, self.expected, "the network's")
+        for net, state in self.replaced:
+            assert_state(net, state, "the replaced network's")
+        self.versions = versions(self.net)
+
+    @rule(case=small_cases())
     def forward(self, case: Case) -> None:
-        """The loss has a graph, from which `torch.autograd.grad` gives the gradient without adding it to anything."""
-        self.losses += 1
-        name = f"loss {self.losses}"
-        self.steps.append(f"{name} of {case}")
-        trained = {name: self.net.get_parameter(name) for name in SHAPES if name in self.state.trained}
-        answer = self.answer(case)
+        """A forward pass gives a loss with a graph, and `torch.autograd.grad` computes gradients without adding any."""
+        self.loss_count += 1
+        name = f"loss {self.loss_count}"
+        self.steps.append(f"forward: {name} of {case}")
+        trainable = {name: self.net.get_parameter(name) for name in SHAPES if name in self.expected.trainable}
+        answer = self.oracle_answer(case)
 
         loss = self.stack.loss(self.net, case)
 
         assert_within_budget(loss, answer.loss, name)
-        assert loss.requires_grad == bool(trained), f"{name} has {'a' if loss.requires_grad else 'no'} graph"
-        if not trained:
-            keep(self.graphs, Graph(name, loss, {}, "gone"))
+        assert loss.requires_grad == bool(trainable), f"{name} has {'a' if loss.requires_grad else 'no'} graph"
+        if not trainable:
+            append_latest(self.graphs, Graph(name, loss, {}, "unusable"))
             return
-        slopes = torch.autograd.grad(loss, list(trained.values()), retain_graph=True)
-        gradient = dict(zip(trained, slopes, strict=True))
-        for parameter, slope in gradient.items():
-            assert_within_budget(slope, answer.gradients[parameter], f"the gradient of {name} by {parameter}")
-        keep(self.graphs, Graph(name, loss, gradient))
+        grads = torch.autograd.grad(loss, list(trainable.values()), retain_graph=True)
+        by_parameter = dict(zip(trainable, grads, strict=True))
+        for parameter, gradient in by_parameter.items():
+            assert_within_budget(gradient, answer.gradients[parameter], f"the gradient of {name} by {parameter}")
+        append_latest(self.graphs, Graph(name, loss, by_parameter))
 
     @precondition(lambda self: self.graphs)
-    @rule(which=st.integers(0, KEPT - 1), retain=st.booleans())
-    def backward(self, which: int, retain: bool) -> None:
-        """Any graph may be gone through again, also one that was freed."""
-        self.go_through(self.graphs[-1 - which % len(self.graphs)], retain)
+    @rule(which=st.integers(0, MAX_KEPT - 1), retain_graph=st.booleans())
+    def backward(self, which: int, retain_graph: bool) -> None:
+        """A backward pass may be run through any kept graph, even a stale or freed one."""
+        self.run_backward(self.graphs[-1 - which % len(self.graphs)], retain_graph)
 
-    @rule(case=batches(), retain=st.booleans())
-    def forward_and_backward(self, case: Case, retain: bool) -> None:
-        """The two together, as they mostly are."""
+    @rule(case=small_cases(), retain_graph=st.booleans())
+    def forward_and_backward(self, case: Case, retain_graph: bool) -> None:
+        """A forward pass is followed by its backward pass, as in ordinary training."""
         self.forward(case)
-        self.go_through(self.graphs[-1], retain)
+        self.run_backward(self.graphs[-1], retain_graph)
 
-    @precondition(lambda self: self.state.gradients)
+    @precondition(lambda self: self.expected.gradients)
     @rule(to_none=st.booleans())
     def zero_grad(self, to_none: bool) -> None:
-        """Every gradient, also of a frozen parameter, is None, or zeros where there was one; graphs stay good."""
+        """`zero_grad` makes every gradient None or zero, also of frozen parameters; graphs stay valid."""
         self.steps.append(f"zero_grad(set_to_none={to_none})")
 
         self.net.zero_grad(set_to_none=to_none)
 
-        zeros = {name: torch.zeros_like(gradient) for name, gradient in self.state.gradients.items()}
-        self.state = replace(self.state, gradients={} if to_none else zeros)
+        zeros = {name: torch.zeros_like(gradient) for name, gradient in self.expected.gradients.items()}
+        self.expected = replace(self.expected, gradients={} if to_none else zeros)
 
-    @precondition(lambda self: self.state.gradients)
-    @rule(lr=rates())
-    def update_by_hand(self, lr: float) -> None:
-        """The subject's `sgd_update` moves every parameter that has a gradient, also a frozen one, and no other."""
+    @precondition(lambda self: self.expected.gradients)
+    @rule(lr=small_learning_rates())
+    def sgd_update(self, lr: float) -> None:
+        """The subject's `sgd_update` updates the parameters that have a gradient, frozen or not, and no others."""
         self.steps.append(f"sgd_update(lr={lr})")
 
         self.stack.subject.sgd_update(self.net.parameters(), lr)
 
-        self.take_over(lr)
+        self.check_update(lr)
 
-    @precondition(lambda self: self.state.gradients)
-    @rule(lr=rates(), form=st.runner().flatmap(lambda machine: st.sampled_from(forms(machine.stack))))
-    def update_by_optimizer(self, lr: float, form: str) -> None:
-        """A step of `optim.SGD` does the same, in each of its forms."""
+    @precondition(lambda self: self.expected.gradients)
+    @rule(
+        lr=small_learning_rates(),
+        form=st.runner().flatmap(lambda machine: st.sampled_from(correct_forms(machine.stack))),
+    )
+    def optimizer_step(self, lr: float, form: str) -> None:
+        """A step of `optim.SGD` makes the same update in each implementation."""
         self.steps.append(f"optim.SGD(lr={lr}), {form}")
 
         optim.SGD(self.net.parameters(), lr=lr, **SGD_FORMS[form]).step()
 
-        self.take_over(lr)
+        self.check_update(lr)
 
-    @precondition(lambda self: self.state.trained)
-    @rule(case=batches(), lr=rates())
-    def train(self, case: Case, lr: float) -> None:
-        """The subject's `train_step` forgets earlier gradients, leaves that of its own pass, and updates by it."""
+    @precondition(lambda self: self.expected.trainable)
+    @rule(case=small_cases(), lr=small_learning_rates())
+    def train_step(self, case: Case, lr: float) -> None:
+        """The subject's `train_step` discards earlier gradients, computes its own and updates by them."""
         self.steps.append(f"train_step on {case}, lr={lr}")
-        answer = self.answer(case)
+        answer = self.oracle_answer(case)
 
         loss = self.stack.subject.train_step(self.net, self.stack.images(case), self.stack.targets(case), lr)
 
         assert_within_budget(loss, answer.loss, "loss")
-        assert not loss.requires_grad, "the loss is not detached"
+        assert not loss.requires_grad, "the returned loss is not detached"
         after = gradients(self.net)
         for name, gradient in answer.gradients.items():
-            if name in self.state.trained:
+            if name in self.expected.trainable:
                 assert name in after, f"{name}.grad is None"
                 assert_within_budget(after[name], gradient, f"{name}.grad")
             elif name in after:
                 assert_exact(after[name], torch.zeros_like(after[name]), f"the frozen {name}.grad")
-        self.state = replace(self.state, gradients=after)
-        self.take_over(lr)
+        self.expected = replace(self.expected, gradients=after)
+        self.check_update(lr)
 
-    @rule(save=st.booleans(), fresh=st.booleans())
-    def load(self, save: bool, fresh: bool) -> None:
-        """A net takes the numbers that were saved last and keeps the rest; a new one has no gradients, all trained."""
-        self.steps.append(f"{'save, ' if save else ''}load into {'a new net' if fresh else 'the net'}")
+    @rule(save=st.booleans(), into_new_net=st.booleans())
+    def load_state_dict(self, save: bool, into_new_net: bool) -> None:
+        """
+        Loading a file sets all parameters to the saved values and changes nothing else.
+
+        The parameters may be saved before. A new network that they are loaded into has no gradients and no frozen
+        parameters.
+        """
+        self.steps.append(f"{'save, ' if save else ''}load into {'a new network' if into_new_net else 'the network'}")
         if save:
-            self.save()
-        if fresh:
-            self.go_on_with(self.stack.subject.Net().to(self.stack.device, self.stack.dtype))
-            self.state = State({}, {}, frozenset(SHAPES))
+            self.save_parameters()
+        if into_new_net:
+            self.replace_net(self.stack.subject.Net().to(self.stack.device, self.stack.dtype))
+            self.expected = State({}, {}, frozenset(SHAPES))
         content, parameters = self.saved
 
         self.net.load_state_dict(torch.load(io.BytesIO(content), weights_only=True))
 
-        self.state = replace(self.state, parameters=parameters)
-        self.age_graphs(SHAPES)
+        self.expected = replace(self.expected, parameters=parameters)
+        self.mark_graphs_stale(SHAPES)
 
-    @rule(go_on_with_it=st.booleans())
-    def deepcopy(self, go_on_with_it: bool) -> None:
-        """A copy has the same parameters, as frozen, and shares nothing; its gradients are the same, or None."""
-        self.steps.append(f"deepcopy, go on with the {'copy' if go_on_with_it else 'original'}")
+    @rule(train_copy=st.booleans())
+    def deepcopy(self, train_copy: bool) -> None:
+        """A deep copy has the same parameters, frozen alike, and shares no memory; its gradients are equal or None."""
+        self.steps.append(f"deepcopy, continue with the {'copy' if train_copy else 'original'}")
 
         twin = copy.deepcopy(self.net)
 
-        copied = {name: g for name, g in self.state.gradients.items() if name in gradients(twin)}
-        copied_state = replace(self.state, gradients=copied)
-        if go_on_with_it:
-            self.go_on_with(twin)
-            self.state = copied_state
+        copied_gradients = {name: g for name, g in self.expected.gradients.items() if name in gradients(twin)}
+        copied_state = replace(self.expected, gradients=copied_gradients)
+        if train_copy:
+            self.replace_net(twin)
+            self.expected = copied_state
         else:
-            keep(self.left, (twin, copied_state))
+            append_latest(self.replaced, (twin, copied_state))
 
-    @rule(place=places())
-    def freeze(self, place: str) -> None:
+    @rule(prefix=parameter_prefixes())
+    def freeze_or_unfreeze(self, prefix: str) -> None:
         """
-        A frozen parameter keeps its gradient and is given no more, until it is trained again.
+        Frozen parameters keep their gradients, and backward passes add nothing to them until they are unfrozen.
 
-        Then also by the graphs that were made before it was frozen, but not by those that were made while it was.
+        Once unfrozen, they also get gradients from graphs that were made before they were frozen, but none from graphs
+        that were made while they were frozen.
         """
-        names = {name for name in SHAPES if name.startswith(place)}
-        frozen = names.isdisjoint(self.state.trained)
-        self.steps.append(f"{'unfreeze' if frozen else 'freeze'} {place or 'all'}")
+        names = {name for name in SHAPES if name.startswith(prefix)}
+        unfreeze = names.isdisjoint(self.expected.trainable)
+        self.steps.append(f"{'unfreeze' if unfreeze else 'freeze'} {prefix or 'all'}")
 
         for name in names:
-            self.net.get_parameter(name).requires_grad_(frozen)
+            self.net.get_parameter(name).requires_grad_(unfreeze)
 
-        now = self.state.trained | names if frozen else self.state.trained - names
-        self.state = replace(self.state, trained=now)
+        trainable = self.expected.trainable | names if unfreeze else self.expected.trainable - names
+        self.expected = replace(self.expected, trainable=trainable)
 
-    @rule(dtype=st.sampled_from(DTYPES))
-    def convert(self, dtype: torch.dtype) -> None:
+    @rule(dtype=st.sampled_from(FLOAT_DTYPES))
+    def convert_dtype(self, dtype: torch.dtype) -> None:
         """
-        `net.to(dtype)` and back rounds parameters and gradients to the dtype, and leaves frozen what is.
+        `net.to(dtype)`, and back to the stack's dtype, rounds parameters and gradients and keeps frozen ones frozen.
 
-        Nothing is computed there: a subject may know no other dtype than the one that is judged.
+        Nothing is computed in the other dtype, because a subject may support only the dtype that is judged.
         """
         own = self.stack.dtype
         self.steps.append(f"to {dtype} and back")
 
-        for there in (dtype, own):
-            self.net.to(there)
+        for target in (dtype, own):
+            self.net.to(target)
 
-            parameters, gradients = to(self.state.parameters, there), to(self.state.gradients, there)
-            self.state = replace(self.state, parameters=parameters, gradients=gradients)
-            assert_state(self.net, self.state, f"in {there} the net's")
+            self.expected = replace(
+                self.expected,
+                parameters=rounded_to(self.expected.parameters, target),
+                gradients=rounded_to(self.expected.gradients, target),
+            )
+            assert_state(self.net, self.expected, f"after conversion to {target}, the network's")
         if dtype != own:
-            self.forget_graphs()  # what they have saved is of two dtypes
+            self.discard_graphs()  # their saved tensors have mixed dtypes now
 
-    def answer(self, case: Case) -> Answer:
-        """The oracle's answer to the case's images and targets, for the net's parameters as they are."""
+    def oracle_answer(self, case: Case) -> Answer:
+        """Return the oracle's answer for the case's images and targets and the model's current parameters."""
         images, targets = float64(self.stack.images(case)), float64(self.stack.targets(case))
-        parameters = {name: float64(value) for name, value in self.state.parameters.items()}
+        parameters = {name: float64(value) for name, value in self.expected.parameters.items()}
         return oracle.solve(parameters, images, targets, self.stack.precision, seed=case.seed)
 
-    def go_through(self, graph: Graph, retain: bool) -> None:
+    def run_backward(self, graph: Graph, retain_graph: bool) -> None:
         """
-        Each pass through a graph adds its gradient again, to every parameter that is not frozen by now.
+        Run a backward pass through the graph, and check its effect by the graph's status.
 
-        Where the graph was freed, or no parameter was trained, it raises RuntimeError and changes nothing. Where the
-        parameters have changed since, it adds the gradient as of before, or raises: which of the two depends on what
-        the graph has saved, and some may be added before it raises, but never a mixture of old and new.
+        Valid: the pass adds the graph's gradients to those of all parameters that are not frozen now. Unusable: it
+        raises RuntimeError and changes nothing. Stale: it adds the gradients from before the parameters changed, or
+        raises, depending on the tensors that the graph has saved. If it raises, it may have added the gradients of some
+        parameters, but never a mixture of old and new values.
         """
-        self.steps.append(f"backward of {graph.name}, which is {graph.now}, retain_graph={retain}")
-        before, after = self.state.gradients, plus(self.state.gradients, self.due(graph))
+        self.steps.append(f"backward of {graph.loss_name}, a {graph.status} graph, retain_graph={retain_graph}")
+        added = {name: gradient for name, gradient in graph.gradients.items() if name in self.expected.trainable}
+        before, after = self.expected.gradients, accumulated(self.expected.gradients, added)
 
-        raised = complaint(graph.loss, retain)
+        error = backward_error(graph.loss, retain_graph)
 
-        assert re.search(RAISED[graph.now], raised), f"backward of a {graph.now} graph raised {raised or 'nothing'}"
-        if graph.now == "stale":
+        expected_error = EXPECTED_ERRORS[graph.status]
+        assert re.search(expected_error, error), f"backward of a graph that is {graph.status}: {error or 'no error'}"
+        if graph.status == "stale":
             self.graphs.remove(graph)
-            after = partly(gradients(self.net), before, after) if raised else after
-        if graph.now != "gone":
-            self.state = replace(self.state, gradients=after)
-        if not retain:
-            graph.now = "gone"
+            after = partially_accumulated(gradients(self.net), before, after) if error else after
+        if graph.status != "unusable":
+            self.expected = replace(self.expected, gradients=after)
+        if not retain_graph:
+            graph.status = "unusable"
 
-    def due(self, graph: Graph) -> Tensors:
-        """What a pass through the graph adds: frozen parameters are given nothing."""
-        return {name: gradient for name, gradient in graph.gradient.items() if name in self.state.trained}
+    def check_update(self, lr: float) -> None:
+        """Judge an update by the model's gradients, and copy the updated parameters into the model."""
+        parameters = dict(self.expected.parameters)
+        updated = rounded_to(observed_state(self.net).parameters, self.stack.dtype)
+        for name, gradient in self.expected.gradients.items():
+            exact, _ = SGD(lr).step(float64(parameters[name]), float64(gradient), None, self.stack.precision)
+            assert_rounded(updated[name], exact, name)
+            parameters[name] = updated[name]
+        self.expected = replace(self.expected, parameters=parameters)
+        self.mark_graphs_stale(self.expected.gradients)
 
-    def take_over(self, lr: float) -> None:
-        """Judge an update by the gradients that are there, and take over its numbers."""
-        old, new = dict(self.state.parameters), to(state(self.net).parameters, self.stack.dtype)
-        for name, gradient in self.state.gradients.items():
-            exact, _ = SGD(lr).step(float64(old[name]), float64(gradient), None, self.stack.precision)
-            assert_rounded(new[name], exact, name)
-            old[name] = new[name]
-        self.state = replace(self.state, parameters=old)
-        self.age_graphs(self.state.gradients)
-
-    def save(self) -> None:
-        """Write the parameters as a file has them."""
+    def save_parameters(self) -> None:
+        """Save the network's state_dict to a file in memory, with the model's parameters next to it."""
         file = io.BytesIO()
         torch.save(self.net.state_dict(), file)
-        self.saved = file.getvalue(), self.state.parameters
+        self.saved = file.getvalue(), self.expected.parameters
 
-    def go_on_with(self, net: nn.Module) -> None:
-        """Another net takes the place of this one, which must stay as it is: its graphs are used no more."""
-        keep(self.left, (self.net, self.state))
+    def replace_net(self, net: nn.Module) -> None:
+        """Train another network from now on; the replaced one must not change, and its graphs are discarded."""
+        append_latest(self.replaced, (self.net, self.expected))
         self.net = net
-        self.forget_graphs()
+        self.discard_graphs()
 
-    def age_graphs(self, changed: Iterable[str]) -> None:
+    def mark_graphs_stale(self, changed: Iterable[str]) -> None:
         """
-        After a change of parameters the graphs are stale, if autograd has counted it; the latest is tried at once.
+        Mark valid graphs as stale after a change of parameters, and run backward through the latest of them.
 
-        If not, backward may give anything. So it is after a change of `.data`, and, with torch 2.13.0, a fused step.
+        If autograd has not counted one of the changes, backward may give any result, so the graphs are discarded. This
+        happens if `.data` is changed and, in torch 2.13.0, in a fused step.
         """
-        counted = counts(self.net)
-        if any(counted[name] == self.counted[name] for name in changed):
-            self.forget_graphs()
-        good = [graph for graph in self.graphs if graph.now == "good"]
-        for graph in good:
-            graph.now = "stale"
-        if good:
-            self.go_through(good[-1], retain=False)
+        current = versions(self.net)
+        if any(current[name] == self.versions[name] for name in changed):
+            self.discard_graphs()
+        valid = [graph for graph in self.graphs if graph.status == "valid"]
+        for graph in valid:
+            graph.status = "stale"
+        if valid:
+            self.run_backward(valid[-1], retain_graph=False)
 
-    def forget_graphs(self) -> None:
-        """Nothing can be said of the graphs any more, but that those that are gone stay so."""
-        self.graphs = [graph for graph in self.graphs if graph.now == "gone"]
+    def discard_graphs(self) -> None:
+        """Discard all graphs but the unusable ones, which stay unusable whatever happens to the parameters."""
+        self.graphs = [graph for graph in self.graphs if graph.status == "unusable"]
 
 
 def test_training_in_any_order_matches_the_model(stack: Stack) -> None:
     """
-    Whatever the order of the steps of training, each changes what it must, bit for bit or within budget, and no more.
+    Training steps in any order change parameters, gradients and frozen state only as a model predicts.
 
-    Forward, backward through graphs new, kept, freed and older than an update, zero_grad, updates by hand and by
-    `optim.SGD`, train_step, save and load, deepcopy, freezing, dtypes. Rejects: a gradient that is overwritten, lost or
-    given to a frozen parameter, what copies share, a parameter that an update leaves out, state kept between steps.
+    The steps are forward, backward through valid, retained, freed and stale graphs, zero_grad, updates by `sgd_update`
+    and `optim.SGD`, train_step, save and load, deepcopy, freezing and dtype conversion. Results are compared bit for
+    bit or within budget. Rejects: a gradient that is overwritten, lost or given to a frozen parameter, memory that
+    copies share, a parameter that an update leaves out, state that is kept between steps.
     """
-    ledger.examples = 0  # the runs are counted, not the law's one call
-    # A partial, because Hypothesis tells one machine's examples from another's by what it is made with: the stack.
+    current_ledger().examples = 0  # counts the runs of the machine, not the one call of this function
+    # A partial, because Hypothesis tells the examples of two machines apart by their arguments: here, by the stack.
     run_state_machine_as_test(
-        partial(Training, stack=stack), settings=settings(settings.default, stateful_step_count=STEPS)
+        partial(TrainingMachine, stack=stack), settings=settings(settings.default, stateful_step_count=STEPS_PER_RUN)
     )
