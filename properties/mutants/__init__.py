@@ -1,8 +1,8 @@
 """
-What the laws are judged by: mutants, each with one fault that a law must reject, and twins, correct and different.
+Mutants, each with one fault that a law must reject, and twins, which are correct but look different.
 
-Both come through the same door as a user's code, `--subject properties.mutants.KIND:NAME`. `tox run -e mutants` judges
-them all. The faults' categories are those of published studies:
+Both test the laws. Both are subjects like a user's code: `--subject properties.mutants.KIND:NAME` selects one, and
+`tox run -e mutants` judges all of them. The categories of faults are those of published studies:
 
 - Humbatova et al. 2020, "Taxonomy of Real Faults in Deep Learning Systems", ICSE, figure 2;
 - Humbatova, Jahangirova & Tonella 2021, "DeepCrime: Mutation Testing of Deep Learning Systems Based on Real Faults",
@@ -30,20 +30,20 @@ KINDS = (
     "step",
     "update",
     "optimizer",
-    "numbers",
+    "numerics",
     "interface",
     "scaling",
 )
-"""The modules of mutants, each about one thing that can be faulty; their docstrings say where to look for it."""
+"""The modules of mutants; the docstring of each says which part of training has the fault, and ends a diagnosis."""
 
 
 class Category(StrEnum):
-    """Where published taxonomies of real faults have a fault."""
+    """The category of a fault in published taxonomies of real faults."""
 
     LAYER = "Humbatova 2020, Model, Layers: missing, redundant or wrong layer"
     LAYER_PROPERTIES = "Humbatova 2020, Model, Layers: wrong layer properties"
     ACTIVATION = "Humbatova 2020, Model, Activation function: missing or wrong [DeepCrime ARM, AAL, ACH]"
-    INITIALISATION = "Humbatova 2020, Training, Hyperparameters: weights initialisation [DeepCrime WCI]"
+    INITIALIZATION = "Humbatova 2020, Training, Hyperparameters: weights initialization [DeepCrime WCI]"
     BIAS = "Humbatova 2020, Model, Layers: bias needed or not [DeepCrime WAB, WRB]"
     MODEL_PROPERTIES = "Humbatova 2020, Model, Model type and properties"
     TENSOR_SHAPE = "Humbatova 2020, Tensors and inputs: wrong tensor shape"
@@ -52,9 +52,9 @@ class Category(StrEnum):
     LABELS = "Humbatova 2020, Training, Training data quality: wrong labels [DeepCrime TCL]"
     LEARNING_RATE = "Humbatova 2020, Training, Hyperparameters: learning rate [DeepCrime HLR]"
     BATCH = "Humbatova 2020, Training, Hyperparameters: data batching [DeepCrime HBS, HDB]"
-    OPTIMISER = "Humbatova 2020, Training, Optimiser: wrong choice or parameters [DeepCrime OCH]"
-    CLIPPING = "Humbatova 2020, Training, Optimiser: gradient clipping [DeepCrime OCG]"
-    REGULARISATION = "Humbatova 2020, Training, Regularisation [DeepCrime RAW, RCW, RRW, RCD]"
+    OPTIMIZER = "Humbatova 2020, Training, Optimizer: wrong choice or parameters [DeepCrime OCH]"
+    CLIPPING = "Humbatova 2020, Training, Optimizer: gradient clipping [DeepCrime OCG]"
+    REGULARIZATION = "Humbatova 2020, Training, Regularization [DeepCrime RAW, RCW, RRW, RCD]"
     PROCESS = "Humbatova 2020, Training, Training process"
     GPU = "Humbatova 2020, GPU usage"
     API = "Humbatova 2020, API: wrong or missing call"
@@ -63,72 +63,72 @@ class Category(StrEnum):
     UNALIGNED_TENSOR = "Islam 2019, unaligned tensor"
     API_CHANGE = "Islam 2019, API change"
     NUMERICS = "Islam 2019, data bug: numbers beyond their range or precision"
-    UPSTREAM = "a bug that a framework shipped"
+    UPSTREAM = "a bug in a released version of a framework"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """An entry of the catalogue: a mutant, or a twin, which no law is to reject."""
+    """An entry of the catalogue: a mutant, or, if `law` is empty, a twin."""
 
     spec: str
-    part: str  # of a subject what is other: Net, sgd_update, train_step, or the name of what it replaces of PyTorch
-    wording: str
+    part: str  # what differs from the reference: Net, sgd_update, train_step, or the name of a replaced part of PyTorch
+    statement: str  # its docstring: the fault, or what differs and why it is correct
     law: str = ""
     category: str = ""
     dtype: str = "float32"
 
     @property
     def kind(self) -> str:
-        """The module that it is in."""
+        """The name of its module."""
         return self.spec.split(":")[0].rpartition(".")[2]
 
     @property
     def name(self) -> str:
-        """What it is called there."""
+        """The name of its class or function."""
         return self.spec.partition(":")[2]
 
     @property
     def parts(self) -> set[str]:
-        """What of a subject is other: a step is taken with the subject's own update."""
+        """The parts of the subject that differ from the reference; an update also changes the step that calls it."""
         return {self.part, "train_step"} if self.part == "sgd_update" else {self.part}
 
 
-_entered: list[Variant] = []
+_registered: list[Variant] = []
 
 
 def mutant(part: str, law: str, category: Category, dtype: str = "float32") -> Callable[[Any], Any]:
     """
-    Enter a class or function as a mutant: `part` of a subject with the one fault that its docstring states.
+    Return a decorator that registers a mutant: a `part` of a subject with the fault that its docstring states.
 
-    `law` is the one that is to reject it, in `dtype`, without its `test_`.
+    `law`, without its prefix `test_`, is the law that must reject it in `dtype`.
     """
-    return lambda faulty: _enter(faulty, part, f"test_{law}", str(category), dtype)
+    return lambda faulty: _register(faulty, part, f"test_{law}", str(category), dtype)
 
 
 def twin(part: str) -> Callable[[Any], Any]:
-    """Enter a class or function as a twin: `part` of a subject, correct, and different in what its docstring states."""
-    return lambda correct: _enter(correct, part)
+    """Return a decorator that registers a twin: a correct `part` of a subject that differs as its docstring states."""
+    return lambda correct: _register(correct, part)
 
 
-def _enter(variant: Any, part: str, *rest: str) -> Any:
+def _register(variant: Any, part: str, *rest: str) -> Any:
     spec = f"{variant.__module__}:{variant.__name__}"
-    _entered.append(Variant(spec, part, inspect.cleandoc(variant.__doc__), *rest))
+    _registered.append(Variant(spec, part, inspect.cleandoc(variant.__doc__), *rest))
     if part == "Net":
         return variant
     return SimpleNamespace(**({"replaces": {part: variant}} if part.startswith("torch.") else {part: variant}))
 
 
 def all_mutants() -> list[Variant]:
-    """All mutants, by kind."""
-    return [variant for kind in KINDS for variant in _of(kind)]
+    """Return all mutants, in the order of their kinds."""
+    return [variant for kind in KINDS for variant in _variants_of(kind)]
 
 
 def all_twins() -> list[Variant]:
-    """All twins; not called `twins`, which is their module."""
-    return _of("twins")
+    """Return all twins. (`twins` is the name of their module.)"""
+    return _variants_of("twins")
 
 
-def _of(module: str) -> list[Variant]:
+def _variants_of(module: str) -> list[Variant]:
     name = f"{__name__}.{module}"
     importlib.import_module(name)
-    return [variant for variant in _entered if variant.spec.startswith(f"{name}:")]
+    return [variant for variant in _registered if variant.spec.startswith(f"{name}:")]

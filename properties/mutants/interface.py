@@ -1,4 +1,4 @@
-"""What a network is given and refuses: shapes, dtypes, devices, targets, states to load."""
+"""Input validation: image shapes, dtypes and devices, targets, and state dicts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lenet import sgd_update, train_step
 from properties.mutants import Category, mutant
-from properties.mutants.staged import Staged
+from properties.mutants.staged import StagedNet
 
 mse_loss, cross_entropy, backward = F.mse_loss, F.cross_entropy, Tensor.backward
 
@@ -19,40 +19,40 @@ mse_loss, cross_entropy, backward = F.mse_loss, F.cross_entropy, Tensor.backward
 
 
 @mutant("Net", law="wrong_channel_count_raises", category=Category.TENSOR_SHAPE)
-class FirstChannelTaken(Staged):
-    """Of images with several channels the first is scored, and the others are left out."""
+class OnlyFirstChannelUsed(StagedNet):
+    """Images with several channels are accepted, and all channels but the first are ignored."""
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images[:, :1])
 
 
 @mutant("Net", law="wrong_dimension_count_raises", category=Category.TENSOR_SHAPE)
-class BatchDimensionAdded(Staged):
-    """A single image is scored as a batch of one."""
+class BatchDimensionAdded(StagedNet):
+    """A single image without a batch dimension is accepted as a batch of one."""
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images[None] if images.dim() == 3 else images)
 
 
 @mutant("Net", law="wrong_dimension_count_raises", category=Category.TENSOR_SHAPE)
-class PixelsFolded(Staged):
-    """Rows of pixels are folded up to images, however many dimensions they come in."""
+class InputReshapedToImages(StagedNet):
+    """Inputs with any number of dimensions are reshaped to images."""
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images if images.dim() == 4 else images.reshape(-1, 1, 32, 32))
 
 
 @mutant("Net", law="wrong_image_size_raises", category=Category.TENSOR_SHAPE)
-class SizeUnchecked(Staged):
-    """Images of 33 to 35 pixels are scored by what the pooling leaves of them, as by the tutorial's network."""
+class ImageSizeUnchecked(StagedNet):
+    """Images of 33 to 35 pixels are accepted and cropped by the pooling, as in the tutorial's network."""
 
     def check(self, images: Tensor) -> None:
         pass
 
 
 @mutant("Net", law="wrong_image_size_raises", category=Category.TENSOR_SHAPE)
-class FlattenedToAnotherBatch(Staged):
-    """The features are flattened by `view(-1, 400)`, which makes more rows of a larger image."""
+class FlattenChangesBatchSize(StagedNet):
+    """Features are flattened by `view(-1, 400)`, which returns more rows for larger images."""
 
     def check(self, images: Tensor) -> None:
         pass
@@ -62,23 +62,23 @@ class FlattenedToAnotherBatch(Staged):
 
 
 @mutant("Net", law="wrong_dtype_raises", category=Category.TYPE_CHECK)
-class ImagesCast(Staged):
-    """Images of any dtype are cast to the network's."""
+class ImagesCastToNetworkDtype(StagedNet):
+    """Images of any dtype are cast to the network's dtype."""
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images.to(self.fc3.weight.dtype))
 
 
 @mutant("Net", law="wrong_device_raises", category=Category.GPU)
-class ImagesMoved(Staged):
-    """Images on any device are copied to the network's."""
+class ImagesMovedToNetworkDevice(StagedNet):
+    """Images on any device are copied to the network's device."""
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images.to(self.fc3.weight.device))
 
 
 @mutant("Net", law="non_tensor_input_raises", category=Category.TYPE_CHECK)
-class ArraysConverted(Staged):
+class ArraysConvertedToTensors(StagedNet):
     """NumPy arrays and lists are converted to tensors."""
 
     def forward(self, images: Tensor) -> Tensor:
@@ -86,23 +86,23 @@ class ArraysConverted(Staged):
 
 
 @mutant("Net", law="network_is_unchanged_after_an_error", category=Category.PROCESS)
-class BiasLostInARefusal(Staged):
-    """fc3's bias is taken out for the pass, to be added in the end, and not put back when the images are refused."""
+class BiasLostOnError(StagedNet):
+    """fc3's bias is removed during the forward pass, and not restored if the pass raises."""
 
     def forward(self, images: Tensor) -> Tensor:
         bias = self.fc3.bias
         self.fc3.bias = None
-        scores = super().forward(images)
+        logits = super().forward(images)
         self.fc3.bias = bias
-        return scores if bias is None else scores + bias
+        return logits if bias is None else logits + bias
 
 
 # Training steps and losses
 
 
 @mutant("train_step", law="failed_training_step_changes_no_parameter", category=Category.PROCESS)
-def update_in_finally(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-    """The update is made also when the step fails, with the gradients of the step before."""
+def update_despite_error(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """The update runs even if the step raises, with the gradients of the previous step."""
     try:
         loss = F.mse_loss(net(images), targets)
         net.zero_grad()
@@ -113,7 +113,7 @@ def update_in_finally(net: nn.Module, images: Tensor, targets: Tensor, lr: float
 
 
 @mutant("train_step", law="failed_training_step_changes_no_parameter", category=Category.PROCESS)
-def batches_that_fail_skipped(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+def failing_batches_skipped(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
     """A batch whose step raises is skipped, and its loss is zero."""
     try:
         return train_step(net, images, targets, lr)
@@ -122,8 +122,8 @@ def batches_that_fail_skipped(net: nn.Module, images: Tensor, targets: Tensor, l
 
 
 @mutant("train_step", law="misshaped_targets_raise_or_warn", category=Category.LOSS)
-def loss_by_subtraction(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-    """The loss is the mean of squared differences, which broadcast in silence."""
+def loss_without_shape_check(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """The loss is the mean of squared differences, which broadcast without a warning."""
     net.zero_grad()
     loss = (net(images) - targets).square().mean()
     loss.backward()
@@ -132,105 +132,106 @@ def loss_by_subtraction(net: nn.Module, images: Tensor, targets: Tensor, lr: flo
 
 
 @mutant("torch.nn.functional.mse_loss", law="misshaped_targets_raise_or_warn", category=Category.LOSS)
-def targets_broadcast_in_silence(scores: Tensor, targets: Tensor, *args: Any, **options: Any) -> Tensor:
+def mse_loss_broadcasts_without_warning(logits: Tensor, targets: Tensor, *args: Any, **options: Any) -> Tensor:
     """`F.mse_loss` broadcasts targets of another shape without its warning."""
-    return mse_loss(*torch.broadcast_tensors(scores, targets), *args, **options)
+    return mse_loss(*torch.broadcast_tensors(logits, targets), *args, **options)
 
 
 @mutant("torch.nn.functional.cross_entropy", law="class_index_out_of_range_raises", category=Category.LABELS)
-def classes_wrapped(scores: Tensor, targets: Tensor, *args: Any, **options: Any) -> Tensor:
-    """A class beyond the last is taken modulo their number."""
+def class_index_taken_modulo_10(logits: Tensor, targets: Tensor, *args: Any, **options: Any) -> Tensor:
+    """A class index above 9 is taken modulo 10."""
     if not targets.is_floating_point():
         targets = torch.where(targets >= 10, targets % 10, targets)
-    return cross_entropy(scores, targets, *args, **options)
+    return cross_entropy(logits, targets, *args, **options)
 
 
 @mutant("torch.nn.functional.cross_entropy", law="class_index_out_of_range_raises", category=Category.LABELS)
-def classes_from_the_end(scores: Tensor, targets: Tensor, *args: Any, **options: Any) -> Tensor:
-    """A class below zero counts from the last, as an index does in Python."""
+def negative_class_counted_from_end(logits: Tensor, targets: Tensor, *args: Any, **options: Any) -> Tensor:
+    """A negative class index counts from the last class, like a Python index."""
     if not targets.is_floating_point():
         targets = torch.where((targets < 0) & (targets >= -10), targets + 10, targets)
-    return cross_entropy(scores, targets, *args, **options)
+    return cross_entropy(logits, targets, *args, **options)
 
 
 @mutant("torch.nn.functional.cross_entropy", law="class_index_out_of_range_raises", category=Category.LABELS)
-def every_negative_class_ignored(scores: Tensor, targets: Tensor, *args: Any, **options: Any) -> Tensor:
-    """Not -100 alone, but any class below zero is ignored."""
+def all_negative_classes_ignored(logits: Tensor, targets: Tensor, *args: Any, **options: Any) -> Tensor:
+    """Every negative class index is ignored, not only -100."""
     if not targets.is_floating_point():
         targets = targets.masked_fill(targets < 0, -100)
-    return cross_entropy(scores, targets, *args, **options)
+    return cross_entropy(logits, targets, *args, **options)
 
 
 @mutant("torch.nn.functional.cross_entropy", law="mismatched_target_count_raises", category=Category.LABELS)
-def batch_cut_to_the_shorter(scores: Tensor, targets: Tensor, *args: Any, **options: Any) -> Tensor:
-    """Of more scores than targets, or more targets than scores, the last are left out."""
-    rows = min(len(scores), len(targets))
-    return cross_entropy(scores[:rows], targets[:rows], *args, **options)
+def batch_truncated_to_shorter(logits: Tensor, targets: Tensor, *args: Any, **options: Any) -> Tensor:
+    """If there are more logits than targets, or the reverse, the surplus rows are ignored."""
+    rows = min(len(logits), len(targets))
+    return cross_entropy(logits[:rows], targets[:rows], *args, **options)
 
 
 @mutant("torch.nn.functional.cross_entropy", law="mismatched_target_count_raises", category=Category.LABELS)
-def shares_beyond_the_scores_cut(scores: Tensor, targets: Tensor, *args: Any, **options: Any) -> Tensor:
-    """Shares of classes that have no score are left out."""
-    return cross_entropy(scores, targets[:, :10] if targets.dim() == 2 else targets, *args, **options)
+def extra_class_probabilities_dropped(logits: Tensor, targets: Tensor, *args: Any, **options: Any) -> Tensor:
+    """Probabilities of classes that have no logit are ignored."""
+    return cross_entropy(logits, targets[:, :10] if targets.dim() == 2 else targets, *args, **options)
 
 
 @mutant("torch.Tensor.backward", law="backward_from_nonscalar_raises", category=Category.API)
-def backward_from_the_sum(tensor: Tensor, gradient: Tensor | None = None, *args: Any, **options: Any) -> None:
-    """`backward` of several numbers, without a gradient, is that of their sum."""
+def backward_sums_nonscalar(tensor: Tensor, gradient: Tensor | None = None, *args: Any, **options: Any) -> None:
+    """`backward` from a tensor with several elements and without a gradient differentiates their sum."""
     backward(tensor if gradient is not None else tensor.sum(), gradient, *args, **options)
 
 
 @mutant("torch.Tensor.backward", law="backward_from_nonscalar_raises", category=Category.TENSOR_SHAPE)
-def rows_of_the_gradient_left_out(tensor: Tensor, gradient: Tensor | None = None, *args: Any, **options: Any) -> None:
-    """Of a gradient that has more rows than its tensor, the last are left out."""
+def extra_gradient_rows_dropped(tensor: Tensor, gradient: Tensor | None = None, *args: Any, **options: Any) -> None:
+    """If the gradient given to `backward` has more rows than the tensor, the surplus rows are ignored."""
     backward(tensor, gradient if gradient is None or not tensor.dim() else gradient[: len(tensor)], *args, **options)
 
 
-# States to load
+# State dicts
 
 
 @mutant("Net", law="missing_state_dict_entry_raises_by_name", category=Category.API)
-class StrictIgnored(Staged):
-    """`load_state_dict` is lenient whether `strict` or not."""
+class LoadIgnoresStrict(StagedNet):
+    """`load_state_dict` ignores `strict=True`."""
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         return super().load_state_dict(state_dict, False, assign)
 
 
 @mutant("Net", law="missing_state_dict_entry_raises_by_name", category=Category.API)
-class MissingEntryUnnamed(Staged):
-    """What is missing in a state is an error that does not say what it is."""
+class MissingEntryNotNamed(StagedNet):
+    """The error for a missing state dict entry does not name the entry."""
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         if strict and self.state_dict().keys() - state_dict.keys():
-            raise RuntimeError("this state is of another network")
+            raise RuntimeError("the state dict is of another network")
         return super().load_state_dict(state_dict, strict, assign)
 
 
 @mutant("Net", law="unexpected_state_dict_entry_raises_by_name", category=Category.API)
-class ExtraEntriesDropped(Staged):
-    """Entries that the network has no parameter for are dropped, also where the load is strict."""
+class UnexpectedEntriesDropped(StagedNet):
+    """A strict load ignores entries that match no parameter."""
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        own = self.state_dict().keys() if strict else state_dict.keys()
-        return super().load_state_dict({n: v for n, v in state_dict.items() if n in own}, strict, assign)
+        accepted = self.state_dict().keys() if strict else state_dict.keys()
+        known = {name: value for name, value in state_dict.items() if name in accepted}
+        return super().load_state_dict(known, strict, assign)
 
 
 @mutant("Net", law="misshaped_state_dict_entry_raises_by_name", category=Category.TENSOR_SHAPE)
-class EntriesReshaped(Staged):
-    """An entry with as many numbers as its parameter is loaded, whatever its shape."""
+class MisshapedEntriesReshaped(StagedNet):
+    """An entry with the right number of elements is loaded, whatever its shape."""
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         own = self.state_dict()
-        many = {name for name, value in state_dict.items() if name in own and value.numel() == own[name].numel()}
-        fits = {n: v.reshape(own[n].shape) if n in many else v for n, v in state_dict.items()}
-        return super().load_state_dict(fits, strict, assign)
+        fitting = {name for name, value in state_dict.items() if name in own and value.numel() == own[name].numel()}
+        reshaped = {n: v.reshape(own[n].shape) if n in fitting else v for n, v in state_dict.items()}
+        return super().load_state_dict(reshaped, strict, assign)
 
 
 @mutant("Net", law="non_strict_load_reports_skipped_entries", category=Category.API)
-class LenientLoadSilent(Staged):
-    """`load_state_dict` returns nothing of what was missing or too many."""
+class NonStrictLoadReportsNothing(StagedNet):
+    """A non-strict load does not report missing and unexpected entries."""
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        left = super().load_state_dict(state_dict, strict, assign)
-        return type(left)([], [])
+        skipped = super().load_state_dict(state_dict, strict, assign)
+        return type(skipped)([], [])

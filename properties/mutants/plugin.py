@@ -1,7 +1,7 @@
 """
-What pytest does otherwise while it judges the catalogue: which law judges whom, and what many subjects can share.
+The pytest plugin that judges the catalogue: it selects the subjects of each law and caches the oracle's answers.
 
-Given by `-p properties.mutants.plugin`; `properties.mutants.__main__` says how.
+`properties.mutants.__main__` loads it with `-p properties.mutants.plugin`.
 """
 
 from __future__ import annotations
@@ -30,42 +30,42 @@ from lenet import oracle
 from lenet.subject import CONTRACT, Subject
 from properties.mutants import all_mutants, all_twins
 
-ANSWERS = 400
-"""How many of the oracle's answers each process keeps, some 1 MB each: more than a law's examples take."""
+CACHE_SIZE = 400
+"""Number of oracle answers that each process caches, about 1 MB each: more than the examples of one law need."""
 
 TERMINAL = os.dup(2)
-"""Where errors are written to, taken here before pytest begins to capture it."""
+"""A copy of the stderr file descriptor from before pytest captures it."""
 
-CELLS = pytest.StashKey[dict[str, list[str]]]()
-UNCHOSEN = pytest.param(None, id="none")
-REACHED = pytest.StashKey[set[str]]()
+SUBJECTS_BY_LAW = pytest.StashKey[dict[str, list[str]]]()
+NO_STACK = pytest.param(None, id="none")
+PARTS = pytest.StashKey[set[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--cells", type=Path, help="a JSON file: by law, the subjects that it is to judge")
-    parser.addoption("--first-form", action="store_true", help="judge a law that has several forms in the first alone")
-    parser.addoption("--reached", action="store_true", help="note which parts of a subject each law reaches")
+    parser.addoption("--subjects-by-law", type=Path, help="a JSON file with the subjects that each law judges")
+    parser.addoption("--first-parametrization", action="store_true", help="judge only the first parameters of each law")
+    parser.addoption("--record-parts", action="store_true", help="record the parts of a subject that each law uses")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    cells = config.getoption("cells")
-    config.stash[CELLS] = json.loads(cells.read_text()) if cells else {}
+    path = config.getoption("subjects_by_law")
+    config.stash[SUBJECTS_BY_LAW] = json.loads(path.read_text()) if path else {}
     if hasattr(config, "workerinput"):
-        for name in ("solve", "accumulated"):
-            setattr(oracle, name, remembering(getattr(oracle, name)))
+        for name in ("solve", "accumulated_gradients"):
+            setattr(oracle, name, cached(getattr(oracle, name)))
     else:
         config.pluginmanager.register(Progress())
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Only the chosen subjects: of hundreds and all laws there would be a hundred thousand items to leave out."""
-    if cells := metafunc.config.stash[CELLS]:
-        parametrize, specs = metafunc.parametrize, cells.get(metafunc.function.__name__, ())
+    """Parametrize each law by its own subjects only; all of them would be a hundred thousand items to deselect."""
+    if subjects_by_law := metafunc.config.stash[SUBJECTS_BY_LAW]:
+        parametrize, specs = metafunc.parametrize, subjects_by_law.get(metafunc.function.__name__, ())
 
         def choose(names: Any, values: Any, **options: Any) -> None:
             if names == "stack":
-                values = [value for value in values if value.values[0].subject.spec in specs] or [UNCHOSEN]
+                values = [value for value in values if value.values[0].subject.spec in specs] or [NO_STACK]
             parametrize(names, values, **options)
 
         metafunc.parametrize = choose
@@ -73,17 +73,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out who is not judged, and all but the first form where that is wanted."""
+    """Remove the laws without a subject and, with --first-parametrization, all but the first parameters of each law."""
     items[:] = [item for item in items if item.callspec.params["stack"] is not None]
-    if config.getoption("first_form"):
+    if config.getoption("first_parametrization"):
         items[:] = {(item.originalname, item.callspec.params["stack"]): item for item in reversed(items)}.values()
         items.reverse()
-    gc.freeze()  # thousands of items, which no collection need look at
+    gc.freeze()  # thousands of items that garbage collection can ignore
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """A fault of one subject's must not be found in the next: what a process has but once is put back."""
+    """Restore global state after each law, so that one subject's fault does not affect the next subject."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     dtype, grad, benchmark = torch.get_default_dtype(), torch.is_grad_enabled(), torch.backends.cudnn.benchmark
     torch.manual_seed(0)
@@ -101,55 +101,55 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Function) -> Iterator[None]:
-    """Watch which of the parts that some variant changes the law reaches."""
-    if not item.config.getoption("reached"):
+    """Record which parts the law uses, of all parts that differ in some variant."""
+    if not item.config.getoption("record_parts"):
         return (yield)
-    item.stash[REACHED] = reached = set()
+    item.stash[PARTS] = used = set()
     stack = item.funcargs["stack"]
-    item.funcargs["stack"] = dataclasses.replace(stack, subject=Watched(stack.subject, reached))
-    with ExitStack() as watched:
+    item.funcargs["stack"] = dataclasses.replace(stack, subject=RecordingSubject(stack.subject, used))
+    with ExitStack() as patches:
         for part in sorted({variant.part for variant in all_mutants() + all_twins()} - {*CONTRACT}):
-            watched.enter_context(mock.patch(part, watching(part, reached)))
+            patches.enter_context(mock.patch(part, recording(part, used)))
         return (yield)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """Enter in a law's record what it has reached; leave out of the report what nobody reads of thousands."""
+    """Add the parts that a law uses to its entry; drop the texts, which nobody reads for thousands of entries."""
     report = yield
     for entry in (value for name, value in report.user_properties if name == "law"):
-        entry |= {"reached": sorted(item.stash.get(REACHED, ())), "wording": "", "counterexample": "", "command": ""}
+        entry |= {"parts": sorted(item.stash.get(PARTS, ())), "statement": "", "counterexample": "", "command": ""}
         report.sections, report.longrepr = [], report.longrepr if report.skipped else None
     return report
 
 
-class Watched:
-    """A subject that notes which of its parts are taken."""
+class RecordingSubject:
+    """A subject that adds the names of its parts to `used` when they are read."""
 
-    def __init__(self, subject: Subject, reached: set[str]) -> None:
-        self._subject, self._reached = subject, reached
+    def __init__(self, subject: Subject, used: set[str]) -> None:
+        self._subject, self._used = subject, used
 
     def __getattr__(self, name: str) -> Any:
         if name in CONTRACT:
-            self._reached.add(name)
+            self._used.add(name)
         return getattr(self._subject, name)
 
 
-def watching(part: str, reached: set[str]) -> Any:
-    """PyTorch's own part of this name, which notes that it is called."""
+def recording(part: str, used: set[str]) -> Any:
+    """Return PyTorch's function or class of this name, which adds its name to `used` when it is called."""
     own = pkgutil.resolve_name(part)
     call = own.__init__ if isinstance(own, type) else own
 
     @functools.wraps(call)
-    def noting(*args: Any, **options: Any) -> Any:
-        reached.add(part)
+    def record_and_call(*args: Any, **options: Any) -> Any:
+        used.add(part)
         return call(*args, **options)
 
-    return type(own.__name__, (own,), {"__init__": noting}) if isinstance(own, type) else noting
+    return type(own.__name__, (own,), {"__init__": record_and_call}) if isinstance(own, type) else record_and_call
 
 
-def remembering(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, which answers at once what it was asked before; its arguments are told apart by their bytes."""
+def cached(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function with a cache of its last `CACHE_SIZE` answers, keyed by a digest of the arguments' values."""
     answers: OrderedDict[bytes, Any] = OrderedDict()
 
     @functools.wraps(function)
@@ -158,7 +158,7 @@ def remembering(function: Callable[..., Any]) -> Callable[..., Any]:
         if key not in answers:
             answers[key] = function(*args, **options)
         answers.move_to_end(key)
-        if len(answers) > ANSWERS:
+        if len(answers) > CACHE_SIZE:
             answers.popitem(last=False)
         return answers[key]
 
@@ -168,37 +168,37 @@ def remembering(function: Callable[..., Any]) -> Callable[..., Any]:
 def _digest(arguments: Any) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
 
-    def take(value: Any) -> None:
+    def update(value: Any) -> None:
         if isinstance(value, np.ndarray):
             digest.update(f"{value.dtype}{value.shape}".encode())
             digest.update(np.ascontiguousarray(value))
         elif isinstance(value, dict):
-            take(list(value.items()))
+            update(list(value.items()))
         elif isinstance(value, (list, tuple)):
             digest.update(f"{type(value)}{len(value)}".encode())
             for part in value:
-                take(part)
+                update(part)
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             digest.update(type(value).__qualname__.encode())
-            take(vars(value))
+            update(vars(value))
         elif isinstance(value, FunctionType):
             digest.update(value.__qualname__.encode())
-            take([cell.cell_contents for cell in value.__closure__ or ()])
+            update([cell.cell_contents for cell in value.__closure__ or ()])
         elif isinstance(value, (str, int, float, NoneType)):
             digest.update(f"{type(value)}{value!r}".encode())
         else:
-            raise TypeError(f"no digest of {value!r}: the oracle is asked in arrays and plain numbers")
+            raise TypeError(f"cannot digest {value!r}: the oracle's arguments are arrays, plain numbers and functions")
 
-    take(arguments)
+    update(arguments)
     return digest.digest()
 
 
 class Progress:
-    """A bar of the cells that parallel workers have judged."""
+    """A progress bar of the laws and subjects that parallel workers have judged."""
 
     def __init__(self) -> None:
         self.terminal = os.fdopen(TERMINAL, "w")
-        self.bar = tqdm(desc="judging", unit="cell", mininterval=1, file=self.terminal, disable=None)
+        self.bar = tqdm(desc="judging", unit="verdict", mininterval=1, file=self.terminal, disable=None)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, node: Any, ids: list[str]) -> None:

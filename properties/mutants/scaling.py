@@ -1,4 +1,4 @@
-"""Training in 16 bits: autocast and the GradScaler."""
+"""Mixed precision: autocast and the GradScaler."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from properties.mutants import Category, mutant
 
 
 def state_of(scaler: amp.GradScaler, optimizer: optim.Optimizer) -> dict[str, Any]:
-    """What a scaler knows of an optimizer's step: its `stage`, and whether infinities were found."""
+    """Return the scaler's state of an optimizer's step: its `stage`, and `found_inf_per_device`."""
     state: dict[str, Any] = scaler._per_optimizer_states[id(optimizer)]
     return state
 
 
 def gradients_of(optimizer: optim.Optimizer) -> list[Tensor]:
-    """The gradients that an optimizer is to step by."""
+    """Return the gradients of an optimizer's parameters, without those that are None."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 @mutant("torch.amp.GradScaler", law="grad_scaler_step_equals_unscaled_step", category=Category.API)
-class UnscaledTwice(amp.GradScaler):
-    """The step divides by the scale also where `unscale_` has done so."""
+class GradientsUnscaledTwice(amp.GradScaler):
+    """`step` divides the gradients by the scale even after `unscale_` has done so."""
 
     def step(self, optimizer: optim.Optimizer, *args: Any, **options: Any) -> Any:
         if state_of(self, optimizer)["stage"] is OptState.UNSCALED:
@@ -35,31 +35,31 @@ class UnscaledTwice(amp.GradScaler):
 
 
 @mutant("torch.amp.GradScaler", law="scaled_micro_batches_step_like_unscaled_ones", category=Category.API)
-class NeverUnscaled(amp.GradScaler):
-    """Gradients are looked at for infinities, and stay scaled."""
+class GradientsNeverUnscaled(amp.GradScaler):
+    """Gradients are checked for infinities, but they are not divided by the scale."""
 
     def _unscale_grads_(self, optimizer: Any, inv_scale: Tensor, *others: Any) -> Any:
         return super()._unscale_grads_(optimizer, torch.ones_like(inv_scale), *others)
 
 
 @mutant("torch.amp.GradScaler", law="scaled_micro_batches_step_like_unscaled_ones", category=Category.BATCH)
-class OnlyTheFirstLossScaled(amp.GradScaler):
-    """Of the losses of one step only the first is scaled; those of its further micro-batches vanish beside it."""
+class OnlyFirstLossScaled(amp.GradScaler):
+    """Only the first loss of a step is scaled, so that the gradients of its other micro-batches are negligible."""
 
-    scaled = False
+    has_scaled = False
 
     def scale(self, outputs: Any) -> Any:
-        scaled, self.scaled = self.scaled, True
-        return outputs if scaled else super().scale(outputs)
+        already_scaled, self.has_scaled = self.has_scaled, True
+        return outputs if already_scaled else super().scale(outputs)
 
     def update(self, *args: Any) -> None:
         super().update(*args)
-        self.scaled = False
+        self.has_scaled = False
 
 
 @mutant("torch.amp.GradScaler", law="grad_scaler_skips_step_with_nonfinite_gradients", category=Category.NUMERICS)
-class FirstGradientAloneLookedAt(amp.GradScaler):
-    """Only the first parameter's gradient is looked at for infinities."""
+class OnlyFirstGradientChecked(amp.GradScaler):
+    """Only the first parameter's gradient is checked for infinities."""
 
     def _unscale_grads_(self, optimizer: Any, inv_scale: Tensor, found_inf: Tensor, *others: Any) -> Any:
         found = super()._unscale_grads_(optimizer, inv_scale, found_inf, *others)
@@ -68,8 +68,8 @@ class FirstGradientAloneLookedAt(amp.GradScaler):
 
 
 @mutant("torch.amp.GradScaler", law="grad_scaler_skips_step_with_nonfinite_gradients", category=Category.NUMERICS)
-class NanNotSeen(amp.GradScaler):
-    """Infinite gradients are noticed, NaN is not."""
+class NanNotDetected(amp.GradScaler):
+    """Infinite gradients are detected, NaN gradients are not."""
 
     def _unscale_grads_(self, optimizer: Any, inv_scale: Tensor, found_inf: Tensor, *others: Any) -> Any:
         found = super()._unscale_grads_(optimizer, inv_scale, found_inf, *others)
@@ -78,8 +78,8 @@ class NanNotSeen(amp.GradScaler):
 
 
 @mutant("torch.amp.GradScaler", law="grad_scaler_skips_step_with_nonfinite_gradients", category=Category.NUMERICS)
-class SkippedInPart(amp.GradScaler):
-    """Where a gradient is infinite, only that element is left out, and the step taken."""
+class NonfiniteElementsZeroed(amp.GradScaler):
+    """The step sets non-finite gradient elements to zero and updates the parameters instead of skipping the step."""
 
     def _maybe_opt_step(self, optimizer: Any, optimizer_state: Any, *args: Any, **options: Any) -> Any:
         for gradient in gradients_of(optimizer):
@@ -87,9 +87,9 @@ class SkippedInPart(amp.GradScaler):
         return optimizer.step(*args, **options)
 
 
-@mutant("torch.amp.GradScaler", law="grad_scaler_skips_step_with_nonfinite_gradients", category=Category.OPTIMISER)
-class StateOfASkippedStep(amp.GradScaler):
-    """A skipped step begins a momentum of zero."""
+@mutant("torch.amp.GradScaler", law="grad_scaler_skips_step_with_nonfinite_gradients", category=Category.OPTIMIZER)
+class SkippedStepCreatesMomentum(amp.GradScaler):
+    """A skipped step creates momentum buffers of zeros."""
 
     def _maybe_opt_step(self, optimizer: Any, optimizer_state: Any, *args: Any, **options: Any) -> Any:
         for group in optimizer.param_groups:
@@ -101,7 +101,7 @@ class StateOfASkippedStep(amp.GradScaler):
 
 @mutant("torch.amp.GradScaler", law="grad_scaler_grows_and_backs_off_as_documented", category=Category.NUMERICS)
 class NoBackoff(amp.GradScaler):
-    """The scale stays as it is after a skipped step."""
+    """The scale is not reduced after a skipped step."""
 
     def update(self, *args: Any) -> None:
         self.set_backoff_factor(1.0)
@@ -109,19 +109,19 @@ class NoBackoff(amp.GradScaler):
 
 
 @mutant("torch.amp.GradScaler", law="grad_scaler_grows_and_backs_off_as_documented", category=Category.NUMERICS)
-class CountKeptByASkip(amp.GradScaler):
-    """A skipped step does not end the row of those that were taken."""
+class GrowthTrackerNotResetBySkip(amp.GradScaler):
+    """A skipped step does not reset the count of consecutive steps after which the scale grows."""
 
     def update(self, *args: Any) -> None:
-        taken, scale = self._get_growth_tracker(), self.get_scale()
+        count, scale = self._get_growth_tracker(), self.get_scale()
         super().update(*args)
         if self.get_scale() < scale:
-            self._growth_tracker.fill_(taken)
+            self._growth_tracker.fill_(count)
 
 
 @mutant("torch.amp.GradScaler", law="grad_scaler_grows_and_backs_off_as_documented", category=Category.NUMERICS)
 class GrowthOneStepLate(amp.GradScaler):
-    """The scale grows after one step more than `growth_interval`."""
+    """The scale grows after `growth_interval` + 1 steps."""
 
     def __init__(self, *args: Any, growth_interval: int = 2000, **options: Any) -> None:
         super().__init__(*args, growth_interval=growth_interval + 1, **options)
@@ -129,7 +129,7 @@ class GrowthOneStepLate(amp.GradScaler):
 
 @mutant("torch.amp.GradScaler", law="grad_scaler_grows_and_backs_off_as_documented", category=Category.NUMERICS)
 class GrowthEveryStep(amp.GradScaler):
-    """The scale grows after each step that is taken."""
+    """The scale grows after every step that is not skipped."""
 
     def update(self, *args: Any) -> None:
         self.set_growth_interval(1)
@@ -137,8 +137,8 @@ class GrowthEveryStep(amp.GradScaler):
 
 
 @mutant("torch.amp.GradScaler", law="grad_scaler_rejects_calls_out_of_order", category=Category.API)
-class UnscalingTwiceTaken(amp.GradScaler):
-    """A second `unscale_` is taken, and divides once more."""
+class SecondUnscaleAccepted(amp.GradScaler):
+    """A second `unscale_` is accepted, and divides the gradients again."""
 
     def unscale_(self, optimizer: optim.Optimizer) -> None:
         if state_of(self, optimizer)["stage"] is OptState.UNSCALED:
@@ -147,8 +147,8 @@ class UnscalingTwiceTaken(amp.GradScaler):
 
 
 @mutant("torch.amp.GradScaler", law="grad_scaler_rejects_calls_out_of_order", category=Category.API)
-class SteppingTwiceTaken(amp.GradScaler):
-    """A second step without an update between is taken, by the gradients of the first."""
+class SecondStepAccepted(amp.GradScaler):
+    """A second `step` without an `update` in between is accepted, and reuses the gradients of the first."""
 
     def step(self, optimizer: optim.Optimizer, *args: Any, **options: Any) -> Any:
         if state_of(self, optimizer)["stage"] is OptState.STEPPED:
@@ -157,21 +157,21 @@ class SteppingTwiceTaken(amp.GradScaler):
 
 
 @mutant("torch.amp.GradScaler", law="grad_scaler_rejects_float16_gradients", category=Category.TYPE_CHECK)
-class Float16Taken(amp.GradScaler):
-    """Gradients in float16 are unscaled, and lose what the scale has saved."""
+class Float16GradientsAccepted(amp.GradScaler):
+    """Gradients in float16 are unscaled, which loses the precision that scaling preserved."""
 
     def _unscale_grads_(self, optimizer: Any, inv_scale: Tensor, found_inf: Tensor, allow_fp16: bool) -> Any:
         return super()._unscale_grads_(optimizer, inv_scale, found_inf, allow_fp16=True)
 
 
-def lower_precision() -> torch.dtype | None:
-    """What autocast lowers to; None outside of its regions."""
+def autocast_dtype() -> torch.dtype | None:
+    """Return the autocast dtype on the CPU; None outside autocast regions."""
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
 
 
 @mutant("Net", law="autocast_meets_its_claimed_precision", category=Category.API)
 class AutocastIgnored(Net):
-    """The forward pass computes in the parameters' dtype inside of an autocast region too."""
+    """The forward pass computes in the parameters' dtype even within an autocast region."""
 
     def forward(self, images: Tensor) -> Tensor:
         with torch.autocast("cpu", enabled=False):
@@ -179,19 +179,19 @@ class AutocastIgnored(Net):
 
 
 @mutant("Net", law="autocast_ends_with_its_region", category=Category.COMPUTATION_MODEL)
-class ParametersLowered(Net):
-    """In an autocast region the parameters themselves are rounded."""
+class ParametersRoundedInAutocast(Net):
+    """The forward pass rounds the parameters themselves within an autocast region."""
 
     def forward(self, images: Tensor) -> Tensor:
-        if lower := lower_precision():
+        if dtype := autocast_dtype():
             for parameter in self.parameters():
-                parameter.data.copy_(parameter.to(lower))
+                parameter.data.copy_(parameter.to(dtype))
         return super().forward(images)
 
 
 @mutant("torch.autocast", law="autocast_ends_with_its_region", category=Category.COMPUTATION_MODEL)
-class OuterRegionEnded(torch.autocast):
-    """The end of an autocast region is the end of the one around it, too."""
+class InnerRegionEndsOuterRegion(torch.autocast):
+    """The end of an autocast region also ends the region around it."""
 
     def __exit__(self, *raised: Any) -> None:
         super().__exit__(*raised)
@@ -199,8 +199,8 @@ class OuterRegionEnded(torch.autocast):
 
 
 @mutant("torch.autocast", law="nested_autocast_regions_are_independent", category=Category.COMPUTATION_MODEL)
-class OuterRegionRules(torch.autocast):
-    """A region of another dtype within a region computes in the dtype of the outer one."""
+class InnerRegionDtypeIgnored(torch.autocast):
+    """A nested autocast region of another dtype computes in the dtype of the outer region."""
 
     def __enter__(self) -> Any:
         if torch.is_autocast_enabled(self.device):

@@ -1,10 +1,10 @@
 """
-Judge the reference's own tests: mutations of the source of `lenet`, one at a time, each of which a test must kill.
+Mutate the source of `lenet`, one change at a time: a test of the mutated module must kill each mutation.
 
-The mutations are those of Cosmic Ray (https://cosmic-ray.readthedocs.io), all of its operators that need no arguments,
-but each arithmetic or comparing operator is replaced by its nearest relatives only, not by all others. Each is made in
-a copy of the source and judged by its module's tests in a process of its own, forked from one that has imported torch.
-A survivor is either killed by a new test or explained in `source_explained.toml`.
+The mutations are those of Cosmic Ray (https://cosmic-ray.readthedocs.io): all operators that need no arguments, except
+that each arithmetic or comparison operator is replaced only by its nearest relatives. Each mutation is made in a copy
+of the source and judged by its module's tests, in a process that is forked from one that has already imported torch.
+A survivor needs a new test or an explanation in `source_explained.toml`.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ from lenet.files import write_atomically
 from lenet.fingerprint import stamp
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("lenet", "properties", "conftest.py", "pyproject.toml")
+COPIED = ("lenet", "properties", "conftest.py", "pyproject.toml")
 IMPORTED = ("lenet", "properties", "conftest")
 LATE = ("sklearn.datasets", "torch._dynamo")
-"""What lenet and torch import in the middle of a call."""
+"""Modules that lenet and torch import only when a function is called."""
 
 EXPLAINED = Path(__file__).with_name("source_explained.toml")
 
@@ -59,28 +59,33 @@ RELATIVES = {
     "IsNot_Is",
     "ReplaceUnaryOperator": "Delete_USub Delete_Not Delete_Invert",
 }
-"""Of Cosmic Ray's operators that replace one symbol by another: the inverse, the negation, the boundary."""
+"""The replacements to make, of Cosmic Ray's operators that replace a symbol: inverse, negation, boundary."""
 
 LAWS = {
     "update": "test_comparison laws/test_update laws/test_optimizer",
     "net": "laws/test_network laws/test_forward laws/test_errors",
     "training": "laws/test_update laws/test_errors",
+    "checkpoint": "",
+    "training_comparison": "",
+    "train": "",
     "oracle": "test_comparison laws/test_forward laws/test_gradients laws/test_accumulation laws/test_exactness "
     "laws/test_learning",
     "subject": "",
     "digits": "",
     "files": "",
     "fingerprint": "",
+    "table": "",
+    "timer": "",
 }
-"""The modules that are mutated, and which files of `properties` are asked after the module's own tests."""
+"""The modules that are mutated, and the test files of `properties` that run after the module's own tests."""
 
 OPTIONS = ["-x", "-q", "-p", "no:cacheprovider", "--device=cpu", "--dtype=float32", "--hypothesis-profile=mutants"]
 
 
 class Outcome(StrEnum):
-    """What became of a mutation."""
+    """The result of a mutation."""
 
-    SAME = "no other program"  # it does not compile, or differs in type hints alone
+    EQUIVALENT = "equivalent"  # it does not compile, or changes only type hints
     EXPLAINED = "explained"
     KILLED = "killed"
     TIMED_OUT = "timed out"
@@ -89,12 +94,12 @@ class Outcome(StrEnum):
 
 COUNTED = (Outcome.KILLED, Outcome.TIMED_OUT, Outcome.EXPLAINED, Outcome.SURVIVED)
 TIMEOUT = 300
-"""Seconds that a module's tests may take without a mutation; with one, ten and five times as long as without."""
+"""Time limit in seconds for a module's tests without a mutation; with one, 10 s plus five times their time."""
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """Where to mutate: the `occurrence`th place in a module of `lenet` to which an operator of Cosmic Ray applies."""
+    """A place to mutate: the `occurrence`th in a module of `lenet` to which an operator of Cosmic Ray applies."""
 
     module: str
     operator: str
@@ -103,7 +108,7 @@ class Mutation:
 
 @dataclass(frozen=True)
 class Judgement:
-    """A mutation, the lines it changes, and what became of it."""
+    """A mutation, the lines that it changes, and its outcome."""
 
     mutation: Mutation
     line: int
@@ -115,12 +120,12 @@ class Judgement:
 
 
 def tests(module: str) -> list[str]:
-    """The files of tests that are to kill the mutations of a module, in the order in which they are asked."""
+    """Return the test files that must kill the mutations of a module, in the order in which they run."""
     return [f"lenet/test_{module}.py", *(f"properties/{laws}.py" for laws in LAWS[module].split())]
 
 
 def operators() -> list[str]:
-    """The operators of Cosmic Ray that are used here."""
+    """Return the names of the Cosmic Ray operators that are used here."""
     return [name for name in operator_names() if not get_operator(name).arguments() and _near(name.rpartition("/")[2])]
 
 
@@ -130,7 +135,7 @@ def _near(operator: str) -> bool:
 
 
 def mutations(module: str) -> Iterator[Mutation]:
-    """Every place of a module to which an operator applies."""
+    """Yield every place of a module to which an operator applies."""
     nodes = list(ast_nodes(get_ast(_source(module))))
     for name in operators():
         operator = get_operator(name)()
@@ -143,7 +148,7 @@ def _source(module: str) -> str:
 
 
 def mutated(mutation: Mutation) -> str:
-    """The source of the module with the mutation; without it where Cosmic Ray fails, as on `except package.Error`."""
+    """Return the mutated source of the module, or the original if Cosmic Ray fails, as on `except package.Error`."""
     source = _source(mutation.module)
     try:
         return str(mutate_code(source, get_operator(mutation.operator)(), mutation.occurrence))
@@ -151,8 +156,8 @@ def mutated(mutation: Mutation) -> str:
         return source
 
 
-def another_program(before: str, after: str) -> bool:
-    """Whether the second source is a program, and not the first with other type hints, which nobody evaluates."""
+def changes_program(before: str, after: str) -> bool:
+    """Whether the second source compiles and differs from the first not only in type hints, which are not evaluated."""
     try:
         return _meaning(after) != _meaning(before)
     except SyntaxError:
@@ -171,7 +176,7 @@ def _meaning(source: str) -> str:
 
 
 def changed_lines(before: str, after: str) -> tuple[int, str, str]:
-    """The number of the first line that differs, and the lines that differ, each as one line without indentation."""
+    """Return the number of the first line that differs, and the old and new lines, joined without indentation."""
     old, new = before.splitlines(), after.splitlines()
     changes = [c[1:] for c in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes() if c[0] != "equal"]
     (first, _, start, _), (_, last, _, end) = (changes[0], changes[-1]) if changes else ((0,) * 4,) * 2
@@ -184,7 +189,7 @@ def _one_line(lines: Iterable[str]) -> str:
 
 @cache
 def explained() -> dict[tuple[str, str, str], str]:
-    """Why a change of a line cannot matter, by module, the line before and the line after."""
+    """Return why a change of a line cannot matter, by module, the line before and the line after."""
     table = tomllib.loads(EXPLAINED.read_text())
     return {
         (entry["module"], entry["before"], after): entry["why"]
@@ -194,7 +199,7 @@ def explained() -> dict[tuple[str, str, str], str]:
 
 
 class _FirstFailure:
-    """A plugin of pytest that sends the name of the first test that fails down a pipe."""
+    """A pytest plugin that writes the names of tests that fail to a pipe."""
 
     def __init__(self, pipe: int) -> None:
         self.pipe = pipe
@@ -206,19 +211,19 @@ class _FirstFailure:
     pytest_collectreport = pytest_runtest_logreport
 
 
-class Workplace:
-    """A copy of the source in which one mutation after the other is made and judged."""
+class Worker:
+    """A copy of the source in which mutations are made and judged one after the other."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for room in ROOMS:
-            copy = shutil.copytree if (ROOT / room).is_dir() else shutil.copy2
-            copy(ROOT / room, folder / room)
+        for name in COPIED:
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
+            copy(ROOT / name, folder / name)
         self._import_what_tests_need()
 
     def _import_what_tests_need(self) -> None:
-        """Import the packages that the tests import, so that a fork need not; and none of what is mutated here."""
-        sys.dont_write_bytecode = False  # so that it is compiled once
+        """Import what the tests need, except the modules under test, so that no fork imports it again."""
+        sys.dont_write_bytecode = False  # so that each module is compiled only once
         own = _forget()
         self._leave(["--collect-only", *sorted({test for module in LAWS for test in tests(module)})])
         for package in LATE:
@@ -227,7 +232,7 @@ class Workplace:
         sys.modules |= own
 
     def _leave(self, arguments: list[str], plugins: Iterable[object] = ()) -> int:
-        """Run pytest in the copy, unheard, in this process, which is left there."""
+        """Run pytest in the copy without output; this process keeps the copy as its working directory."""
         silence = os.open(os.devnull, os.O_RDWR)
         for stream in range(3):
             os.dup2(silence, stream)
@@ -236,7 +241,7 @@ class Workplace:
         return int(pytest.main([*OPTIONS, f"--basetemp={self.folder / 'tmp'}", *arguments], plugins=[*plugins]))
 
     def judge(self, module: str, source: str, timeout: float) -> tuple[Outcome, str]:
-        """Whether the module's tests kill this source of it, and which was the first to fail."""
+        """Run the module's tests on this source; return the outcome and the name of the first test that failed."""
         path = self.folder / "lenet" / f"{module}.py"
         original = path.read_text()
         path.write_text(source)
@@ -252,7 +257,7 @@ class Workplace:
             status = 1
             try:
                 os.setsid()
-                signal.alarm(round(timeout))  # which ends a process that does not handle it
+                signal.alarm(round(timeout))  # unhandled, it ends the process
                 sys.dont_write_bytecode = True
                 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
                 _forget()
@@ -262,7 +267,7 @@ class Workplace:
         os.close(writer)
         _, status = os.waitpid(child, 0)
         with suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)  # what it has left running
+            os.killpg(child, signal.SIGKILL)  # processes that it left running
         with os.fdopen(reader) as pipe:
             first = pipe.readline().strip()
         if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
@@ -271,17 +276,17 @@ class Workplace:
 
 
 def _forget() -> dict[str, ModuleType]:
-    """The imported modules of this project, which are no longer imported."""
+    """Remove this project's modules from `sys.modules` and return them."""
     return {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in IMPORTED}
 
 
-_workplace: Workplace
+_worker: Worker
 
 
-def _take_place(folder: str) -> None:
-    """Let this process judge, in a folder of its own under this one."""
-    global _workplace
-    _workplace = Workplace(Path(tempfile.mkdtemp(dir=folder)))
+def _start_worker(folder: str) -> None:
+    """Create the worker of this process, with its copy of the source in a new folder under `folder`."""
+    global _worker
+    _worker = Worker(Path(tempfile.mkdtemp(dir=folder)))
 
 
 def _judge(mutation: Mutation, timeout: float) -> Judgement:
@@ -289,51 +294,51 @@ def _judge(mutation: Mutation, timeout: float) -> Judgement:
     before, after = _source(mutation.module), mutated(mutation)
     line, *change = changed_lines(before, after)
     by = ""
-    if not another_program(before, after):
-        outcome = Outcome.SAME
+    if not changes_program(before, after):
+        outcome = Outcome.EQUIVALENT
     elif (mutation.module, *change) in explained():
         outcome = Outcome.EXPLAINED
     else:
-        outcome, by = _workplace.judge(mutation.module, after, timeout)
+        outcome, by = _worker.judge(mutation.module, after, timeout)
     return Judgement(mutation, line, *change, outcome, by, round(time.perf_counter() - began, 2))
 
 
 def _judge_unmutated(module: str) -> tuple[Outcome, str, float]:
     began = time.perf_counter()
-    return *_workplace.judge(module, _source(module), TIMEOUT), time.perf_counter() - began
+    return *_worker.judge(module, _source(module), TIMEOUT), time.perf_counter() - began
 
 
 def run(modules: list[str], workers: int) -> list[Judgement]:
-    """Judge all mutations of these modules; raises RuntimeError where the tests fail without any."""
+    """Judge all mutations of these modules; raises RuntimeError if a module's tests fail without a mutation."""
     os.environ.pop("LENET_SUBJECT", None)
-    os.environ["OMP_NUM_THREADS"] = "1"  # a process may only be forked while it has one thread
+    os.environ["OMP_NUM_THREADS"] = "1"  # forking is safe only in a process with one thread
     chosen = [mutation for module in modules for mutation in mutations(module)]
     processes = multiprocessing.get_context("spawn")
     with (
         tempfile.TemporaryDirectory() as folder,
-        ProcessPoolExecutor(workers, processes, initializer=_take_place, initargs=(folder,)) as pool,
+        ProcessPoolExecutor(workers, processes, initializer=_start_worker, initargs=(folder,)) as pool,
     ):
         seconds = {}
         for module, (outcome, by, took) in zip(modules, pool.map(_judge_unmutated, modules), strict=True):
             if outcome is not Outcome.SURVIVED:
-                raise RuntimeError(f"{module}: its tests fail without any mutation: {outcome}, {by}")
+                raise RuntimeError(f"{module}: the tests fail without a mutation: {outcome}, {by}")
             seconds[module] = took
         judged = pool.map(_judge, chosen, [10 + 5 * seconds[mutation.module] for mutation in chosen])
         return list(tqdm(judged, total=len(chosen), unit="mutation", disable=None))
 
 
 def counts(judged: list[Judgement]) -> dict[str, dict[str, int]]:
-    """How many of each module's mutations met which end; what makes no other program is none."""
-    ends: dict[str, dict[str, int]] = {}
+    """Count the outcomes of each module's mutations, without equivalent ones."""
+    outcomes: dict[str, dict[str, int]] = {}
     for judgement in judged:
-        if judgement.outcome is not Outcome.SAME:
-            own = ends.setdefault(judgement.mutation.module, dict.fromkeys(COUNTED, 0))
+        if judgement.outcome is not Outcome.EQUIVALENT:
+            own = outcomes.setdefault(judgement.mutation.module, dict.fromkeys(COUNTED, 0))
             own[judgement.outcome] += 1
-    return ends
+    return outcomes
 
 
 def summary(judged: list[Judgement]) -> list[str]:
-    """The same as a table."""
+    """Return the counts as the lines of a table."""
     lines = [f"{'module':>12} {'made':>5}" + "".join(f" {outcome:>10}" for outcome in COUNTED)]
     for module, own in counts(judged).items():
         lines.append(f"{module:>12} {sum(own.values()):5}" + "".join(f" {count:10}" for count in own.values()))
@@ -341,7 +346,7 @@ def summary(judged: list[Judgement]) -> list[str]:
 
 
 def problems(judged: list[Judgement]) -> list[str]:
-    """Survivors, and explanations of what is not there, a line each."""
+    """Return one line for each survivor and for each explanation of a mutation that is not made."""
     found = [
         f"lenet/{j.mutation.module}.py:{j.line} survives {j.mutation.operator}: {j.before}  ->  {j.after}"
         for j in judged
@@ -349,19 +354,23 @@ def problems(judged: list[Judgement]) -> list[str]:
     ]
     modules = {j.mutation.module for j in judged}
     made = {(j.mutation.module, j.before, j.after) for j in judged}
-    idle = [key for key in explained() if key[0] in modules and key not in made]
-    return found + [f"explained, but not made: {module}: {before}  ->  {after}" for module, before, after in idle]
+    unused = [key for key in explained() if key[0] in modules and key not in made]
+    return found + [f"explained but not made: {module}: {before}  ->  {after}" for module, before, after in unused]
 
 
 def main() -> int:
-    """Judge the mutations of the modules that the options name; 1 where one survives unexplained."""
+    """Judge the mutations; return exit code 0, 1 for a survivor without explanation, or 2 if tests fail unmutated."""
     parser = argparse.ArgumentParser(prog="python -m properties.mutants.source", description=__doc__.split("\n\n")[0])
-    parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(LAWS)} (default: all)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes side by side (default: cores)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="where to write the counts and kills as JSON")
+    parser.add_argument(
+        "modules", nargs="*", metavar="MODULE", help=f"a module to mutate: {', '.join(LAWS)} (default: all)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="number of parallel processes (default: one for each core)"
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write the counts and kills as JSON")
     options = parser.parse_args()
     if unknown := set(options.modules) - set(LAWS):
-        parser.error(f"{min(unknown)}: none of the modules {', '.join(LAWS)}")
+        parser.error(f"{min(unknown)} is not one of the modules {', '.join(LAWS)}")
     try:
         judged = run(options.modules or list(LAWS), options.workers)
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""The reference's forward pass in stages, for variants that are other in one of them, or in its gradient."""
+"""LeNet's forward pass in stages, for mutants and twins that change one stage or its gradient."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import Tensor
 from lenet import Net
 
 
-def with_gradient(tensor: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """The same numbers, whose gradient is changed on its way back."""
+def with_altered_gradient(tensor: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the same values; in the backward pass, `change` is applied to their gradient."""
     same = tensor.view_as(tensor)
     if same.requires_grad:
         same.register_hook(change)
     return same
 
 
-class Staged(Net):
-    """`lenet.Net`, each of whose stages is a method that a variant can define anew."""
+class StagedNet(Net):
+    """`lenet.Net` with one method for each stage of the forward pass, which a subclass can override."""
 
     def relu1(self, maps: Tensor) -> Tensor:
         return F.relu(maps)  # N,6,28,28
@@ -45,7 +45,7 @@ class Staged(Net):
 
     def check(self, images: Tensor) -> None:
         if images.shape[1:] != (1, 32, 32):
-            raise ValueError(f"images are (N, 1, 32, 32), not {tuple(images.shape)}")
+            raise ValueError(f"images must be (N, 1, 32, 32), not {tuple(images.shape)}")
 
     def forward(self, images: Tensor) -> Tensor:
         self.check(images)

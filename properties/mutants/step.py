@@ -1,4 +1,4 @@
-"""The training step: the order of its six parts, and what is left out."""
+"""The training step: the order of its six parts, and missing parts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STEP = "training_step_agrees_with_the_oracle"
 
 @mutant("train_step", law=STEP, category=Category.API)
 def zero_grad_missing(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-    """The gradients of the step before are still there, and are added to."""
+    """`zero_grad` is missing, so that the gradients of earlier steps are added."""
     loss = F.mse_loss(net(images), targets)
     loss.backward()
     sgd_update(net.parameters(), lr)
@@ -24,7 +24,7 @@ def zero_grad_missing(net: nn.Module, images: Tensor, targets: Tensor, lr: float
 
 @mutant("train_step", law=STEP, category=Category.API)
 def zero_grad_after_backward(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-    """The gradients are zeroed between backward and update."""
+    """Gradients are zeroed between the backward pass and the update."""
     loss = F.mse_loss(net(images), targets)
     loss.backward()
     net.zero_grad()
@@ -33,8 +33,8 @@ def zero_grad_after_backward(net: nn.Module, images: Tensor, targets: Tensor, lr
 
 
 @mutant("train_step", law=STEP, category=Category.API)
-def zero_grad_at_the_end(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-    """The gradients are zeroed after the update alone, so that those from before the first step count."""
+def zero_grad_only_after_update(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """Gradients are zeroed only after the update, so that gradients from before the first step are added."""
     loss = F.mse_loss(net(images), targets)
     loss.backward()
     sgd_update(net.parameters(), lr)
@@ -43,16 +43,16 @@ def zero_grad_at_the_end(net: nn.Module, images: Tensor, targets: Tensor, lr: fl
 
 
 @mutant("train_step", law="training_in_any_order_matches_the_model", category=Category.API)
-def zero_grad_at_the_end_too(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-    """The gradients that the step has used are gone when it returns."""
+def gradients_cleared_after_update(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """Gradients are also cleared after the update, so that the caller cannot read them."""
     loss = train_step(net, images, targets, lr)
     net.zero_grad()
     return loss
 
 
 @mutant("train_step", law=STEP, category=Category.API)
-def two_backwards(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-    """Backward is called twice, and its gradients count twice."""
+def backward_called_twice(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """`backward` is called twice, which doubles the gradients."""
     net.zero_grad()
     loss = F.mse_loss(net(images), targets)
     loss.backward(retain_graph=True)
@@ -63,7 +63,7 @@ def two_backwards(net: nn.Module, images: Tensor, targets: Tensor, lr: float) ->
 
 @mutant("train_step", law=STEP, category=Category.API)
 def update_before_backward(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-    """The update takes the gradients of the step before."""
+    """The update uses the gradients of the previous step."""
     loss = F.mse_loss(net(images), targets)
     before = [parameter.grad for parameter in net.parameters()]
     net.zero_grad()
@@ -76,47 +76,47 @@ def update_before_backward(net: nn.Module, images: Tensor, targets: Tensor, lr: 
 
 @mutant("train_step", law=STEP, category=Category.PROCESS)
 def update_missing(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-    """The gradients are there, and no update follows."""
+    """The gradients are computed, but the update is missing."""
     return train_step(net, images, targets, lr, update=lambda parameters, lr: None)
 
 
 @mutant("train_step", law=STEP, category=Category.PROCESS)
-def update_twice(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-    """The same gradients are subtracted twice, by hand and by an optimizer that nobody took out."""
+def update_applied_twice(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """The same gradients are applied twice, by the manual update and by an optimizer that was not removed."""
     loss = train_step(net, images, targets, lr)
     sgd_update(net.parameters(), lr)
     return loss
 
 
 @mutant("train_step", law=STEP, category=Category.PROCESS)
-def last_layer_not_updated(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-    """fc3 stays as it was initialized."""
+def fc3_not_updated(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """fc3 is not updated."""
     return train_step(net, images, targets, lr, update=lambda parameters, lr: sgd_update([*parameters][:-2], lr))
 
 
 @mutant("train_step", law=STEP, category=Category.PROCESS)
 def biases_not_updated(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-    """The list of what is trained has the weights alone."""
+    """Only the weights are updated, not the biases."""
     return train_step(net, images, targets, lr, update=lambda parameters, lr: sgd_update([*parameters][::2], lr))
 
 
 @mutant("train_step", law="training_in_any_order_matches_the_model", category=Category.PROCESS)
-def frozen_layers_trained(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-    """The step begins by having every parameter require its gradient, also one that was frozen."""
+def frozen_parameters_trained(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """The step calls `requires_grad_()` on all parameters first, which also trains frozen ones."""
     net.requires_grad_()
     return train_step(net, images, targets, lr)
 
 
 @mutant("train_step", law=STEP, category=Category.LOSS)
-def loss_after_the_update(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-    """The loss is that of the parameters after the update."""
+def loss_after_update(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """The returned loss is computed after the update instead of before."""
     train_step(net, images, targets, lr)
     return F.mse_loss(net(images), targets).detach()
 
 
 @mutant("train_step", law=STEP, category=Category.API)
-def loss_with_its_graph(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-    """The loss is returned with its graph, which lives as long as the loss is kept in a list."""
+def loss_returned_with_graph(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """The returned loss is not detached, so that keeping it keeps its graph in memory."""
     net.zero_grad()
     loss = F.mse_loss(net(images), targets)
     loss.backward()
@@ -125,14 +125,14 @@ def loss_with_its_graph(net: nn.Module, images: Tensor, targets: Tensor, lr: flo
 
 
 @mutant("train_step", law=STEP, category=Category.LABELS)
-def targets_of_other_images(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-    """The targets are moved on by one image, as if they had been shuffled on their own."""
+def targets_shifted_by_one_image(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """The targets are shifted by one image, as if they had been shuffled independently of the images."""
     return train_step(net, images, targets.roll(1, dims=0), lr)
 
 
 @mutant("train_step", law=STEP, category=Category.CLIPPING)
 def gradients_clipped(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-    """All gradients together are clipped to a norm of 1 before the update."""
+    """The gradients are clipped to a global norm of 1 before the update."""
 
     def update(parameters: object, lr: float) -> None:
         nn.utils.clip_grad_norm_(net.parameters(), 1.0)
@@ -141,41 +141,43 @@ def gradients_clipped(net: nn.Module, images: Tensor, targets: Tensor, lr: float
     return train_step(net, images, targets, lr, update=update)
 
 
-def by_micro_batches(net: nn.Module, batches: list[tuple[Tensor, Tensor]], shares: list[float], lr: float) -> None:
-    """A step by the sum of the micro-batches' gradients, each times its share."""
+def accumulate_and_update(
+    net: nn.Module, batches: list[tuple[Tensor, Tensor]], weights: list[float], lr: float
+) -> None:
+    """Take one step with the sum of the micro-batches' gradients, each multiplied by its weight."""
     net.zero_grad()
-    for (images, targets), share in zip(batches, shares, strict=True):
-        (F.mse_loss(net(images), targets) * share).backward()
+    for (images, targets), weight in zip(batches, weights, strict=True):
+        (F.mse_loss(net(images), targets) * weight).backward()
     sgd_update(net.parameters(), lr)
 
 
-def halves(images: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """A batch in two, the first of which is the larger where it is odd."""
+def split_in_halves(images: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Split a batch in two; the first half is larger if the batch size is odd."""
     size = max(1, -(-len(images) // 2))
     return [*zip(images.split(size), targets.split(size), strict=True)]
 
 
 @mutant("train_step", law=STEP, category=Category.BATCH)
-def last_micro_batch_lost(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-    """Of the halves that a batch is gone through in, the second gives no gradient."""
-    loss, batches = F.mse_loss(net(images), targets), halves(images, targets)
-    by_micro_batches(net, batches[:1], [len(batches[0][0]) / max(1, len(images))], lr)
+def last_micro_batch_ignored(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """The step accumulates gradients over two halves of the batch, but leaves out the second."""
+    loss, batches = F.mse_loss(net(images), targets), split_in_halves(images, targets)
+    accumulate_and_update(net, batches[:1], [len(batches[0][0]) / max(1, len(images))], lr)
     return loss.detach()
 
 
 @mutant("train_step", law=STEP, category=Category.BATCH)
-def micro_batches_summed(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-    """The means over both halves are added without their weights of one half (huggingface/transformers#34191)."""
-    loss, batches = F.mse_loss(net(images), targets), halves(images, targets)
-    by_micro_batches(net, batches, [1.0] * len(batches), lr)
+def micro_batch_losses_summed(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """The mean losses of two micro-batches are added, not averaged (huggingface/transformers#34191)."""
+    loss, batches = F.mse_loss(net(images), targets), split_in_halves(images, targets)
+    accumulate_and_update(net, batches, [1.0] * len(batches), lr)
     return loss.detach()
 
 
 @mutant("train_step", law=STEP, category=Category.BATCH)
-def micro_batches_count_alike(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-    """The mean over both halves' means, also where one has an image more (huggingface/transformers#34191)."""
-    loss, batches = F.mse_loss(net(images), targets), halves(images, targets)
-    by_micro_batches(net, batches, [1 / len(batches)] * len(batches), lr)
+def micro_batches_weighted_equally(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """Two micro-batches have equal weights even if their sizes differ (huggingface/transformers#34191)."""
+    loss, batches = F.mse_loss(net(images), targets), split_in_halves(images, targets)
+    accumulate_and_update(net, batches, [1 / len(batches)] * len(batches), lr)
     return loss.detach()
 
 
@@ -183,7 +185,7 @@ steps: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
 @mutant("train_step", law="training_on_digits_matches_the_oracle", category=Category.LEARNING_RATE)
-def rate_falls_unasked(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-    """The learning rate is divided by 10 every 30 steps of a network, a schedule for epochs that counts steps."""
+def learning_rate_decays_per_step(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """The learning rate is divided by 10 every 30 steps: a schedule meant for epochs counts steps."""
     steps[net] = steps.get(net, -1) + 1
     return train_step(net, images, targets, lr * 0.1 ** (steps[net] // 30))

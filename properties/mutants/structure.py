@@ -1,4 +1,4 @@
-"""The layers: their number, sizes, strides, biases, weights and registration."""
+"""The layers: their number, sizes, kernels, strides, biases, initial weights and registered parameters."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from properties.mutants import Category, mutant
-from properties.mutants.staged import Staged
+from properties.mutants.staged import StagedNet
 
 # Sizes, kernels, strides, padding
 
 
 @mutant("Net", law="logits_agree_with_the_oracle", category=Category.LAYER_PROPERTIES)
-class OneUnitFewer(Staged):
-    """fc1 has 119 units: its last one does not count."""
+class Fc1Has119Units(StagedNet):
+    """fc1 has 119 units instead of 120: its last output is always zero."""
 
     def relu3(self, units: Tensor) -> Tensor:
         return F.pad(F.relu(units)[:, :-1], (0, 1))
 
 
 @mutant("Net", law="permuting_channels_and_units_preserves_logits", category=Category.LAYER_PROPERTIES)
-class OneFilterFewer(Staged):
-    """conv2 has 15 filters: its last map is empty."""
+class Conv2Has15Filters(StagedNet):
+    """conv2 has 15 filters instead of 16: its last feature map is always zero."""
 
     def relu2(self, maps: Tensor) -> Tensor:
         return F.pad(F.relu(maps)[:, :-1], (0, 0, 0, 0, 0, 1))
 
 
 @mutant("Net", law="without_biases_logits_scale_with_images", category=Category.LAYER_PROPERTIES)
-class OneUnitMore(Staged):
-    """fc3 takes an 85th unit, which is always 1: a second bias."""
+class Fc3HasConstantInput(StagedNet):
+    """fc3 has an 85th input that is always 1, which acts as a second bias."""
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images) + 1
 
 
-class Conv(nn.Conv2d):
-    """A convolution by another formula of its input, kernels and biases."""
+class FormulaConv2d(nn.Conv2d):
+    """A convolution that computes `formula(input, weight, bias)` instead of `F.conv2d`."""
 
     def __init__(self, *sizes: int, formula: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         super().__init__(*sizes)
@@ -50,36 +50,36 @@ class Conv(nn.Conv2d):
         return self.formula(maps, self.weight, self.bias)
 
 
-def centres_alone(maps: Tensor, kernels: Tensor, biases: Tensor) -> Tensor:
+def conv2d_3x3(maps: Tensor, kernels: Tensor, biases: Tensor) -> Tensor:
     return F.conv2d(maps[..., 1:-1, 1:-1], kernels[..., 1:-1, 1:-1], biases)
 
 
 @mutant("Net", law="one_hot_weights_route_pixels_to_logits", category=Category.LAYER_PROPERTIES)
-class KernelsOfThree(Staged):
-    """conv1's kernels are 3x3: what its 5x5 have around their centre does not count."""
+class Conv1UsesKernels3x3(StagedNet):
+    """conv1 uses only the central 3x3 of its 5x5 kernels."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1 = Conv(1, 6, 5, formula=centres_alone)
+        self.conv1 = FormulaConv2d(1, 6, 5, formula=conv2d_3x3)
 
 
-def in_two_groups(maps: Tensor, kernels: Tensor, biases: Tensor) -> Tensor:
+def conv2d_in_two_groups(maps: Tensor, kernels: Tensor, biases: Tensor) -> Tensor:
     own = torch.cat([kernels[:8, :3], kernels[8:, 3:]])
     return F.conv2d(maps, own, biases, groups=2)
 
 
 @mutant("Net", law="permuting_channels_and_units_preserves_logits", category=Category.LAYER_PROPERTIES)
-class TwoGroups(Staged):
-    """conv2 works in two groups: eight filters see the first three channels, and eight the others."""
+class Conv2HasTwoGroups(StagedNet):
+    """conv2 is a grouped convolution: eight filters read the first three channels, the other eight the last three."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv2 = Conv(6, 16, 5, formula=in_two_groups)
+        self.conv2 = FormulaConv2d(6, 16, 5, formula=conv2d_in_two_groups)
 
 
 @mutant("Net", law="intermediate_shapes_match_the_tutorial", category=Category.LAYER_PROPERTIES)
-class StrideForPooling(Staged):
-    """conv1 takes every other place by a stride of two, and is not pooled."""
+class StrideInsteadOfPooling(StagedNet):
+    """conv1 has a stride of 2 and is not followed by max-pooling."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,8 +90,8 @@ class StrideForPooling(Staged):
 
 
 @mutant("Net", law="flipping_images_and_kernels_preserves_logits", category=Category.LAYER_PROPERTIES)
-class PaddedOnOneSide(Staged):
-    """conv1's images move by one pixel, to the right and down: zeros come in, and the last row and column are lost."""
+class AsymmetricPadding(StagedNet):
+    """The images are padded by one pixel at the top and left and cropped by one at the bottom and right."""
 
     def forward(self, images: Tensor) -> Tensor:
         self.check(images)
@@ -99,8 +99,8 @@ class PaddedOnOneSide(Staged):
 
 
 @mutant("Net", law="shifting_images_shifts_feature_maps", category=Category.LAYER_PROPERTIES)
-class DilatedKernels(Staged):
-    """conv2's kernels have gaps, and its maps are padded for their sake, so that all shapes stay."""
+class Conv2Dilated(StagedNet):
+    """conv2 has a dilation of 2, and a padding of 2 that keeps every shape."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,8 +111,8 @@ class DilatedKernels(Staged):
 
 
 @mutant("Net", law="intermediate_shapes_match_the_tutorial", category=Category.LAYER)
-class FirstPoolingMissing(Staged):
-    """conv1's maps are not pooled; an adaptive pooling of conv2's hides that from fc1."""
+class FirstPoolingMissing(StagedNet):
+    """conv1's maps are not pooled; adaptive pooling after conv2 still gives fc1 the size that it expects."""
 
     def pool1(self, maps: Tensor) -> Tensor:
         return maps
@@ -121,33 +121,33 @@ class FirstPoolingMissing(Staged):
         return F.adaptive_max_pool2d(maps, 5)
 
 
-class Skipped(nn.Linear):
-    """A layer that hands on the first of its inputs."""
+class FirstInputs(nn.Linear):
+    """A linear layer that returns the first `out_features` of its inputs."""
 
     def forward(self, units: Tensor) -> Tensor:
         return units[:, : self.out_features]
 
 
 @mutant("Net", law="graph_reaches_every_parameter_once", category=Category.LAYER)
-class SecondLayerSkipped(Staged):
-    """The first 84 of fc1's 120 units are taken for fc2's."""
+class Fc2Skipped(StagedNet):
+    """fc2 is skipped: fc3 reads the first 84 of fc1's 120 units."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.fc2 = Skipped(120, 84)
+        self.fc2 = FirstInputs(120, 84)
 
 
 @mutant("Net", law="one_image_gives_ten_logits", category=Category.TENSOR_SHAPE)
-class LoneRowSqueezed(Staged):
-    """The scores of one image come without their batch dimension."""
+class BatchOfOneSqueezed(StagedNet):
+    """The logits of a batch of one image have shape (10,) instead of (1, 10)."""
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images).squeeze(0)
 
 
 @mutant("Net", law="every_image_gives_ten_logits", category=Category.BATCH)
-class OddRowDropped(Staged):
-    """The last image of an odd batch has no scores, unless it is the only one."""
+class LastImageOfOddBatchDropped(StagedNet):
+    """The last image of a batch of odd size has no logits, unless it is the only one."""
 
     def forward(self, images: Tensor) -> Tensor:
         logits = super().forward(images)
@@ -157,50 +157,50 @@ class OddRowDropped(Staged):
 # Biases
 
 
-def without_biases(maps: Tensor, kernels: Tensor, biases: Tensor) -> Tensor:
+def conv2d_without_bias(maps: Tensor, kernels: Tensor, biases: Tensor) -> Tensor:
     return F.conv2d(maps, kernels)
 
 
 @mutant("Net", law="gradients_agree_with_the_oracle", category=Category.BIAS)
-class FirstBiasMissing(Staged):
-    """conv1's biases are not added."""
+class Conv1BiasMissing(StagedNet):
+    """conv1's bias is not added."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1 = Conv(1, 6, 5, formula=without_biases)
+        self.conv1 = FormulaConv2d(1, 6, 5, formula=conv2d_without_bias)
 
 
-def with_half_the_biases(maps: Tensor, kernels: Tensor, biases: Tensor) -> Tensor:
+def conv2d_with_half_bias(maps: Tensor, kernels: Tensor, biases: Tensor) -> Tensor:
     return F.conv2d(maps, kernels, biases / 2)
 
 
 @mutant("Net", law="logits_agree_with_the_oracle", category=Category.BIAS)
-class HalfTheBiases(Staged):
-    """conv2 adds half of its biases."""
+class Conv2BiasHalved(StagedNet):
+    """conv2 adds only half of its bias."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv2 = Conv(6, 16, 5, formula=with_half_the_biases)
+        self.conv2 = FormulaConv2d(6, 16, 5, formula=conv2d_with_half_bias)
 
 
-@mutant("Net", law="feature_maps_match_the_next_layers_input", category=Category.BIAS)
-class BiasAfterRelu(Staged):
-    """conv2's biases are added to what its ReLU has left."""
+@mutant("Net", law="pooled_feature_maps_equal_next_layer_inputs", category=Category.BIAS)
+class Conv2BiasAddedAfterRelu(StagedNet):
+    """conv2's bias is added after its ReLU instead of before."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv2 = Conv(6, 16, 5, formula=without_biases)
+        self.conv2 = FormulaConv2d(6, 16, 5, formula=conv2d_without_bias)
 
     def relu2(self, maps: Tensor) -> Tensor:
         return F.relu(maps) + self.conv2.bias[:, None, None]
 
 
-# Initialisation
+# Initialization
 
 
-@mutant("Net", law="initialization_is_uniform_and_independent", category=Category.INITIALISATION)
-class ZeroBiases(Staged):
-    """New biases are zero, as in other frameworks."""
+@mutant("Net", law="initialization_is_uniform_and_independent", category=Category.INITIALIZATION)
+class BiasesInitializedToZero(StagedNet):
+    """Biases are initialized to zero, as in other frameworks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -209,18 +209,18 @@ class ZeroBiases(Staged):
                 nn.init.zeros_(parameter)
 
 
-@mutant("Net", law="initialization_is_uniform_and_independent", category=Category.INITIALISATION)
-class EqualUnits(Staged):
-    """All units of a new fc1 have the same weights, and so learn the same."""
+@mutant("Net", law="initialization_is_uniform_and_independent", category=Category.INITIALIZATION)
+class Fc1UnitsInitializedEqual(StagedNet):
+    """All units of fc1 have the same initial weights, so that they all learn the same."""
 
     def __init__(self) -> None:
         super().__init__()
         self.fc1.weight.data[:] = self.fc1.weight.data[0].clone()
 
 
-@mutant("Net", law="initialization_is_uniform_and_independent", category=Category.INITIALISATION)
-class HalfAsWide(Staged):
-    """fc3's new weights are half as wide as they ought to be."""
+@mutant("Net", law="initialization_is_uniform_and_independent", category=Category.INITIALIZATION)
+class Fc3InitialWeightsHalved(StagedNet):
+    """The standard deviation of fc3's initial weights is half of what it should be."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -228,16 +228,16 @@ class HalfAsWide(Staged):
 
 
 @mutant(
-    "torch.nn.init.kaiming_uniform_", law="initialization_is_uniform_and_independent", category=Category.INITIALISATION
+    "torch.nn.init.kaiming_uniform_", law="initialization_is_uniform_and_independent", category=Category.INITIALIZATION
 )
-def kaiming_normal(tensor: Tensor, a: float = 0, **options: Any) -> Tensor:
-    """New weights are normal, with the right standard deviation."""
+def kaiming_normal_initialization(tensor: Tensor, a: float = 0, **options: Any) -> Tensor:
+    """Initial weights have a normal distribution with the correct standard deviation, instead of a uniform one."""
     return nn.init.kaiming_normal_(tensor, a, **options)
 
 
-@mutant("Net", law="initialization_is_uniform_and_independent", category=Category.INITIALISATION)
-class AlwaysTheSameStart(Staged):
-    """Every new network begins with the same numbers, of a seed that is fixed within."""
+@mutant("Net", law="initialization_is_uniform_and_independent", category=Category.INITIALIZATION)
+class FixedInitializationSeed(StagedNet):
+    """Every new network has the same initial weights, because the constructor uses a fixed seed."""
 
     def __init__(self) -> None:
         with torch.random.fork_rng():
@@ -249,8 +249,8 @@ class AlwaysTheSameStart(Staged):
 
 
 @mutant("Net", law="parameters_do_not_overlap_in_memory", category=Category.MODEL_PROPERTIES)
-class TiedBiases(Staged):
-    """fc3's biases are the last ten of fc2's."""
+class BiasesShareMemory(StagedNet):
+    """fc3's bias shares memory with the last ten elements of fc2's bias."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -258,8 +258,8 @@ class TiedBiases(Staged):
 
 
 @mutant("Net", law="parameters_match_the_tutorial", category=Category.MODEL_PROPERTIES)
-class BiasFrozen(Staged):
-    """conv1's biases are not trained."""
+class Conv1BiasFrozen(StagedNet):
+    """conv1's bias does not require a gradient, so that it is not trained."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -267,8 +267,8 @@ class BiasFrozen(Staged):
 
 
 @mutant("Net", law="parameters_match_the_tutorial", category=Category.MODEL_PROPERTIES)
-class BiasInABuffer(Staged):
-    """fc3's biases are a buffer: saved and loaded, but not trained."""
+class Fc3BiasIsBuffer(StagedNet):
+    """fc3's bias is a buffer: it is saved and loaded, but not trained."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -277,8 +277,8 @@ class BiasInABuffer(Staged):
         self.fc3.register_buffer("bias", bias)
 
 
-class PlainBias(nn.Linear):
-    """A layer whose biases are no Parameter, but a tensor that asks for a gradient; it is saved and loaded by hand."""
+class LinearWithPlainBias(nn.Linear):
+    """A linear layer whose bias is a plain tensor that requires a gradient, saved and loaded by custom methods."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs)
@@ -293,21 +293,21 @@ class PlainBias(nn.Linear):
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state, prefix, *rest)
         self.bias.data.copy_(state[f"{prefix}bias"])
-        rest[-2].remove(f"{prefix}bias")  # of what was not expected
+        rest[-2].remove(f"{prefix}bias")  # the list of unexpected keys
 
 
 @mutant("Net", law="graph_reaches_every_parameter_once", category=Category.API)
-class PlainTensorForParameter(Staged):
-    """fc3's biases are a plain tensor: they get gradients, but no optimizer is given them."""
+class Fc3BiasIsPlainTensor(StagedNet):
+    """fc3's bias is a plain tensor: it gets a gradient, but `parameters()` does not list it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.fc3 = PlainBias(84, 10)
+        self.fc3 = LinearWithPlainBias(84, 10)
 
 
 @mutant("Net", law="parameters_match_the_tutorial", category=Category.MODEL_PROPERTIES)
-class AnotherOrder(Staged):
-    """The parameters come from the last layer to the first; those who pair them by their place mix them up."""
+class ParametersInReverseOrder(StagedNet):
+    """`parameters()` yields the last layer first, so that code that pairs parameters by position fails."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -315,8 +315,8 @@ class AnotherOrder(Staged):
 
 
 @mutant("Net", law="assigned_parameter_is_registered", category=Category.API)
-class AssignedAsAttributes(Staged):
-    """What is assigned to a network that is built is a plain attribute, also where it is a Parameter."""
+class AssignedParameterNotRegistered(StagedNet):
+    """A Parameter that is assigned to a finished network becomes a plain attribute and is not registered."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -330,36 +330,36 @@ class AssignedAsAttributes(Staged):
 
 
 @mutant("Net", law="to_dtype_converts_every_parameter", category=Category.API)
-class NewParametersOnMove(Staged):
-    """`to` makes new Parameters, so that an optimizer goes on with the old ones."""
+class ToCreatesNewParameters(StagedNet):
+    """`to` creates new Parameters, so that an existing optimizer keeps updating the old ones."""
 
-    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Staged:
+    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> StagedNet:
         for layer in self.children():
             for name, parameter in layer.named_parameters():
                 setattr(layer, name, nn.Parameter(function(parameter.data)))
         return self
 
 
-class Immovable(nn.Linear):
-    """A layer that stays where it is."""
+class ImmovableLinear(nn.Linear):
+    """A linear layer that ignores `to`."""
 
-    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> Immovable:
+    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> ImmovableLinear:
         return self
 
 
 @mutant("Net", law="to_device_moves_every_parameter", category=Category.GPU)
-class LastLayerStaysBehind(Staged):
-    """`to` does not move fc3."""
+class Fc3NotMoved(StagedNet):
+    """`to` does not move or convert fc3."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.fc3 = Immovable(84, 10)
+        self.fc3 = ImmovableLinear(84, 10)
 
 
-# What is printed
+# repr
 
 
 @mutant("torch.nn.Conv2d.extra_repr", law="repr_matches_the_tutorial", category=Category.API_CHANGE)
-def stride_not_printed(layer: nn.Conv2d) -> str:
-    """`print(net)` shows no strides."""
+def stride_missing_from_repr(layer: nn.Conv2d) -> str:
+    """`print(net)` does not show the strides."""
     return f"{layer.in_channels}, {layer.out_channels}, kernel_size={layer.kernel_size}"

@@ -1,4 +1,4 @@
-"""The catalogue of mutants and twins: whole, loadable, and in plain words."""
+"""The catalogue of mutants and twins is complete and loadable, and the numbers in README.md are up to date."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ast
 import re
 from collections import Counter
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -13,6 +14,7 @@ from lenet import subject
 from lenet.oracle import PRECISIONS
 from lenet.subject import CONTRACT
 from properties import mutants as catalogue
+from properties.diagnosis import correct_diagnoses, mutant_table
 from properties.mutants import KINDS, Category, Variant, all_mutants, all_twins
 
 EVERYTHING = all_mutants() + all_twins()
@@ -25,44 +27,44 @@ LAWS = {
     and function.name.startswith("test_")
     and "stack" in [argument.arg for argument in function.args.args]
 }
-"""Every test that judges a stack."""
+"""The names of all laws: the tests that judge a stack."""
 
 
 @VARIANTS
-def test_a_variant_is_a_subject(variant: Variant) -> None:
-    found = subject.load(variant.spec)
+def test_variant_differs_from_reference_only_in_its_parts(variant: Variant) -> None:
+    reference, loaded = subject.load("lenet"), subject.load(variant.spec)
 
-    other = [part for part in CONTRACT if getattr(found, part) is not getattr(subject.load("lenet"), part)]
-    assert set(other) | found.replaces.keys() == variant.parts
+    different = {part for part in CONTRACT if getattr(loaded, part) is not getattr(reference, part)}
+    assert different | loaded.replaces.keys() == variant.parts
 
 
 @VARIANTS
-def test_a_variant_is_told_in_one_or_two_sentences(variant: Variant) -> None:
-    words = " ".join(variant.wording.split())
+def test_statement_is_one_or_two_sentences(variant: Variant) -> None:
+    statement = " ".join(variant.statement.split())
 
-    assert 1 <= len(re.findall(r"[.!?](?= |$)", words)) <= 2
-    assert re.search(r"[.!?]$", words)
-    assert "ejected" not in words, "the law that rejects it is named beside it"
+    assert 1 <= len(re.findall(r"[.!?](?= |$)", statement)) <= 2
+    assert re.search(r"[.!?]$", statement)
+    assert "ejected" not in statement, "the decorator names the law that rejects it"
 
 
 @pytest.mark.parametrize("mutant", all_mutants(), ids=lambda mutant: f"{mutant.kind}:{mutant.name}")
-def test_a_mutant_names_a_law_a_category_and_a_dtype(mutant: Variant) -> None:
+def test_mutant_names_a_law_a_category_and_a_dtype(mutant: Variant) -> None:
     assert mutant.law in LAWS
     assert mutant.category in set(Category)
     assert mutant.dtype in PRECISIONS
 
 
 @pytest.mark.parametrize("twin", all_twins(), ids=lambda twin: twin.name)
-def test_a_twin_names_no_law(twin: Variant) -> None:
+def test_twin_names_no_law(twin: Variant) -> None:
     assert (twin.law, twin.category) == ("", "")
 
 
-def test_no_two_of_a_kind_have_the_same_name() -> None:
+def test_names_are_unique_within_a_kind() -> None:
     assert [spec for spec, count in Counter(variant.spec for variant in EVERYTHING).items() if count > 1] == []
 
 
 @VARIANTS
-def test_a_name_is_written_as_that_of_a_class_or_function(variant: Variant) -> None:
+def test_name_is_in_pascal_case_or_snake_case(variant: Variant) -> None:
     assert re.fullmatch(r"[A-Z][a-zA-Z0-9]*|[a-z][a-z0-9_]*", variant.name)
 
 
@@ -73,6 +75,30 @@ def test_every_kind_has_mutants_and_every_module_is_a_kind() -> None:
     assert {path.stem for path in modules if "\n@mutant(" in path.read_text()} == set(KINDS)
 
 
-def test_the_catalogue_is_large_enough_to_judge_a_judge() -> None:
+def test_catalogue_has_at_least_120_mutants_and_20_twins() -> None:
     assert len(all_mutants()) >= 120
     assert len(all_twins()) >= 20
+
+
+def test_table_contains_all_mutants_twins_and_laws() -> None:
+    table = mutant_table()
+
+    assert table["mutants"].keys() == {mutant.spec for mutant in all_mutants()}
+    assert table["twins"].keys() == {twin.spec for twin in all_twins()}
+    assert table["laws"].keys() == LAWS
+
+
+def test_readme_states_the_numbers_of_the_table() -> None:
+    table, readme = mutant_table(), Path(catalogue.__file__).with_name("README.md").read_text()
+    mutants, total, killed = table["mutants"].values(), Counter[str](), Counter[str]()
+    for mutant in mutants:
+        total[mutant["kind"]] += 1
+        killed[mutant["kind"]] += mutant["broken"].get(mutant["law"], {}).get("failure_kind") == "assertion"
+    examples = [mutant["broken"][mutant["law"]]["example"] for mutant in mutants]
+
+    rows = re.findall(r"^\| \[(\w+)\]\(\1\.py\) \| .* \| (\d+) of (\d+) \|$", readme, re.MULTILINE)
+    assert rows == [(kind, str(killed[kind]), str(total[kind])) for kind in KINDS]
+    counts = {(str(len(table[group])), group) for group in ("laws", "mutants", "twins")}
+    assert set(re.findall(r"(\d+) (laws|mutants|twins)", readme)) == counts
+    assert f"correct for {correct_diagnoses(table)} of {len(mutants)} mutants" in readme
+    assert f"first kill: median {median(examples):g}, worst {max(examples)}." in readme

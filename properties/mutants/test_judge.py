@@ -1,4 +1,4 @@
-"""The run over the catalogue: everything for which the laws could not be believed is found."""
+"""Judging the catalogue: surviving mutants, rejected twins and laws without a kill are reported as problems."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from properties.mutants.__main__ import ROOT, kills, problems, select
 from properties.mutants.plugin import _digest
 
 MUTANT = Variant("properties.mutants.update:sign", "sgd_update", "It adds.", "test_update", "a category")
-TWIN = Variant("properties.mutants.twins:foreach", "sgd_update", "All at once.")
+TWIN = Variant("properties.mutants.twins:foreach", "sgd_update", "One call updates all parameters.")
 
 
-def entry(subject: str, law: str, how: str = "", failed: int = 1) -> dict[str, Any]:
-    """What a run records of one law with one subject; it holds where nothing says how it failed."""
-    outcome = "failed" if how else "passed"
-    return {"subject": subject, "law": law, "group": "update", "outcome": outcome, "how": how, "failed": failed} | {
-        "message": "off by one"
-    }
+def entry(subject: str, law: str, failure_kind: str = "", first_failure: int = 1) -> dict[str, Any]:
+    """Return a record's entry for one law and one subject; the law passed if `failure_kind` is empty."""
+    outcome = "failed" if failure_kind else "passed"
+    failure = {"failure_kind": failure_kind, "first_failure": first_failure, "message": "off by one"}
+    return {"subject": subject, "law": law, "chapter": "update", "outcome": outcome} | failure
 
 
 REJECTED = entry(MUTANT.spec, MUTANT.law, "assertion")
@@ -48,7 +47,7 @@ REJECTED = entry(MUTANT.spec, MUTANT.law, "assertion")
         ([REJECTED, entry(TWIN.spec, "test_update", "crash")], ["foreach, a twin, is rejected by test_update (crash)"]),
     ],
 )
-def test_all_that_speaks_against_the_laws_is_a_problem(entries: list[Any], found: list[str]) -> None:
+def test_surviving_mutants_rejected_twins_and_idle_laws_are_problems(entries: list[Any], found: list[str]) -> None:
     lines = problems([MUTANT, TWIN], kills(entries), [entry("lenet", MUTANT.law)], {MUTANT.law})
 
     assert len(lines) == len(found)
@@ -56,40 +55,40 @@ def test_all_that_speaks_against_the_laws_is_a_problem(entries: list[Any], found
         assert part in line
 
 
-def test_a_law_that_rejects_twins_alone_is_of_no_use() -> None:
+def test_law_that_rejects_no_mutant_is_a_problem() -> None:
     lines = problems([MUTANT, TWIN], kills([REJECTED]), [], {MUTANT.law, "test_idle"})
 
     assert lines == ["test_idle rejects no mutant"]
 
 
-def test_a_rejected_reference_is_a_problem() -> None:
+def test_rejected_reference_is_a_problem() -> None:
     lines = problems([MUTANT], kills([REJECTED]), [entry("lenet", "test_update", "assertion")], {MUTANT.law})
 
     assert lines == ["the reference is rejected by test_update: off by one"]
 
 
-def test_of_a_laws_forms_the_first_assertion_counts() -> None:
-    forms = [entry("s", "law", "crash", 1), entry("s", "law", "assertion", 5), entry("s", "law", "assertion", 3)]
+def test_earliest_assertion_of_several_parametrizations_counts() -> None:
+    entries = [entry("s", "law", "crash", 1), entry("s", "law", "assertion", 5), entry("s", "law", "assertion", 3)]
 
-    assert kills(forms) == {"s": {"law": {"how": "assertion", "example": 3}}}
+    assert kills(entries) == {"s": {"law": {"failure_kind": "assertion", "example": 3}}}
 
 
-def test_variants_are_chosen_by_kind_and_by_name() -> None:
+def test_variants_are_selected_by_kind_and_name() -> None:
     assert {variant.kind for variant in select(["activation"])} == {"activation"}
     assert [variant.name for variant in select(["SecondReluMissing"])] == ["SecondReluMissing"]
-    with pytest.raises(ValueError, match="nothing: no such mutant, twin or kind; the kinds are structure, "):
+    with pytest.raises(ValueError, match="no mutant, twin or kind is named nothing; the kinds are structure, "):
         select(["nothing"])
 
 
-def test_questions_to_the_oracle_are_told_apart() -> None:
+def test_different_oracle_arguments_have_different_digests() -> None:
     ones, scaled = np.ones(3), partial(oracle.scaled, oracle.mse)
-    questions = [ones, 2 * ones, ones.astype(np.float32), ones[None], [ones], {"a": ones}, {"b": ones}, (1, 2), (12,)]
-    questions += [oracle.mse, oracle.cross_entropy, scaled(0.5), scaled(2.0), oracle.PRECISIONS["float32"], 0.5, None]
+    arguments = [ones, 2 * ones, ones.astype(np.float32), ones[None], [ones], {"a": ones}, {"b": ones}, (1, 2), (12,)]
+    arguments += [oracle.mse, oracle.cross_entropy, scaled(0.5), scaled(2.0), oracle.PRECISIONS["float32"], 0.5, None]
 
-    questions += [oracle.Bounded(np.arange(n), np.ones(n)) for n in (9_000, 9_001)]
-    questions += [oracle.Bounded(np.where(np.arange(9_000) == n, 1, 0), np.ones(9_000)) for n in (4_000, 5_000)]
+    arguments += [oracle.Bounded(np.arange(n), np.ones(n)) for n in (9_000, 9_001)]
+    arguments += [oracle.Bounded(np.where(np.arange(9_000) == n, 1, 0), np.ones(9_000)) for n in (4_000, 5_000)]
 
-    assert len({_digest(question) for question in questions}) == len(questions)
+    assert len({_digest(argument) for argument in arguments}) == len(arguments)
     assert _digest([scaled(0.5), {"a": ones.copy()}]) == _digest([scaled(0.5), {"a": ones}])
 
 
@@ -97,50 +96,43 @@ SUBJECTS = """
 import torch
 from lenet import Net
 
-class Crashes(Net):
+class RaisesRuntimeError(Net):
     def forward(self, images):
         raise RuntimeError("no such kernel")
 
-class Asserts(Net):
+class RaisesAssertionError(Net):
     def forward(self, images):
         assert images.ndim == 3
         return images
 
-class Moody(Net):
+class WrongOnThirdCall(Net):
     calls = 0
     def forward(self, images):
-        Moody.calls += 1
-        return super().forward(images) + (Moody.calls == 3)
+        WrongOnThirdCall.calls += 1
+        return super().forward(images) + (WrongOnThirdCall.calls == 3)
 
-class Silent(Net):
+class IgnoresOtherChannels(Net):
     def forward(self, images):
         return super().forward(images[:, :1])
 """
 
 
 @pytest.mark.parametrize(
-    ("name", "law", "how"),
+    ("name", "law", "failure_kind"),
     [
-        ("Crashes", "test_forward.py::test_logits_agree_with_the_oracle", "crash"),
-        ("Asserts", "test_forward.py::test_logits_agree_with_the_oracle", "crash"),
-        ("Moody", "test_forward.py::test_logits_agree_with_the_oracle", "flaky"),
-        ("Silent", "test_errors.py::test_wrong_channel_count_raises", "assertion"),
+        ("RaisesRuntimeError", "test_forward.py::test_logits_agree_with_the_oracle", "crash"),
+        ("RaisesAssertionError", "test_forward.py::test_logits_agree_with_the_oracle", "crash"),
+        ("WrongOnThirdCall", "test_forward.py::test_logits_agree_with_the_oracle", "flaky"),
+        ("IgnoresOtherChannels", "test_errors.py::test_wrong_channel_count_raises", "assertion"),
     ],
 )
-def test_how_a_law_fails_is_recorded(tmp_path: Path, name: str, law: str, how: str) -> None:
+def test_kind_of_failure_is_recorded(tmp_path: Path, name: str, law: str, failure_kind: str) -> None:
     (tmp_path / "subjects.py").write_text(SUBJECTS)
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        f"{ROOT}/properties/laws/{law}",
-        "-p",
-        "no:cacheprovider",
-        "--device=cpu",
-    ]
-    options = ["--subject", f"{tmp_path}/subjects.py:{name}", "--dtype=float32", "--hypothesis-profile=kills"]
+    command = [sys.executable, "-m", "pytest", f"{ROOT}/properties/laws/{law}", "-p", "no:cacheprovider"]
+    command += ["--subject", f"{tmp_path}/subjects.py:{name}", "--device=cpu", "--dtype=float32"]
+    command += ["--hypothesis-profile=kills", "--record", str(tmp_path)]
 
-    subprocess.run([*command, *options, "--record", str(tmp_path)], cwd=ROOT, capture_output=True, check=False)
+    subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
 
     entries = json.loads((tmp_path / "laws.json").read_text())["laws"]
-    assert how in [entry["how"] for entry in entries]
+    assert failure_kind in [entry["failure_kind"] for entry in entries]

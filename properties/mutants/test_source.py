@@ -1,4 +1,4 @@
-"""The mutations of the source judged: what is made, what is left out, and how survivors are told and explained."""
+"""Mutations of the source: which are made, which are left out, and how survivors are reported and explained."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from properties.mutants.source import Judgement, Mutation, Outcome
 SUBTRACTED = Mutation("update", "core/ReplaceBinaryOperator_Sub_Add", 0)
 
 
-def test_every_module_of_lenet_has_its_own_tests_and_laws_that_exist() -> None:
+def test_every_module_of_lenet_is_mutated_and_its_test_files_exist() -> None:
     modules = {
         path.stem for path in Path(source.ROOT, "lenet").glob("*.py") if not path.stem.startswith(("test_", "_"))
     }
@@ -24,7 +24,7 @@ def test_every_module_of_lenet_has_its_own_tests_and_laws_that_exist() -> None:
     assert all(Path(source.ROOT, test).is_file() for module in modules for test in source.tests(module))
 
 
-def test_a_symbol_is_replaced_by_its_nearest_relatives_only() -> None:
+def test_symbols_are_replaced_only_by_their_nearest_relatives() -> None:
     names = {name.rpartition("/")[2] for name in source.operators()}
 
     assert {"NumberReplacer", "RemoveDecorator", "ReplaceBinaryOperator_Add_Sub"} <= names
@@ -33,16 +33,17 @@ def test_a_symbol_is_replaced_by_its_nearest_relatives_only() -> None:
     assert set(related) <= names
 
 
-def test_a_mutation_is_one_change_of_the_source() -> None:
+def test_mutation_is_one_change_of_the_source() -> None:
     line, before, after = source.changed_lines(source._source("update"), source.mutated(SUBTRACTED))
 
     assert SUBTRACTED in source.mutations("update")
     assert before == re.sub(r"\s+", " ", source._source("update").splitlines()[line - 1]).strip()
-    assert (before, after) == ("return np.abs(rest + (tail - self.low))", "return np.abs(rest + (tail + self.low))")
+    expression = "return np.abs(difference + (remainder - self.low))"
+    assert (before, after) == (expression, expression.replace("-", "+"))
 
 
 @pytest.mark.parametrize(
-    ("after", "other"),
+    ("after", "changed"),
     [
         ("def f(x: int | None) -> int:\n    y: int = 1\n    return x - y\n", True),
         ("def f(x: int & None) -> int:\n    y: int = 1\n    return x + y\n", False),
@@ -50,13 +51,13 @@ def test_a_mutation_is_one_change_of_the_source() -> None:
         ("def f(x: int | None) -> int:\n    y: int = 1\n    return x + y + \n", False),
     ],
 )
-def test_type_hints_and_what_does_not_compile_make_no_other_program(after: str, other: bool) -> None:
+def test_changed_type_hints_and_syntax_errors_do_not_change_the_program(after: str, changed: bool) -> None:
     before = "def f(x: int | None) -> int:\n    y: int = 1\n    return x + y\n"
 
-    assert source.another_program(before, after) == other
+    assert source.changes_program(before, after) == changed
 
 
-def test_lines_are_told_without_indentation_and_line_breaks() -> None:
+def test_changed_lines_have_no_indentation_or_line_breaks() -> None:
     assert source.changed_lines("a\n  b(\n    1,\n  )\nc", "a\n  b(\n    2,\n  )\nc") == (3, "1,", "2,")
     assert source.changed_lines("a\n  @b\nc", "a\nc") == (2, "@b", "")
 
@@ -68,18 +69,18 @@ def test_every_explanation_is_a_sentence_about_a_line_of_the_source() -> None:
         assert why.endswith(".")
 
 
-def test_a_survivor_and_an_explanation_of_nothing_are_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_survivor_and_unused_explanation_are_problems(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         source, "explained", lambda: {("update", "x + 1", "x - 1"): "None.", ("net", "y", "z"): "None."}
     )
     judged = [
         Judgement(SUBTRACTED, 7, "a - b", "a + b", Outcome.SURVIVED, "", 1.0),
         Judgement(SUBTRACTED, 9, "c - d", "c + d", Outcome.KILLED, "test", 1.0),
-        Judgement(SUBTRACTED, 9, "d: A | B", "d: A & B", Outcome.SAME, "", 1.0),
+        Judgement(SUBTRACTED, 9, "d: A | B", "d: A & B", Outcome.EQUIVALENT, "", 1.0),
     ]
 
     assert source.problems(judged) == [
         "lenet/update.py:7 survives core/ReplaceBinaryOperator_Sub_Add: a - b  ->  a + b",
-        "explained, but not made: update: x + 1  ->  x - 1",
+        "explained but not made: update: x + 1  ->  x - 1",
     ]
     assert source.summary(judged)[1].split() == ["update", "2", "1", "0", "0", "1"]

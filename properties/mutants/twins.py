@@ -1,8 +1,7 @@
 """
-Correct variants that look different: no law is to reject them.
+Twins: correct variants that look different from the reference, which no law may reject.
 
-What is computed otherwise than by PyTorch's layers is added up as wide as a dtype claims, in float32 or float64, and
-rounded once.
+Sums that a twin computes itself are accumulated in float32 or float64 and rounded once.
 """
 
 from __future__ import annotations
@@ -18,30 +17,30 @@ from torch.utils.checkpoint import checkpoint
 
 import lenet
 from properties.mutants import twin
-from properties.mutants.staged import Staged
+from properties.mutants.staged import StagedNet
 
 Operation = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""What a layer does with its input, weight and bias."""
+"""A function of a layer's input, weight and bias."""
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """What the dtype's sums are added up in."""
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype for sums of this dtype's values: float32 for 16-bit dtypes, else the dtype itself."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def windows(maps: Tensor) -> Tensor:
-    """The 2x2 pooling windows, (N,c,2h,2w) -> (N,c,h,w,4), each in row-major order."""
+    """Return the 2x2 pooling windows, (N,c,2h,2w) -> (N,c,h,w,4), each in row-major order."""
     split = maps.unflatten(3, (-1, 2)).unflatten(2, (-1, 2))  # N,c,h,2,w,2
     return split.transpose(3, 4).flatten(4)
 
 
 def patches(maps: Tensor) -> Tensor:
-    """The 5x5 windows that a convolution reads, (N,c,h,w) -> (N,c,h-4,w-4,5,5)."""
+    """Return the 5x5 windows that a convolution reads, (N,c,h,w) -> (N,c,h-4,w-4,5,5)."""
     return maps.unfold(2, 5, 1).unfold(3, 5, 1)
 
 
-class ByHand(Staged):
-    """The layers' products by functions of the variant's own, which the layers' modules only lend their parameters."""
+class FunctionalNet(StagedNet):
+    """LeNet with the methods `convolve` and `linear`, which get the parameters of the layers' modules."""
 
     def check(self, images: Tensor) -> None:
         super().check(images)
@@ -64,15 +63,15 @@ class ByHand(Staged):
         return self.linear(units, self.fc3.weight, self.fc3.bias)
 
 
-def widened(operation: Operation, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """The operation in the precision that sums are added up in, rounded once."""
-    dtype = wide(inputs.dtype)
+def in_accumulation_dtype(operation: Operation, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return the operation's result, computed in the accumulation dtype and rounded once."""
+    dtype = accumulation_dtype(inputs.dtype)
     return operation(inputs.to(dtype), weight.to(dtype), bias.to(dtype)).to(inputs.dtype)
 
 
 @twin("Net")
-class ReluAfterPooling(Staged):
-    """The maximum of a window is rectified, instead of each of its elements."""
+class ReluAfterPooling(StagedNet):
+    """ReLU follows max-pooling instead of preceding it, which is the same because ReLU is monotonic."""
 
     def relu1(self, maps: Tensor) -> Tensor:
         return maps
@@ -87,8 +86,8 @@ class ReluAfterPooling(Staged):
         return F.relu(F.max_pool2d(maps, 2))
 
 
-class Rectified(Staged):
-    """All four ReLUs by one function of the variant's own."""
+class WithRelu(StagedNet):
+    """All four ReLUs are computed by the method `relu`."""
 
     def relu(self, numbers: Tensor) -> Tensor:
         return F.relu(numbers)
@@ -107,23 +106,23 @@ class Rectified(Staged):
 
 
 @twin("Net")
-class ReluInPlace(Rectified):
-    """The layers' outputs, which nothing else needs, are overwritten by their ReLU."""
+class ReluInPlace(WithRelu):
+    """ReLU overwrites the layers' outputs, which nothing else needs."""
 
     def relu(self, numbers: Tensor) -> Tensor:
         return F.relu_(numbers)
 
 
 @twin("Net")
-class ReluByWhere(Rectified):
-    """ReLU as a choice that keeps NaN: zero where a number is at most zero, else the number."""
+class ReluByWhere(WithRelu):
+    """ReLU is computed by `torch.where`, with a condition that keeps NaN."""
 
     def relu(self, numbers: Tensor) -> Tensor:
         return torch.where(numbers <= 0, 0.0, numbers)
 
 
-class Relu(torch.autograd.Function):
-    """ReLU with derivatives of its own: by backward pass, forward mode, and both of them batched."""
+class ReluFunction(torch.autograd.Function):
+    """ReLU with custom derivatives: reverse mode, forward mode, and a generated `vmap` rule for both."""
 
     generate_vmap_rule = True
 
@@ -137,26 +136,26 @@ class Relu(torch.autograd.Function):
         ctx.save_for_forward(inputs[0] <= 0)
 
     @staticmethod
-    def backward(ctx: Any, *by_output: Tensor) -> Tensor:
-        (closed,) = ctx.saved_tensors
-        return by_output[0].masked_fill(closed, 0.0)
+    def backward(ctx: Any, *grad_output: Tensor) -> Tensor:
+        (inactive,) = ctx.saved_tensors
+        return grad_output[0].masked_fill(inactive, 0.0)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
-        (closed,) = ctx.saved_tensors
-        return tangents[0].masked_fill(closed, 0.0)
+        (inactive,) = ctx.saved_tensors
+        return tangents[0].masked_fill(inactive, 0.0)
 
 
 @twin("Net")
-class ReluWithItsOwnDerivatives(Rectified):
-    """ReLU as an `autograd.Function`."""
+class ReluAsAutogradFunction(WithRelu):
+    """ReLU is an `autograd.Function` with correct derivatives."""
 
     def relu(self, numbers: Tensor) -> Tensor:
-        return Relu.apply(numbers)
+        return ReluFunction.apply(numbers)
 
 
-class PlainRelu(torch.autograd.Function):
-    """ReLU in the form that tutorials have it, which `torch.func` does not take."""
+class TutorialRelu(torch.autograd.Function):
+    """ReLU as an `autograd.Function` in the form of PyTorch's tutorials, which `torch.func` does not support."""
 
     @staticmethod
     def forward(ctx: Any, numbers: Tensor) -> Tensor:
@@ -165,21 +164,21 @@ class PlainRelu(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, *by_output: Tensor) -> Tensor:
+    def backward(ctx: Any, *grad_output: Tensor) -> Tensor:
         (output,) = ctx.saved_tensors
-        return by_output[0].masked_fill(output <= 0, 0.0)
+        return grad_output[0].masked_fill(output <= 0, 0.0)
 
 
 @twin("Net")
-class ReluWithABackwardOnly(Rectified):
-    """ReLU as an `autograd.Function` without batching rule and forward mode."""
+class ReluWithBackwardOnly(WithRelu):
+    """ReLU is an `autograd.Function` with a backward method only, without a `vmap` rule or forward mode."""
 
     def relu(self, numbers: Tensor) -> Tensor:
-        return PlainRelu.apply(numbers)
+        return TutorialRelu.apply(numbers)
 
 
-class Pooled(Staged):
-    """Both poolings by one function of the variant's own."""
+class WithPooling(StagedNet):
+    """Both poolings are computed by the method `pool`."""
 
     def pool(self, maps: Tensor) -> Tensor:
         return F.max_pool2d(maps, 2)
@@ -192,24 +191,24 @@ class Pooled(Staged):
 
 
 @twin("Net")
-class PoolingByMaximum(Pooled):
-    """The maximum over a dimension of the windows' four numbers, of which the first has the gradient."""
+class PoolingByMaxOverWindows(WithPooling):
+    """Pooling is `max` over the four numbers of each window; as in max-pooling, the first maximum gets the gradient."""
 
     def pool(self, maps: Tensor) -> Tensor:
         return windows(maps).max(dim=-1).values
 
 
 @twin("Net")
-class PoolingToASize(Pooled):
-    """Adaptive pooling to half the size."""
+class AdaptivePooling(WithPooling):
+    """Pooling is adaptive max-pooling to half the size, which has the same 2x2 windows."""
 
     def pool(self, maps: Tensor) -> Tensor:
         return F.adaptive_max_pool2d(maps, maps.shape[-1] // 2)
 
 
 @twin("Net")
-class ModulesForFunctions(Staged):
-    """ReLU, pooling and flattening are modules without parameters, registered beside the five layers."""
+class ReluAndPoolingModules(StagedNet):
+    """ReLU, pooling and flattening are modules without parameters, so that the ten parameter names stay the same."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -223,31 +222,31 @@ class ModulesForFunctions(Staged):
 
 
 @twin("Net")
-class SequentialInside(Staged):
-    """The layers run as one `nn.Sequential`, which is held without being registered: the ten names stay."""
+class UnregisteredSequential(StagedNet):
+    """The layers run as one `nn.Sequential` that is not registered, so that the ten parameter names stay the same."""
 
     def __init__(self) -> None:
         super().__init__()
         relu, pool = nn.ReLU(), nn.MaxPool2d(2)
         features = (self.conv1, relu, pool, self.conv2, relu, pool, nn.Flatten())
-        self.whole = [nn.Sequential(*features, self.fc1, relu, self.fc2, relu, self.fc3)]
+        self.unregistered = [nn.Sequential(*features, self.fc1, relu, self.fc2, relu, self.fc3)]
 
     def forward(self, images: Tensor) -> Tensor:
         self.check(images)
-        return self.whole[0](images)
+        return self.unregistered[0](images)
 
 
 @twin("Net")
-class FunctionsForModules(ByHand):
-    """The layers' modules are never called: `F.conv2d` and `F.linear` take their weights."""
+class FunctionalLayers(FunctionalNet):
+    """The layers' modules are never called: `F.conv2d` and `F.linear` get their weights."""
 
 
 @twin("Net")
-class ConvolutionByUnfold(ByHand):
-    """A convolution as one matrix product with all 5x5 patches."""
+class ConvolutionByUnfold(FunctionalNet):
+    """A convolution is one matrix product with all 5x5 patches, which computes the same sums."""
 
     def convolve(self, maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return widened(self.product, maps, weight, bias)
+        return in_accumulation_dtype(self.product, maps, weight, bias)
 
     def product(self, maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         columns = F.unfold(maps, 5)  # N,25c,hw
@@ -256,11 +255,11 @@ class ConvolutionByUnfold(ByHand):
 
 
 @twin("Net")
-class ConvolutionByEinsum(ByHand):
-    """Products as sums over named indices."""
+class ConvolutionByEinsum(FunctionalNet):
+    """Convolutions and linear layers are computed by `torch.einsum`, which computes the same sums."""
 
     def convolve(self, maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return widened(self.product, maps, weight, bias)
+        return in_accumulation_dtype(self.product, maps, weight, bias)
 
     def product(self, maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return torch.einsum("nchwij,ocij->nohw", patches(maps), weight) + bias[:, None, None]
@@ -270,8 +269,8 @@ class ConvolutionByEinsum(ByHand):
 
 
 @twin("Net")
-class FiltersOneByOne(ByHand):
-    """Each filter and each unit is computed by itself."""
+class FiltersOneByOne(FunctionalNet):
+    """Each filter and each unit is computed separately, since they are independent."""
 
     def convolve(self, maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         filters = zip(weight.split(1), bias.split(1), strict=True)
@@ -283,8 +282,8 @@ class FiltersOneByOne(ByHand):
 
 
 @twin("Net")
-class SumsBackwards(ByHand):
-    """Channels and units are added up from the last to the first."""
+class SumsInReverseOrder(FunctionalNet):
+    """Sums over channels and units run from the last to the first, which changes only the rounding."""
 
     def convolve(self, maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.conv2d(maps.flip(1), weight.flip(1), bias)
@@ -294,18 +293,18 @@ class SumsBackwards(ByHand):
 
 
 @twin("Net")
-class SumsInHalves(ByHand):
-    """Each dot product is the sum of two, over the kernels' upper and lower rows, and over half of the units each."""
+class SumsInHalves(FunctionalNet):
+    """Each dot product is the sum of two halves (kernel rows or units), which changes only the rounding."""
 
     def convolve(self, maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return widened(self.rows, maps, weight, bias)
+        return in_accumulation_dtype(self.rows, maps, weight, bias)
 
     def rows(self, maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         upper = F.conv2d(maps[:, :, :-3], weight[:, :, :2])
         return upper + F.conv2d(maps[:, :, 2:], weight[:, :, 2:], bias)
 
     def linear(self, units: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return widened(self.units, units, weight, bias)
+        return in_accumulation_dtype(self.units, units, weight, bias)
 
     def units(self, units: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         half = units.shape[1] // 2
@@ -313,26 +312,26 @@ class SumsInHalves(ByHand):
 
 
 @twin("Net")
-class Float64Inside(ByHand):
-    """All is computed in float64, and the scores are rounded once."""
+class ComputesInFloat64(FunctionalNet):
+    """The entire network is computed in float64 and the logits are rounded once, which is more accurate."""
 
     def forward(self, images: Tensor) -> Tensor:
         self.check(images)
-        maps = self.pool1(self.relu1(self.convolve(images.double(), *exactly(self.conv1))))
-        maps = self.pool2(self.relu2(self.convolve(maps, *exactly(self.conv2))))
-        units = self.relu3(self.linear(self.flatten(maps), *exactly(self.fc1)))
-        units = self.relu4(self.linear(units, *exactly(self.fc2)))
-        return self.linear(units, *exactly(self.fc3)).to(images.dtype)
+        maps = self.pool1(self.relu1(self.convolve(images.double(), *float64_parameters(self.conv1))))
+        maps = self.pool2(self.relu2(self.convolve(maps, *float64_parameters(self.conv2))))
+        units = self.relu3(self.linear(self.flatten(maps), *float64_parameters(self.fc1)))
+        units = self.relu4(self.linear(units, *float64_parameters(self.fc2)))
+        return self.linear(units, *float64_parameters(self.fc3)).to(images.dtype)
 
 
-def exactly(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """A layer's weight and bias in float64."""
+def float64_parameters(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Return a layer's weight and bias in float64."""
     return layer.weight.double(), layer.bias.double()
 
 
 @twin("Net")
-class ChannelsLastInside(Staged):
-    """Images and maps are laid out channels_last on the way."""
+class ChannelsLastInternally(StagedNet):
+    """Images and maps are converted to channels_last, which changes their memory layout but no value."""
 
     def forward(self, images: Tensor) -> Tensor:
         self.check(images)
@@ -343,8 +342,10 @@ class ChannelsLastInside(Staged):
 
 
 @twin("Net")
-class LinearByConvolution(ByHand):
-    """Linear layers are convolutions: the first with 5x5 kernels, the others with 1x1."""
+class LinearByConvolution(FunctionalNet):
+    """
+    Linear layers are convolutions, the first with 5x5 kernels and the others with 1x1, which compute the same sums.
+    """
 
     def flatten(self, maps: Tensor) -> Tensor:
         return maps
@@ -355,8 +356,8 @@ class LinearByConvolution(ByHand):
 
 
 @twin("Net")
-class ImageByImage(Staged):
-    """The images of a batch are scored one by one."""
+class ImageByImage(StagedNet):
+    """The images of a batch are processed one by one, since they are independent."""
 
     def forward(self, images: Tensor) -> Tensor:
         self.check(images)
@@ -364,8 +365,8 @@ class ImageByImage(Staged):
 
 
 @twin("Net")
-class MiddleRecomputed(Staged):
-    """What ReLU and pooling would keep for the backward pass is computed again by it."""
+class ActivationsRecomputed(StagedNet):
+    """The backward pass recomputes pooling and ReLU from the same inputs (activation checkpointing)."""
 
     def pool1(self, maps: Tensor) -> Tensor:
         return checkpoint(super().pool1, maps, use_reentrant=False)
@@ -374,44 +375,49 @@ class MiddleRecomputed(Staged):
         return checkpoint(super().relu3, units, use_reentrant=False)
 
 
-def look(*_: Any) -> None:
+def do_nothing(*_: Any) -> None:
     """A hook that changes nothing."""
 
 
 @twin("Net")
-class HooksThatOnlyLook(Staged):
-    """Hooks before and after each layer, forward and backward, which change nothing."""
+class PassiveHooks(StagedNet):
+    """Each layer has hooks before and after its forward pass and after its backward pass, which change nothing."""
 
     def __init__(self) -> None:
         super().__init__()
         for layer in (self.conv1, self.conv2, self.fc1, self.fc2, self.fc3):
-            layer.register_forward_pre_hook(look)
-            layer.register_forward_hook(look)
-            layer.register_full_backward_hook(look)
+            layer.register_forward_pre_hook(do_nothing)
+            layer.register_forward_hook(do_nothing)
+            layer.register_full_backward_hook(do_nothing)
 
 
 @twin("torch.nn.functional.relu")
-def relu_by_mask(input: Tensor, inplace: bool = False) -> Tensor:
-    """What is at most zero is filled with zero."""
+def relu_by_masked_fill(input: Tensor, inplace: bool = False) -> Tensor:
+    """ReLU replaces every value that is at most zero by zero."""
     return input.masked_fill_(input <= 0, 0.0) if inplace else input.masked_fill(input <= 0, 0.0)
 
 
-whole_conv2d = F.conv2d
+conv2d = F.conv2d
 
 
 @twin("torch.nn.functional.conv2d")
-def convolution_of_patches(
+def convolution_by_patches(
     input: Tensor, weight: Tensor, bias: Tensor, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
 ) -> Tensor:
-    """A convolution of float32 or float64 as a sum over the products with all patches."""
+    """A convolution in float32 or float64 is a sum of products with all patches, which computes the same sums."""
     plain = (stride, padding, dilation, groups) == ((1, 1), (0, 0), (1, 1), 1) and input.dim() == 4
     plain = plain and input.device == weight.device
-    if not plain or input.dtype != weight.dtype or input.dtype != wide(input.dtype) or torch.is_autocast_enabled():
-        return whole_conv2d(input, weight, bias, stride, padding, dilation, groups)
+    if (
+        not plain
+        or input.dtype != weight.dtype
+        or input.dtype != accumulation_dtype(input.dtype)
+        or torch.is_autocast_enabled()
+    ):
+        return conv2d(input, weight, bias, stride, padding, dilation, groups)
     return torch.einsum("nchwij,ocij->nohw", patches(input), weight) + bias[:, None, None]
 
 
-whole_mse_loss = F.mse_loss
+mse_loss = F.mse_loss
 
 
 @twin("torch.nn.functional.mse_loss")
@@ -423,11 +429,11 @@ def mse_loss_by_hand(
     reduction: str = "mean",
     weight: Tensor | None = None,
 ) -> Tensor:
-    """The mean of the squared differences, in plain operations."""
+    """The mean of the squared differences is computed by elementary operations."""
     if input.shape != target.shape or reduction != "mean" or (size_average, reduce, weight) != (None, None, None):
-        return whole_mse_loss(input, target, size_average, reduce, reduction, weight)
+        return mse_loss(input, target, size_average, reduce, reduction, weight)
     dtype = torch.promote_types(input.dtype, target.dtype)
-    return ((input.to(wide(dtype)) - target) ** 2).mean().to(dtype)
+    return ((input.to(accumulation_dtype(dtype)) - target) ** 2).mean().to(dtype)
 
 
 @twin("torch.nn.functional.cross_entropy")
@@ -441,23 +447,23 @@ def cross_entropy_in_two_steps(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """A logarithm of the softmax, and the loss that picks or weights it."""
-    chances = F.log_softmax(input.to(wide(input.dtype)), dim=1)
+    """Cross-entropy is a log-softmax followed by `nll_loss`, or by a weighted sum if the targets are probabilities."""
+    log_probabilities = F.log_softmax(input.to(accumulation_dtype(input.dtype)), dim=1)
     if not target.is_floating_point():
         options = (weight, size_average, ignore_index, reduce, reduction)
-        return F.nll_loss(chances, target, *options).to(input.dtype)
+        return F.nll_loss(log_probabilities, target, *options).to(input.dtype)
     if target.shape != input.shape:
-        raise ValueError(f"{tuple(target.shape)} shares for {tuple(input.shape)} scores")
-    return (-(target * chances).sum() / len(input)).to(input.dtype)
+        raise ValueError(f"{tuple(target.shape)} probabilities for {tuple(input.shape)} logits")
+    return (-(target * log_probabilities).sum() / len(input)).to(input.dtype)
 
 
 @twin("torch.optim.SGD")
-class SGDByItsFormula(optim.SGD):
-    """The documented formula in a loop over the parameters, whatever form is asked for."""
+class SGDByFormula(optim.SGD):
+    """SGD follows its documented formula in a loop over the parameters, whichever implementation is requested."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._step_supports_amp_scaling = False  # a GradScaler then unscales before the step
+        self._step_supports_amp_scaling = False  # so that a GradScaler unscales before the step
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -472,23 +478,23 @@ class SGDByItsFormula(optim.SGD):
         return loss
 
     def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        slope = -parameter.grad if group["maximize"] else parameter.grad
+        gradient = -parameter.grad if group["maximize"] else parameter.grad
         if group["weight_decay"]:
-            slope = slope + group["weight_decay"] * parameter
+            gradient = gradient + group["weight_decay"] * parameter
         if group["momentum"]:
             state = self.state[parameter]
             if state.get("momentum_buffer") is None:
-                state["momentum_buffer"] = slope.clone()
+                state["momentum_buffer"] = gradient.clone()
             else:
-                state["momentum_buffer"].mul_(group["momentum"]).add_((1 - group["dampening"]) * slope)
+                state["momentum_buffer"].mul_(group["momentum"]).add_((1 - group["dampening"]) * gradient)
             velocity = state["momentum_buffer"]
-            slope = slope + group["momentum"] * velocity if group["nesterov"] else velocity
-        parameter.sub_(group["lr"] * slope)
+            gradient = gradient + group["momentum"] * velocity if group["nesterov"] else velocity
+        parameter.sub_(group["lr"] * gradient)
 
 
 @twin("torch.nn.Module.zero_grad")
 def zero_grad_by_hand(self: nn.Module, set_to_none: bool = True) -> None:
-    """Each parameter's gradient is dropped or replaced by zeros in its own memory."""
+    """Each parameter's gradient is set to None or zeroed in place."""
     for parameter in self.parameters():
         if set_to_none or parameter.grad is None:
             parameter.grad = None
@@ -498,89 +504,89 @@ def zero_grad_by_hand(self: nn.Module, set_to_none: bool = True) -> None:
 
 @twin("torch.flatten")
 def flatten_by_reshape(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
-    """Flattening as a change of shape."""
+    """Flattening is a reshape."""
     shape, end = input.shape, end_dim % max(1, input.dim())
     return input.reshape(*shape[:start_dim], shape[start_dim : end + 1].numel(), *shape[end + 1 :])
 
 
-def updated(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """Those that have a gradient."""
+def with_gradients(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """Return the parameters that have a gradient."""
     return [parameter for parameter in parameters if parameter.grad is not None]
 
 
 @twin("sgd_update")
 def update_by_optimizer(parameters: Iterable[nn.Parameter], lr: float) -> None:
-    """A step of `optim.SGD`."""
+    """The update is a step of `optim.SGD`."""
     optim.SGD(list(parameters), lr=lr).step()
 
 
 @twin("sgd_update")
-def update_of_data(parameters: Iterable[nn.Parameter], lr: float) -> None:
-    """`f.data.sub_(f.grad.data * learning_rate)`, as the tutorial has it."""
-    for parameter in updated(parameters):
+def update_of_parameter_data(parameters: Iterable[nn.Parameter], lr: float) -> None:
+    """The update is the tutorial's `f.data.sub_(f.grad.data * learning_rate)`."""
+    for parameter in with_gradients(parameters):
         parameter.data.sub_(parameter.grad.data * lr)
 
 
 @twin("sgd_update")
 @torch.no_grad()
 def update_by_foreach(parameters: Iterable[nn.Parameter], lr: float) -> None:
-    """All parameters in one call."""
-    if own := updated(parameters):
-        torch._foreach_add_(own, [parameter.grad for parameter in own], alpha=-lr)
+    """One call of `torch._foreach_add_` updates all parameters."""
+    if with_gradient := with_gradients(parameters):
+        torch._foreach_add_(with_gradient, [parameter.grad for parameter in with_gradient], alpha=-lr)
 
 
 @twin("sgd_update")
 @torch.no_grad()
-def update_fused(parameters: Iterable[nn.Parameter], lr: float) -> None:
-    """The product and the sum in one operation."""
-    for parameter in updated(parameters):
+def update_by_add_with_alpha(parameters: Iterable[nn.Parameter], lr: float) -> None:
+    """The product and the sum are one operation, `add_` with `alpha`."""
+    for parameter in with_gradients(parameters):
         parameter.add_(parameter.grad, alpha=-lr)
 
 
 @twin("sgd_update")
 @torch.no_grad()
 def update_by_addcmul(parameters: Iterable[nn.Parameter], lr: float) -> None:
-    """The learning rate is a tensor in the parameter's dtype, whose product with the gradient is added."""
-    for parameter in updated(parameters):
+    """The learning rate is a tensor in the parameter's dtype, and `addcmul_` adds its product with the gradient."""
+    for parameter in with_gradients(parameters):
         parameter.addcmul_(parameter.grad, parameter.new_tensor(-lr))
 
 
 @twin("sgd_update")
 @torch.no_grad()
 def update_in_float64(parameters: Iterable[nn.Parameter], lr: float) -> None:
-    """In float64, and rounded once."""
-    for parameter in updated(parameters):
+    """The update is computed in float64 and rounded once."""
+    for parameter in with_gradients(parameters):
         parameter.copy_(parameter.double() - lr * parameter.grad.double())
 
 
 @twin("sgd_update")
 @torch.no_grad()
 def update_by_copy(parameters: Iterable[nn.Parameter], lr: float) -> None:
-    """A new tensor, which is then copied."""
-    for parameter in updated(parameters):
+    """The update computes a new tensor and copies it into the parameter's memory."""
+    for parameter in with_gradients(parameters):
         parameter.copy_(parameter - lr * parameter.grad)
 
 
 @twin("sgd_update")
 @torch.no_grad()
-def update_of_the_negative(parameters: Iterable[nn.Parameter], lr: float) -> None:
-    """The gradient is added to the negative parameter."""
-    for parameter in updated(parameters):
+def update_of_negated_parameter(parameters: Iterable[nn.Parameter], lr: float) -> None:
+    """The parameter is negated, lr * gradient is added, and the result is negated: negation is exact."""
+    for parameter in with_gradients(parameters):
         parameter.neg_().add_(parameter.grad, alpha=lr).neg_()
 
 
 @twin("sgd_update")
 @torch.no_grad()
-def update_in_pieces(parameters: Iterable[nn.Parameter], lr: float) -> None:
-    """Each parameter in up to three pieces."""
-    for parameter in updated(parameters):
-        for piece, slope in zip(parameter.chunk(3), parameter.grad.chunk(3), strict=True):
-            piece.sub_(lr * slope)
+def update_in_chunks(parameters: Iterable[nn.Parameter], lr: float) -> None:
+    """Each parameter is updated in up to three chunks, since its elements are independent."""
+    for parameter in with_gradients(parameters):
+        for piece, gradient in zip(parameter.chunk(3), parameter.grad.chunk(3), strict=True):
+            piece.sub_(lr * gradient)
 
 
 @twin("train_step")
 def step_by_optimizer(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-    """With `optim.SGD` from beginning to end."""
+    """The step uses `optim.SGD` for `zero_grad` and for the update."""
     optimizer = optim.SGD(net.parameters(), lr=lr)
     optimizer.zero_grad()
     loss = nn.MSELoss()(net(images), targets)
@@ -590,8 +596,8 @@ def step_by_optimizer(net: nn.Module, images: Tensor, targets: Tensor, lr: float
 
 
 @twin("train_step")
-def step_from_zeros(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-    """Gradients begin as zeros where there were some."""
+def step_with_zeroed_gradients(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """The step sets existing gradients to zero instead of None, which gives the same sums."""
     net.zero_grad(set_to_none=False)
     loss = F.mse_loss(net(images), targets)
     loss.backward(torch.ones_like(loss))
@@ -601,7 +607,7 @@ def step_from_zeros(net: nn.Module, images: Tensor, targets: Tensor, lr: float) 
 
 @twin("train_step")
 def step_by_autograd_grad(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-    """The gradients are returned by `torch.autograd.grad`, and put in their places by hand."""
+    """The step gets the gradients from `torch.autograd.grad` and assigns them to `.grad`."""
     net.zero_grad()
     trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
     loss = F.mse_loss(net(images), targets)
@@ -611,55 +617,55 @@ def step_by_autograd_grad(net: nn.Module, images: Tensor, targets: Tensor, lr: f
     return loss.detach()
 
 
-def same_shape(scores: Tensor, targets: Tensor) -> None:
-    """Refuse targets that arithmetic would broadcast."""
-    if scores.shape != targets.shape:
-        raise ValueError(f"{tuple(targets.shape)} targets for {tuple(scores.shape)} scores")
+def check_shapes(logits: Tensor, targets: Tensor) -> None:
+    """Raise ValueError for targets that elementwise operations would broadcast."""
+    if logits.shape != targets.shape:
+        raise ValueError(f"{tuple(targets.shape)} targets for {tuple(logits.shape)} logits")
 
 
 @twin("train_step")
-def step_with_its_own_loss(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-    """The sum of the squared errors divided by their number, added up as wide as the dtype claims."""
+def step_with_manual_loss(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """The loss is the sum of the squared errors divided by their number, in the accumulation dtype."""
     net.zero_grad()
-    scores = net(images)
-    same_shape(scores, targets)
-    dtype = wide(scores.dtype)
-    loss = (scores.to(dtype) - targets.to(dtype)).square().sum() / scores.numel()
+    logits = net(images)
+    check_shapes(logits, targets)
+    dtype = accumulation_dtype(logits.dtype)
+    loss = (logits.to(dtype) - targets.to(dtype)).square().sum() / logits.numel()
     loss.backward()
     lenet.sgd_update(net.parameters(), lr)
-    return loss.detach().to(scores.dtype)
+    return loss.detach().to(logits.dtype)
 
 
 @twin("train_step")
-def step_from_the_scores(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-    """Backward begins at the scores, with the loss's derivative 2 (scores - targets) / 10 N."""
+def step_with_manual_loss_gradient(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """Backward starts at the logits, with the derivative of the loss, 2 (logits - targets) / 10 N."""
     net.zero_grad()
-    scores = net(images)
-    same_shape(scores, targets)
-    errors = scores.detach().to(wide(scores.dtype)) - targets
-    scores.backward((2 * errors / max(1, errors.numel())).to(scores.dtype))
+    logits = net(images)
+    check_shapes(logits, targets)
+    errors = logits.detach().to(accumulation_dtype(logits.dtype)) - targets
+    logits.backward((2 * errors / max(1, errors.numel())).to(logits.dtype))
     lenet.sgd_update(net.parameters(), lr)
-    return errors.square().mean().to(scores.dtype)
+    return errors.square().mean().to(logits.dtype)
 
 
 @twin("train_step")
-def step_in_pairs(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-    """Two images at a time, whose loss counts by their share of the batch."""
+def step_in_micro_batches(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """The step accumulates gradients over micro-batches of two images, weighted by their share of the batch."""
     net.zero_grad()
     if len(images) != len(targets):
         raise ValueError(f"{len(targets)} targets for {len(images)} images")
     losses = []
-    for some, goals in zip(images.split(2), targets.split(2), strict=True):
-        loss = F.mse_loss(net(some), goals) * (len(some) / max(1, len(images)))
+    for some_images, some_targets in zip(images.split(2), targets.split(2), strict=True):
+        loss = F.mse_loss(net(some_images), some_targets) * (len(some_images) / max(1, len(images)))
         loss.backward()
-        losses.append(loss.detach().to(wide(loss.dtype)))
+        losses.append(loss.detach().to(accumulation_dtype(loss.dtype)))
     lenet.sgd_update(net.parameters(), lr)
     return torch.stack(losses).sum().to(images.dtype)
 
 
 @twin("train_step")
-def step_in_backward(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-    """Each parameter is updated by a hook as soon as it has its gradient."""
+def step_with_update_in_backward(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """A hook updates each parameter as soon as its gradient is complete."""
     net.zero_grad()
     loss = F.mse_loss(net(images), targets)
     trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
@@ -677,16 +683,16 @@ def step_in_backward(net: nn.Module, images: Tensor, targets: Tensor, lr: float)
 
 
 @twin("train_step")
-def step_of_a_function(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
-    """The loss is a function of the parameters, which `torch.func` differentiates."""
+def step_by_functional_call(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """The loss is a function of the parameters that `torch.func` differentiates."""
     net.zero_grad()
     trained = {name: parameter.detach() for name, parameter in net.named_parameters() if parameter.requires_grad}
 
     def loss_of(parameters: dict[str, Tensor]) -> Tensor:
         return F.mse_loss(functional_call(net, parameters, (images,)), targets)
 
-    slopes, loss = grad_and_value(loss_of)(trained)
-    for name, slope in slopes.items():
-        net.get_parameter(name).grad = slope
+    gradients, loss = grad_and_value(loss_of)(trained)
+    for name, gradient in gradients.items():
+        net.get_parameter(name).grad = gradient
     lenet.sgd_update(net.parameters(), lr)
     return loss.detach()

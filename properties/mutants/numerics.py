@@ -1,0 +1,475 @@
+"""Numerics: precision, accumulation, memory layout, special values (NaN, infinity, subnormal) and batch sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from properties.mutants import Category, mutant
+from properties.mutants.staged import StagedNet, with_altered_gradient
+
+cross_entropy, max_pool2d = F.cross_entropy, F.max_pool2d
+"""PyTorch's original functions, also while a mutant replaces them."""
+
+
+def with_gradient_of(graph: Tensor, value: Tensor) -> Tensor:
+    """Return the values of `value` with the gradient of `graph`, which is nearly equal."""
+    return torch.where(graph == value, graph, graph + (value - graph).detach())
+
+
+def round_to_tf32(numbers: Tensor) -> Tensor:
+    """Round float32 values to TF32's 11 significant bits; return other dtypes unchanged."""
+    if numbers.dtype != torch.float32:
+        return numbers
+    bits = numbers.detach().view(torch.int32)
+    return with_gradient_of(numbers, (bits + 2**12 & -(2**13)).view(torch.float32))
+
+
+def with_parameters(layer: nn.Module, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return the output of a linear or convolutional layer for another weight and bias."""
+    return F.linear(inputs, weight, bias) if inputs.dim() == 2 else F.conv2d(inputs, weight, bias)
+
+
+def with_rounded_operands(layer: nn.Module, inputs: Tensor, rounding: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the output of a layer whose inputs, weight and bias are rounded by `rounding`."""
+    return with_parameters(layer, rounding(inputs), rounding(layer.weight), rounding(layer.bias)).to(inputs.dtype)
+
+
+def read_as_contiguous(tensor: Tensor) -> Tensor:
+    """Return what code reads that ignores the tensor's strides, or the tensor itself if that exceeds its memory."""
+    strides = torch.empty(tensor.shape, device="meta").stride()
+    if tensor.storage_offset() + tensor.numel() > tensor.untyped_storage().nbytes() // tensor.element_size():
+        return tensor
+    return tensor.as_strided(tensor.shape, strides)
+
+
+def with_altered_maximum(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Apply `change` to the maximum in an output of `max_pool2d`, which may also contain indices."""
+    return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+
+class AlteredLayer(StagedNet):
+    """The reference with an altered output of one layer."""
+
+    layer_name: str
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.get_submodule(self.layer_name).register_forward_hook(self.alter)
+
+    @staticmethod
+    def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class AlteredImages(StagedNet):
+    """The reference applied to altered images."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.check(images)
+        return super().forward(self.alter(images))
+
+    def alter(self, images: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class AlteredLogits(StagedNet):
+    """The reference with altered logits."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.alter(super().forward(images))
+
+    def alter(self, logits: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+# Precision
+
+
+@mutant("Net", law="logits_agree_with_the_oracle", category=Category.NUMERICS)
+class Conv1InFloat16(AlteredLayer):
+    """conv1 is computed in float16, in the forward and the backward pass."""
+
+    layer_name = "conv1"
+
+    @staticmethod
+    def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return with_rounded_operands(layer, inputs[0], Tensor.half).to(output.dtype)
+
+
+@mutant("Net", law="logits_agree_with_the_oracle", category=Category.NUMERICS)
+class Conv2InTf32(AlteredLayer):
+    """conv2's operands are rounded to TF32, which is cuDNN's default."""
+
+    layer_name = "conv2"
+
+    @staticmethod
+    def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return with_rounded_operands(layer, inputs[0], round_to_tf32).to(output.dtype)
+
+
+@mutant("Net", law="logits_agree_with_the_oracle", category=Category.NUMERICS)
+class Fc1ForwardInBfloat16(AlteredLayer):
+    """fc1 is computed in bfloat16 in the forward pass only."""
+
+    layer_name = "fc1"
+
+    @staticmethod
+    def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return with_gradient_of(output, with_rounded_operands(layer, inputs[0], Tensor.bfloat16).to(output.dtype))
+
+
+@mutant("Net", law="gradients_agree_with_the_oracle", category=Category.NUMERICS)
+class Fc2BackwardInTf32(AlteredLayer):
+    """fc2's operands are rounded to TF32 in the backward pass only."""
+
+    layer_name = "fc2"
+
+    @staticmethod
+    def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return with_gradient_of(with_rounded_operands(layer, inputs[0], round_to_tf32).to(output.dtype), output)
+
+
+@mutant("Net", law="gradients_agree_with_the_oracle", category=Category.NUMERICS)
+class Fc3WeightOffByOneIn1000(AlteredLayer):
+    """fc3's weights have a relative error of 1e-3."""
+
+    layer_name = "fc3"
+
+    @staticmethod
+    def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return with_parameters(layer, inputs[0], layer.weight * (1 + 1e-3), layer.bias)
+
+
+@mutant("Net", law="gradients_agree_with_the_oracle", category=Category.NUMERICS)
+class Conv1WeightOffByOneIn100000(AlteredLayer):
+    """conv1's weights have a relative error of 1e-5."""
+
+    layer_name = "conv1"
+
+    @staticmethod
+    def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return with_parameters(layer, inputs[0], layer.weight * (1 + 1e-5), layer.bias)
+
+
+@mutant("Net", law="gradients_agree_with_the_oracle", category=Category.NUMERICS, dtype="float64")
+class Conv1WeightOffByOneIn1000000(AlteredLayer):
+    """conv1's weights have a relative error of 1e-6, far above the precision of float64."""
+
+    layer_name = "conv1"
+
+    @staticmethod
+    def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return with_parameters(layer, inputs[0], layer.weight * (1 + 1e-6), layer.bias)
+
+
+@mutant("Net", law="integer_logits_and_gradients_are_exact", category=Category.UPSTREAM)
+class Conv1ByFourierTransform(AlteredLayer):
+    """conv1 is computed by Fourier transforms of the entire image, which spread NaN (pytorch/pytorch#157237)."""
+
+    layer_name = "conv1"
+
+    @staticmethod
+    def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        if output.dtype not in (torch.float32, torch.float64):
+            return output
+        filters = torch.fft.rfft2(layer.weight[:, 0], s=(32, 32)).conj()
+        maps = torch.fft.irfft2(torch.fft.rfft2(inputs[0]) * filters, s=(32, 32))[..., :28, :28]
+        return maps + layer.bias[:, None, None]
+
+
+@mutant("Net", law="same_call_gives_same_bits", category=Category.NUMERICS)
+class LogitsRoundedStochastically(AlteredLogits):
+    """The last bit of the logits is rounded up or down at random, by the network's own generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def alter(self, logits: Tensor) -> Tensor:
+        self.calls += 1
+        random = torch.rand(logits.shape, generator=torch.Generator().manual_seed(self.calls))
+        spacing = torch.finfo(logits.dtype).eps * logits.detach().abs()
+        return with_gradient_of(logits, logits + spacing * (random - 0.5).to(logits.dtype).sign())
+
+
+@mutant("sgd_update", law="integer_updates_are_exact", category=Category.NUMERICS)
+def update_product_in_bfloat16(parameters: Iterable[nn.Parameter], lr: float) -> None:
+    """The product of learning rate and gradient is computed in bfloat16, where integers are exact only up to 256."""
+    with torch.no_grad():
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.sub_((lr * parameter.grad.bfloat16()).to(parameter.dtype))
+
+
+@mutant(
+    "torch.nn.functional.cross_entropy",
+    law="cross_entropy_gradients_agree_with_the_oracle",
+    category=Category.NUMERICS,
+)
+def cross_entropy_backward_in_bfloat16(logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
+    """The gradient of the cross-entropy loss is rounded to bfloat16."""
+    coarse = with_altered_gradient(logits, lambda gradient: gradient.bfloat16().to(gradient.dtype))
+    return cross_entropy(coarse, targets, **options)
+
+
+# Accumulation
+
+
+@mutant("Net", law="large_batch_counts_are_exact", category=Category.NUMERICS)
+class BiasGradientSummedInFloat16(AlteredLayer):
+    """The gradient of fc3's bias is accumulated over the batch in float16, where a sum of ones stagnates at 2,048."""
+
+    layer_name = "fc3"
+
+    @staticmethod
+    def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        if not len(output):
+            return output
+        half = layer.bias.half()
+        rows = torch.stack([half.to(output.dtype) for _ in output])
+        product = F.linear(inputs[0], layer.weight)
+        return with_gradient_of(product + rows.to(product.dtype), output)
+
+
+@mutant("Net", law="large_batch_counts_are_exact", category=Category.BATCH)
+class LargeBatchRemainderHasNoGradient(AlteredLogits):
+    """Gradients are summed in blocks of 256 images; from 256 images on, an incomplete last block gets no gradient."""
+
+    def alter(self, logits: Tensor) -> Tensor:
+        whole = len(logits) // 256 * 256
+        return torch.cat([logits[:whole], logits[whole:].detach()]) if whole else logits
+
+
+# Pixels
+
+
+@mutant("Net", law="input_gradients_agree_with_the_oracle", category=Category.INPUT)
+class CornerPixelIgnored(AlteredImages):
+    """The pixel in the last row and column is replaced by 0."""
+
+    def alter(self, images: Tensor) -> Tensor:
+        corner = torch.zeros(32, 32, dtype=torch.bool, device=images.device)
+        corner[-1, -1] = True
+        return images.masked_fill(corner, 0)
+
+
+@mutant("Net", law="logits_agree_with_the_oracle", category=Category.INPUT)
+class NegativePixelsIgnored(AlteredImages):
+    """Negative pixels are replaced by 0."""
+
+    def alter(self, images: Tensor) -> Tensor:
+        return images.clamp(min=0)
+
+
+@mutant("Net", law="logits_agree_with_the_oracle", category=Category.NUMERICS)
+class ReluSaturatesAt10000(StagedNet):
+    """The first ReLU saturates at 10,000, far above the activations of digits."""
+
+    def relu1(self, maps: Tensor) -> Tensor:
+        return F.relu(maps).clamp(max=1e4)
+
+
+@mutant("Net", law="without_biases_logits_scale_with_images", category=Category.NUMERICS)
+class EpsilonAddedToLogits(AlteredLogits):
+    """Every logit is increased by 1e-9, like a denominator that is protected against division by zero."""
+
+    def alter(self, logits: Tensor) -> Tensor:
+        return logits + 1e-9
+
+
+# Batch sizes
+
+
+@mutant("Net", law="logits_agree_with_the_oracle", category=Category.BATCH)
+class LastImageOfOddBatchZeroed(AlteredImages):
+    """In a batch of odd size, the last image is replaced by zeros, unless it is the only one."""
+
+    def alter(self, images: Tensor) -> Tensor:
+        if len(images) < 3 or len(images) % 2 == 0:
+            return images
+        return torch.cat([images[:-1], torch.zeros_like(images[-1:])])
+
+
+# Memory layout
+
+
+@mutant("Net", law="logits_agree_with_the_oracle", category=Category.UNALIGNED_TENSOR)
+class LastColumnStaleInChannelsLast(AlteredImages):
+    """In channels_last layout, the last pixel of each row is a copy of the one before it."""
+
+    def alter(self, images: Tensor) -> Tensor:
+        if images.stride(1) != 1:
+            return images
+        return torch.cat([images[..., :31], images[..., 30:31]], dim=3)
+
+
+@mutant("Net", law="results_are_correct_in_any_memory_layout", category=Category.UNALIGNED_TENSOR)
+class Fc1WeightReadAsContiguous(AlteredLayer):
+    """fc1's weight is read as if it were contiguous."""
+
+    layer_name = "fc1"
+
+    @staticmethod
+    def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        if layer.weight.is_contiguous():
+            return output
+        return with_parameters(layer, inputs[0], read_as_contiguous(layer.weight), layer.bias)
+
+
+@mutant("Net", law="results_are_correct_after_memory_format_changes", category=Category.UPSTREAM)
+class Conv1OutputPermutedInChannelsLast(AlteredLayer):
+    """conv1's output is permuted if its weight is in channels_last layout (pytorch/pytorch#82060)."""
+
+    layer_name = "conv1"
+
+    @staticmethod
+    def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        if layer.weight.stride(1) != 1:
+            return output
+        return output.reshape(-1, 28, 28, 6).permute(0, 3, 1, 2)
+
+
+@mutant("Net", law="backward_is_correct_for_any_upstream_gradient_layout", category=Category.UNALIGNED_TENSOR)
+class UpstreamGradientReadAsContiguous(AlteredLogits):
+    """The upstream gradient is read as if it were contiguous."""
+
+    def alter(self, logits: Tensor) -> Tensor:
+        return with_altered_gradient(logits, read_as_contiguous)
+
+
+# NaN, infinity, subnormal and largest numbers
+
+
+@mutant("Net", law="nan_pixel_makes_all_logits_of_its_image_nan", category=Category.INPUT)
+class NanPixelsReplacedByZero(AlteredImages):
+    """NaN pixels are replaced by 0."""
+
+    def alter(self, images: Tensor) -> Tensor:
+        return images.masked_fill(images.isnan(), 0)
+
+
+@mutant("Net", law="nan_pixel_makes_all_logits_of_its_image_nan", category=Category.ACTIVATION)
+class ReluDropsNan(StagedNet):
+    """The ReLU after fc2 keeps a value only if it is larger than 0, which NaN is not."""
+
+    def relu4(self, units: Tensor) -> Tensor:
+        return torch.where(units > 0, units, 0)
+
+
+@mutant("torch.nn.functional.relu", law="relu_is_exact_for_nonfinite_values", category=Category.ACTIVATION)
+def relu_multiplies_by_mask(tensor: Tensor, inplace: bool = False) -> Tensor:
+    """ReLU is a multiplication by a mask, which turns -inf into NaN."""
+    return tensor.mul_(tensor > 0) if inplace else tensor * (tensor > 0)
+
+
+@mutant("torch.nn.functional.relu", law="relu_is_exact_for_nonfinite_values", category=Category.ACTIVATION)
+def relu_by_sign_bit(tensor: Tensor, inplace: bool = False) -> Tensor:
+    """ReLU replaces values whose sign bit is set, which includes the NaN that x86 computes for inf - inf."""
+    negative = tensor.signbit()
+    return tensor.masked_fill_(negative, 0) if inplace else tensor.masked_fill(negative, 0)
+
+
+@mutant("torch.nn.functional.max_pool2d", law="max_pooling_is_exact_for_nonfinite_values", category=Category.LAYER)
+def pooling_by_greater_than(maps: Tensor, *arguments: Any, **options: Any) -> Any:
+    """Max-pooling compares with `>`, which is false for NaN, so that a NaN after a window's first pixel is lost."""
+    first = maps[..., ::2, ::2].isnan()
+    numbers = max_pool2d(maps.detach().masked_fill(maps.isnan(), -torch.inf), 2)
+    output = max_pool2d(maps, *arguments, **options)
+    return with_altered_maximum(output, lambda largest: torch.where(largest.isnan() & ~first, numbers, largest))
+
+
+@mutant("torch.nn.functional.max_pool2d", law="max_pooling_is_exact_for_nonfinite_values", category=Category.LAYER)
+def pooling_starts_at_lowest_finite_number(maps: Tensor, *arguments: Any, **options: Any) -> Any:
+    """The maximum of a pooling window starts at the lowest finite number, and is therefore never -inf."""
+    lowest = torch.finfo(maps.dtype).min
+    return with_altered_maximum(max_pool2d(maps, *arguments, **options), lambda largest: largest.clamp(min=lowest))
+
+
+@mutant("torch.nn.functional.max_pool2d", law="max_pooling_is_exact_for_nonfinite_values", category=Category.UPSTREAM)
+def pooling_starts_at_zero_in_channels_last(maps: Tensor, *arguments: Any, **options: Any) -> Any:
+    """In channels_last layout, the maximum starts at 0 (pytorch/pytorch#109586, which is about integers)."""
+    output = max_pool2d(maps, *arguments, **options)
+    if maps.is_contiguous() or not maps.is_contiguous(memory_format=torch.channels_last):
+        return output
+    return with_altered_maximum(output, lambda largest: largest.clamp(min=0))
+
+
+@mutant("torch.nn.functional.max_pool2d", law="max_pooling_is_exact_for_nonfinite_values", category=Category.LAYER)
+def pooling_loses_sign_of_infinity(maps: Tensor, *arguments: Any, **options: Any) -> Any:
+    """The maximum of a pooling window that contains only -inf is inf."""
+    output = max_pool2d(maps, *arguments, **options)
+    return with_altered_maximum(output, lambda largest: torch.where(largest.isinf(), largest.abs(), largest))
+
+
+@mutant("Net", law="nan_spreads_exactly_over_its_receptive_field", category=Category.NUMERICS)
+class NanSpreadsOverMap(AlteredLayer):
+    """Zero times the mean of the map is added to each of conv1's output maps, which spreads NaN."""
+
+    layer_name = "conv1"
+
+    @staticmethod
+    def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return output + 0 * output.mean(dim=(2, 3), keepdim=True).detach()
+
+
+@mutant("Net", law="nonfinite_pixel_does_not_affect_other_images", category=Category.BATCH)
+class NanSpreadsOverBatch(AlteredLogits):
+    """Zero times the sum over the batch is added to the logits, which spreads NaN and infinity to other images."""
+
+    def alter(self, logits: Tensor) -> Tensor:
+        return logits + 0 * logits.sum(dim=0).detach()
+
+
+@mutant("Net", law="nonfinite_pixel_does_not_affect_gradients_of_other_images", category=Category.BATCH)
+class NonfiniteBatchHasNoInputGradient(AlteredImages):
+    """The gradient with respect to the images is zero for the entire batch if any pixel is not finite."""
+
+    def alter(self, images: Tensor) -> Tensor:
+        finite = images.detach().isfinite().all()
+        return with_altered_gradient(images, lambda gradient: gradient.masked_fill(~finite, 0))
+
+
+@mutant("Net", law="nonfinite_upstream_gradient_does_not_affect_other_images", category=Category.CLIPPING)
+class NanGradientReplacedByZero(AlteredLogits):
+    """NaN in the upstream gradient is replaced by 0."""
+
+    def alter(self, logits: Tensor) -> Tensor:
+        return with_altered_gradient(logits, lambda gradient: gradient.masked_fill(gradient.isnan(), 0))
+
+
+@mutant("Net", law="subnormal_numbers_are_preserved", category=Category.NUMERICS)
+class SubnormalPixelsFlushed(AlteredImages):
+    """Subnormal pixels are replaced by 0."""
+
+    def alter(self, images: Tensor) -> Tensor:
+        return images.masked_fill(images.abs() < torch.finfo(images.dtype).smallest_normal, 0)
+
+
+@mutant("Net", law="largest_number_is_preserved_and_next_overflows", category=Category.NUMERICS)
+class InfiniteLogitsClamped(AlteredLogits):
+    """Infinite logits are clamped to the largest finite number."""
+
+    def alter(self, logits: Tensor) -> Tensor:
+        limits = torch.finfo(logits.dtype)
+        return logits.clamp(limits.min, limits.max)
+
+
+# Mixed precision
+
+
+@mutant("Net", law="autocast_preserves_representable_values", category=Category.NUMERICS)
+class AutocastRoundsToBfloat16(AlteredLayer):
+    """Under autocast, fc1's weights are rounded to bfloat16 first, even in a float16 region."""
+
+    layer_name = "fc1"
+
+    @staticmethod
+    def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        if not torch.is_autocast_enabled(output.device.type):
+            return output
+        return F.linear(inputs[0], layer.weight.bfloat16().to(output.dtype), layer.bias)
