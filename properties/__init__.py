@@ -1,1 +1,1 @@
-"""The judge: the laws that a correct LeNet training stack obeys, as Hypothesis properties."""
+"""The laws that every correct LeNet training stack obeys, and the judge that applies them to a stack."""

@@ -1,9 +1,9 @@
 """
-How far correct results lie from the oracle: the measurement behind `lenet.oracle.THRESHOLD`.
+Measure the errors of correct results in budgets of the oracle, from which `lenet.oracle.THRESHOLD` follows.
 
-`tox run -e calibrate` runs the reference Net over thousands of random cases, degenerate and ordinary alike, and
-writes the distribution of each case's worst `error / budget` to `properties/calibration.json`. The threshold is the
-power of two above the worst of all. Every case counts; none is passed over.
+`tox run -e calibrate` runs the reference network on thousands of random cases, degenerate ones included, and writes the
+distribution of each case's worst `error / budget` to `properties/calibration.json`. The threshold is the power of two
+above the worst of all cases. No case is excluded.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ QUANTILES = (0.5, 0.9, 0.99, 0.999, 0.9999, 1.0)
 
 
 def draw(seed: int) -> Case:
-    """A case of equally likely recipes, and of a batch that is the rarer, the longer it takes."""
+    """Return a random case: all recipes are equally likely, a batch size is the less likely the larger it is."""
     random = np.random.RandomState([seed, 3])
     weights, images, targets, layout = (
         choices[random.randint(len(choices))] for choices in (WEIGHTS, IMAGES, TARGETS, IMAGE_LAYOUTS)
@@ -47,21 +47,23 @@ def draw(seed: int) -> Case:
 
 
 def ratios(stack: Stack, case: Case) -> dict[str, float]:
-    """The worst error / budget of each tensor: logits, loss, gradients, and the parameters after a step."""
-    answer, net = stack.exact(case, by_images=True), stack.net(case)
-    assert answer.by_images is not None
+    """Return the worst error / budget of each tensor: logits, loss, gradients, and parameters after a training step."""
+    answer, net = stack.exact(case, with_input_gradient=True), stack.net(case)
+    assert answer.input_gradient is not None
     before = {name: float64(p).copy() for name, p in net.named_parameters()}
     images = stack.images(case).requires_grad_()
     logits = net(images)
     loss = mse_loss(logits, stack.targets(case))
     loss.backward()
-    got = {"logits": logits, "loss": loss, "images": images.grad} | gradients(net)
-    exact = {"logits": answer.logits, "loss": answer.loss, "images": answer.by_images} | answer.gradients
+    got = {"logits": logits, "loss": loss, "images.grad": images.grad}
+    got |= {f"{name}.grad": gradient for name, gradient in gradients(net).items()}
+    exact = {"logits": answer.logits, "loss": answer.loss, "images.grad": answer.input_gradient}
+    exact |= {f"{name}.grad": bounded for name, bounded in answer.gradients.items()}
 
     stack.subject.train_step(net, stack.images(case), stack.targets(case), LR)
-    got |= {f"{name}, after a step": parameter for name, parameter in net.named_parameters()}
-    after = oracle.updated(before, answer, LR, stack.precision)
-    exact |= {f"{name}, after a step": bounded for name, bounded in after.items()}
+    got |= {f"{name} after a step": parameter for name, parameter in net.named_parameters()}
+    after = oracle.updated_parameters(before, answer, LR, stack.precision)
+    exact |= {f"{name} after a step": bounded for name, bounded in after.items()}
     return {name: float(exact[name].ratio(float64(got[name])).max(initial=0.0)) for name in got}
 
 
@@ -70,22 +72,22 @@ def _measure(job: tuple[str, int]) -> tuple[Case, dict[str, float], bool]:
     torch.set_num_threads(1)
     stack = Stack(subject.load("lenet"), torch.device("cpu"), getattr(torch, dtype))
     case = draw(seed)
-    return case, ratios(stack, case), stack.exact(case, by_images=True).undecided
+    return case, ratios(stack, case), stack.exact(case, with_input_gradient=True).has_undecided
 
 
 def calibrate(dtype: str, cases: int, first: int) -> dict[str, Any]:
-    """The distribution over the cases of the seeds first, first + 1, ..."""
+    """Return the distribution over the cases of the seeds first, first + 1, ..., first + cases - 1."""
     jobs = [(dtype, seed) for seed in range(first, first + cases)]
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
         results = list(tqdm(pool.imap_unordered(_measure, jobs, chunksize=16), dtype, total=cases, disable=None))
     results.sort(key=lambda result: -max(result[1].values()))
     names = list(dict.fromkeys(name for _, row, _ in results for name in row))
     columns = {name: [row.get(name, 0.0) for _, row, _ in results] for name in names}
-    columns["worst of all"] = [max(row.values()) for _, row, _ in results]
+    columns["worst tensor"] = [max(row.values()) for _, row, _ in results]
     return {
         "cases": cases,
         "seeds": [first, first + cases - 1],
-        "with decisions that rounding could turn": sum(undecided for _, _, undecided in results),
+        "cases with undecided decisions": sum(undecided for _, _, undecided in results),
         "quantiles": list(QUANTILES),
         "error / budget": {name: np.quantile(column, QUANTILES).round(3).tolist() for name, column in columns.items()},
         "worst cases": [
@@ -96,22 +98,24 @@ def calibrate(dtype: str, cases: int, first: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Calibrate as the options say."""
-    parser = argparse.ArgumentParser(prog="python -m properties.calibration", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--cases", type=int, default=10_000, help="cases a dtype (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="the first case's seed (default %(default)s)")
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m properties.calibration", description=__doc__.split("\n\n")[0].strip()
+    )
+    parser.add_argument("--cases", type=int, default=10_000, help="cases per dtype (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first case (default %(default)s)")
     parser.add_argument("--dtype", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="default: all")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="where to write the distribution")
     options = parser.parse_args()
     if options.cases < 1:
         parser.error(f"--cases {options.cases}: at least 1 is needed")
-    os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # one thread a worker
+    os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # one thread per worker
     measured = {dtype: calibrate(dtype, options.cases, options.seed) for dtype in options.dtype}
     content = stamp(shlex.join(["python", "-m", "properties.calibration", *sys.argv[1:]])) | {"dtypes": measured}
     with write_atomically(options.output) as file:
         file.write(json.dumps(content, indent=1).encode() + b"\n")
-    worst = max(result["error / budget"]["worst of all"][-1] for result in measured.values())
-    print(f"worst error / budget of {options.cases:,} cases a dtype: {worst}; written to {options.output}")
+    worst = max(result["error / budget"]["worst tensor"][-1] for result in measured.values())
+    print(f"worst error / budget of {options.cases:,} cases per dtype: {worst}; written to {options.output}")
 
 
 if __name__ == "__main__":

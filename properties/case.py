@@ -1,7 +1,7 @@
 """
-What a law is judged on: `Case`, a network, images and targets as a recipe of a few words and numbers.
+`Case`: a recipe for the network, images and targets on which a law judges a stack.
 
-A case prints as one line that rebuilds it, on every machine.
+A case prints as one line. The same line builds the same arrays on every machine.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from lenet import digits
 from lenet.oracle import PRECISIONS, SHAPES, Array, Precision
 
-# Each shrinks toward its first entry.
+# Hypothesis shrinks each toward its first entry.
 WEIGHTS = ("default", "integers", "pairs", "one-hot", "constant", "zero", "sparse", "tiny", "huge")
 IMAGES = (
     "digits",
@@ -36,17 +36,18 @@ IMAGE_LAYOUTS = (*LAYOUTS, "expanded")
 
 def large(precision: Precision, root: int) -> float:
     """
-    A factor that most of what follows from it survives: a root of the precision's largest number, at most float32's.
+    Return a factor for huge values whose results mostly do not overflow: a root of the precision's largest number.
 
-    The fourth for huge images, since the loss is a square and a gradient is a product with the images; the sixteenth
-    for huge weights, of which a gradient multiplies nine. Its inverse makes the tiny ones.
+    At most float32's largest number is used. Images take the fourth root, because the loss is a square and a gradient
+    is a product with the images; weights take the sixteenth, because a gradient multiplies nine of them. Tiny values
+    are divided by the factor.
     """
     return float(min(precision.largest, PRECISIONS["float32"].largest) ** (1 / root))
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network, a batch of images and targets, as a recipe; equal cases build equal arrays on every machine."""
+    """A recipe for parameters and a batch of images and targets; equal cases build equal arrays on every machine."""
 
     weights: str = "default"
     images: str = "digits"
@@ -56,19 +57,19 @@ class Case:
     seed: int = 0
 
     def parameters(self, precision: Precision) -> dict[str, Array]:
-        """The ten parameters, in float64, not yet rounded to the precision."""
+        """Return the network's ten parameters in float64, not yet rounded to the precision."""
         random, factor = self._random(0), large(precision, 16)
         return {name: _weight(self.weights, name, shape, factor, random) for name, shape in SHAPES.items()}
 
     def pixels(self, precision: Precision) -> Array:
-        """The images (N,1,32,32), in float64; the expanded layout repeats one image N times."""
+        """Return the images (N,1,32,32) in float64; the layout `expanded` repeats one image N times."""
         images = _images(self.images, self.batch, large(precision, 4), self._random(1))
         if self.layout == "expanded":
             images = np.broadcast_to(images[:1], images.shape)
         return images
 
-    def goals(self) -> Array:
-        """The targets (N,10), in float64."""
+    def target_values(self) -> Array:
+        """Return the targets (N,10) in float64."""
         random = self._random(2)
         if self.targets == "normal":
             return random.standard_normal((self.batch, 10))
@@ -79,12 +80,12 @@ class Case:
         return np.eye(10)[random.randint(0, 10, self.batch)]
 
     def _random(self, stream: int) -> np.random.RandomState:
-        # RandomState's streams are frozen by NumPy's policy: a printed case means the same tensors in every version.
+        # NumPy guarantees RandomState's streams: a printed case builds the same arrays with every version.
         return np.random.RandomState([self.seed, stream])
 
 
 def parse(text: str) -> Case:
-    """The case that `text`, a case's repr, rebuilds; raises ValueError with a line that says what is wrong with it."""
+    """Return the case with this repr. Raises ValueError, with a one-line message, if `text` is not the repr of one."""
     try:
         call = ast.parse(text.strip(), mode="eval").body
         assert isinstance(call, ast.Call)
@@ -102,11 +103,11 @@ def parse(text: str) -> Case:
     }
     for name, value in values.items():
         if name not in (known := [field.name for field in fields(Case)]):
-            raise ValueError(f"a Case has no {name}; it has {', '.join(known)}")
+            raise ValueError(f"Case has no field {name!r}; its fields are {', '.join(known)}")
         if name in choices and value not in choices[name]:
-            raise ValueError(f"{name}={value!r} of a Case is none of {', '.join(choices[name])}")
+            raise ValueError(f"{name}={value!r}: not one of {', '.join(choices[name])}")
         if name not in choices and not (type(value) is int and 0 <= value < 2**32):
-            raise ValueError(f"{name}={value!r} of a Case is no integer from 0 to 2**32 - 1")
+            raise ValueError(f"{name}={value!r}: not an integer from 0 to 2**32 - 1")
     return Case(**values)
 
 
@@ -134,11 +135,11 @@ def _weight(recipe: str, name: str, shape: tuple[int, ...], factor: float, rando
             return default / factor
         case "huge":
             return default * factor
-    raise ValueError(f"no recipe {recipe!r} for weights")
+    raise ValueError(f"unknown recipe for weights: {recipe!r}")
 
 
 def _signs(shape: tuple[int, ...], count: int, random: np.random.RandomState) -> Array:
-    """Each unit takes at most `count` of its inputs, with a factor of 1 or -1, and nothing else."""
+    """Return weights of 1 and -1 for at most `count` inputs of each unit, else 0; a bias of -1, 0 or 1."""
     if len(shape) == 1:
         return random.randint(-1, 2, shape).astype(np.float64)
     rows = np.zeros((shape[0], int(np.prod(shape[1:]))))
@@ -173,4 +174,4 @@ def _images(recipe: str, batch: int, factor: float, random: np.random.RandomStat
             return random.standard_normal(shape) / factor
         case "huge":
             return random.standard_normal(shape) * factor
-    raise ValueError(f"no recipe {recipe!r} for images")
+    raise ValueError(f"unknown recipe for images: {recipe!r}")

@@ -1,125 +1,92 @@
 """
-The only three ways to compare numbers here: exact, within the roundings of one expression, within budget.
+The only three ways to compare numbers: exactly, within the roundings of one expression, and within the oracle's budget.
 
-Each raises AssertionError with a message that stands alone: which element of which tensor, what it is, what it should
-be, by how much it misses, and the case. What was judged is counted in `ledger`.
+Each assertion raises AssertionError with a message that names the tensor and its worst element, the actual and the
+expected value, the error, and the number of wrong elements. Errors are recorded in `properties.ledger.current_ledger`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from lenet.oracle import THRESHOLD, Array, Bounded
+from lenet.oracle import THRESHOLD, Bounded
 from lenet.update import Rounded
+from properties.ledger import current_ledger
 from properties.stack import float64, gradients
 
 
-@dataclass
-class Ledger:
-    """What the law under way has judged so far."""
-
-    examples: int = 0
-    failed: int = 0  # the example that was the first to violate it
-    open: int = 0  # examples in which some number could not be judged
-    worst: float = 0.0  # error / budget
-    worst_before: float = 0.0  # the latest example
-    drawn: dict[str, Any] = field(default_factory=dict)  # what the latest example was drawn as
-    notes: list[str] = field(default_factory=list)  # figures that the law wants stated
-    known: list[dict[str, str]] = field(default_factory=list)  # issues that this law shows on this stack
-    expected: list[Any] = field(default_factory=list)  # the examples on which it may
-    nearest: float = 0.0  # the latest example's largest error, as a share of what is allowed
-    unjudged: bool = False  # whether the latest example had a number that could not be judged
-    graphs: int = 0  # that had been compiled before it
-
-    def clear(self) -> None:
-        """Begin a new law."""
-        vars(self).update(vars(Ledger()))
-
-    def begin(self, drawn: dict[str, Any]) -> None:
-        """Begin a new example."""
-        self.examples += 1
-        self.drawn, self.nearest, self.unjudged, self.worst_before = drawn, 0.0, False, self.worst
-
-    def forgive(self) -> None:
-        """Let the latest example's error not count: a known issue is its cause."""
-        self.worst, self.nearest = self.worst_before, 0.0
-
-    def judged(self, share: Array) -> None:
-        """Take note of errors as shares of what is allowed."""
-        self.nearest = max(self.nearest, float(share.max(initial=0.0)))
-
-
-ledger = Ledger()
-
-
 def assert_exact(got: Tensor, want: Tensor, what: str) -> None:
-    """Every element is bit for bit the wanted number (any NaN for a NaN; 0 and -0 are the same)."""
+    """Assert the same shape, dtype and values, bit for bit; any NaN equals any NaN, and 0 equals -0."""
     __tracebackhide__ = True
     _assert_shape(got.shape, want.shape, what)
-    assert got.dtype == want.dtype, f"{what} is {got.dtype}, not {want.dtype}"
-    numbers, wanted = float64(got), float64(want)
-    wrong = ~((numbers == wanted) | (np.isnan(numbers) & np.isnan(wanted)))
+    assert got.dtype == want.dtype, f"{what} has dtype {got.dtype}, expected {want.dtype}"
+    actual, expected = float64(got), float64(want)
+    wrong = ~((actual == expected) | (np.isnan(actual) & np.isnan(expected)))
     if wrong.any():
         at = np.unravel_index(wrong.argmax(), wrong.shape)
         raise AssertionError(
-            f"{_element(what, at)} is {float(numbers[at])!r}, exactly {float(wanted[at])!r} is right; {_count(wrong)}"
+            f"{_element(what, at)} is {float(actual[at])!r}, expected exactly {float(expected[at])!r}; {_count(wrong)}"
         )
 
 
 def assert_rounded(got: Tensor, exact: Rounded, what: str) -> None:
-    """Every element is the exact number, within the roundings that its formula takes."""
+    """
+    Assert that each element equals the exact value of a formula up to the rounding of each operation in it.
+
+    An element whose error bound is not finite (an operand overflowed) is not judged.
+    """
     __tracebackhide__ = True
-    numbers = float64(got)
-    _assert_shape(numbers.shape, exact.high.shape, what)
+    actual, ledger = float64(got), current_ledger()
+    _assert_shape(actual.shape, exact.high.shape, what)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        missed = exact.missed(numbers)
-        known = np.isfinite(exact.error)  # what comes of infinite operands is judged where they come from
-        ledger.judged(np.nan_to_num(np.where(known, missed / exact.error, 0.0), nan=0.0))
-    ledger.unjudged |= not known.all()
-    wrong = known & ~(missed <= exact.error)
+        error = exact.error_of(actual)
+        bounded = np.isfinite(exact.error_bound)
+        ledger.add_error_shares(np.nan_to_num(np.where(bounded, error / exact.error_bound, 0.0), nan=0.0))
+    ledger.has_unjudged |= not bounded.all()
+    wrong = bounded & ~(error <= exact.error_bound)
     if wrong.any():
-        excess = np.nan_to_num(missed - exact.error, nan=np.inf)
+        excess = np.nan_to_num(error - exact.error_bound, nan=np.inf)
         at = np.unravel_index(np.where(wrong, excess, -1.0).argmax(), wrong.shape)
         raise AssertionError(
-            f"{_element(what, at)} is {float(numbers[at])!r}, {float(exact.high[at])!r} is right: "
-            f"off by {missed[at]:.3g}, its roundings allow {exact.error[at]:.3g}; {_count(wrong)}"
+            f"{_element(what, at)} is {float(actual[at])!r}, expected {float(exact.high[at])!r}: the error is "
+            f"{error[at]:.3g}, rounding explains at most {exact.error_bound[at]:.3g}; {_count(wrong)}"
         )
 
 
 def assert_within_budget(got: Tensor, exact: Bounded, what: str) -> None:
-    """Every element is within THRESHOLD budgets of the oracle's."""
+    """Assert that each element is within THRESHOLD budgets of the oracle's value; an infinite budget accepts all."""
     __tracebackhide__ = True
-    numbers = float64(got)
-    _assert_shape(numbers.shape, exact.value.shape, what)
-    ratio = exact.ratio(numbers)
-    ledger.worst = max(ledger.worst, float(ratio.max(initial=0.0)))
-    ledger.judged(ratio / THRESHOLD)
-    ledger.unjudged |= bool(np.isinf(exact.budget).any())
+    actual, ledger = float64(got), current_ledger()
+    _assert_shape(actual.shape, exact.value.shape, what)
+    ratio = exact.ratio(actual)
+    ledger.worst_ratio = max(ledger.worst_ratio, float(ratio.max(initial=0.0)))
+    ledger.add_error_shares(ratio / THRESHOLD)
+    ledger.has_unjudged |= bool(np.isinf(exact.budget).any())
     wrong = ratio > THRESHOLD
     if wrong.any():
         at = np.unravel_index(ratio.argmax(), ratio.shape)
         raise AssertionError(
-            f"{_element(what, at)} is {float(numbers[at])!r}, the oracle's is {float(exact.value[at])!r}: "
-            f"{ratio[at]:.1f} budgets of {exact.budget[at]:.3g} off, {THRESHOLD:g} are allowed; {_count(wrong)}"
+            f"{_element(what, at)} is {float(actual[at])!r}, the oracle computes {float(exact.value[at])!r}: the error "
+            f"is {ratio[at]:.1f} budgets of {exact.budget[at]:.3g}, at most {THRESHOLD:g} are allowed; {_count(wrong)}"
         )
 
 
 def assert_gradients(net: nn.Module, exact: Mapping[str, Bounded]) -> None:
-    """Every parameter has a gradient, and it is within budget."""
+    """Assert that exactly the parameters in `exact` have a gradient, each within THRESHOLD budgets."""
     got = gradients(net)
-    missing = sorted(exact.keys() ^ got.keys())
-    assert not missing, f"{missing[0]} has no gradient, or is none of the ten parameters"
+    missing, unexpected = exact.keys() - got.keys(), got.keys() - exact.keys()
+    assert not missing, f"{min(missing)} has no gradient"
+    assert not unexpected, f"{min(unexpected)} has a gradient, but is none of the network's ten parameters"
     for name, bounded in exact.items():
         assert_within_budget(got[name], bounded, f"{name}.grad")
 
 
 def _assert_shape(got: tuple[int, ...], want: tuple[int, ...], what: str) -> None:
-    assert tuple(got) == tuple(want), f"{what} has shape {tuple(got)}, {tuple(want)} is right"
+    assert tuple(got) == tuple(want), f"{what} has shape {tuple(got)}, expected {tuple(want)}"
 
 
 def _element(what: str, at: tuple[Any, ...]) -> str:

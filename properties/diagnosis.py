@@ -1,9 +1,9 @@
 """
-Where the fault of a rejected subject is likeliest: where that of the mutants is which break nearly the same laws.
+Where the fault of a rejected subject most likely is: where the mutants that violate the most similar laws have theirs.
 
-`tox run -e mutants` writes the table of what each mutant breaks; two patterns of broken laws are as near as their
-weighted Jaccard similarity: the weight of the laws that both break, as a share of the weight of those that either does.
-A law weighs the more the fewer mutants break it: -log of their share (Spärck Jones 1972, "A statistical interpretation
+`tox run -e mutants` writes the table of the laws that each mutant violates. The similarity of two sets of violated laws
+is their weighted Jaccard index: the weight of the laws in both sets divided by the weight of the laws in either. A law
+has weight -log(p), where p is the fraction of mutants that violate it (Spärck Jones 1972, "A statistical interpretation
 of term specificity and its application in retrieval").
 """
 
@@ -20,82 +20,84 @@ from typing import Any
 
 TABLE = Path(__file__).parent / "mutants" / "table.json"
 SHOWN = 3
-"""How many of the nearest mutants are named."""
+"""The number of mutants that a diagnosis names."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What a subject breaks, and what that is like."""
+    """Which laws a subject violates, and the most likely place of its fault."""
 
-    broken: dict[str, tuple[int, int]]  # by what the laws are about: how many are broken, of how many
-    place: str  # where to look, in words; empty where nothing broken is broken by any mutant
-    nearest: list[tuple[str, float]]  # mutants, and how near they are, from 0 to 1
+    violated: dict[str, tuple[int, int]]  # by chapter: the number of violated laws, and of judged laws
+    place: str  # a description; empty if no mutant violates any of the violated laws
+    nearest: list[tuple[str, float]]  # the most similar mutants, each with its similarity from 0 to 1
 
-    def lines(self, spec: str) -> list[str]:
-        """The diagnosis as its reader sees it."""
-        some = [f"{group} ({count} of {of})" for group, (count, of) in self.broken.items() if count]
-        none = [group for group, (count, _) in self.broken.items() if not count]
-        lines = [f"{spec} breaks laws about {', '.join(some)}"]
-        lines += [f"  it keeps all about {', '.join(none)}"] if none else []
+    def lines(self, subject: str) -> list[str]:
+        """Return the diagnosis as it is printed."""
+        some = [f"{chapter} ({count} of {of})" for chapter, (count, of) in self.violated.items() if count]
+        none = [chapter for chapter, (count, _) in self.violated.items() if not count]
+        lines = [f"{subject} violates laws in {', '.join(some)}"]
+        lines += [f"  violates none in {', '.join(none)}"] if none else []
         if self.place:
-            lines.append(f"  likeliest place of the fault: {self.place}")
-            alike = ", ".join(f"{name} ({share:.0%})" for name, share in self.nearest)
-            lines.append(f"  mutants that break the most alike: {alike}")
+            lines.append(f"  most likely place of the fault: {self.place}")
+            similar = ", ".join(f"{name} ({similarity:.0%})" for name, similarity in self.nearest)
+            lines.append(f"  mutants with the most similar violations: {similar}")
         return lines
 
 
 @cache
-def known() -> dict[str, Any]:
-    """The table of what each mutant breaks, as the last whole run over them wrote it."""
+def mutant_table() -> dict[str, Any]:
+    """Return the table of the laws that each mutant violates, as the last complete run over the mutants wrote it."""
     table: dict[str, Any] = json.loads(TABLE.read_text())
     return table
 
 
 def diagnose(entries: Iterable[Mapping[str, Any]]) -> Diagnosis:
-    """The diagnosis of a subject from its entries in a run's record."""
+    """Return the diagnosis of a subject from its entries in a run's record."""
     judged = [entry for entry in entries if entry["outcome"] != "skipped"]
-    groups = {entry["law"]: entry["group"] for entry in judged}
-    broken = {entry["law"] for entry in judged if entry["outcome"] == "failed"}
-    of, counts = Counter(groups.values()), Counter(groups[law] for law in broken)
-    near = nearest(broken, {spec: patterns & groups.keys() for spec, patterns in patterns_of(known()).items()})
+    chapters = {entry["law"]: entry["chapter"] for entry in judged}
+    violated = {entry["law"] for entry in judged if entry["outcome"] == "failed"}
+    of, counts = Counter(chapters.values()), Counter(chapters[law] for law in violated)
+    table = mutant_table()
+    near = nearest(violated, {mutant: laws & chapters.keys() for mutant, laws in violations(table).items()})
     return Diagnosis(
-        {group: (counts[group], of[group]) for group in of},
-        likeliest(near, known()),
-        [(spec.removeprefix("properties.mutants."), share) for spec, share in near[:SHOWN]],
+        {chapter: (counts[chapter], of[chapter]) for chapter in of},
+        likely_place(near, table),
+        [(mutant.removeprefix("properties.mutants."), similarity) for mutant, similarity in near[:SHOWN]],
     )
 
 
-def patterns_of(table: Mapping[str, Any]) -> dict[str, set[str]]:
-    """By mutant, the laws that it breaks."""
-    return {spec: set(row["broken"]) for spec, row in table["mutants"].items()}
+def violations(table: Mapping[str, Any]) -> dict[str, set[str]]:
+    """Return the laws that each mutant violates."""
+    return {mutant: set(row["broken"]) for mutant, row in table["mutants"].items()}
 
 
-def nearest(broken: Collection[str], patterns: Mapping[str, Collection[str]]) -> list[tuple[str, float]]:
-    """The mutants that break some of the same laws, with how near each is, from 0 to 1, the nearest first."""
-    breaking = Counter(law for pattern in patterns.values() for law in pattern)
+def nearest(violated: Collection[str], by_mutant: Mapping[str, Collection[str]]) -> list[tuple[str, float]]:
+    """Return the mutants that violate some of these laws, with their similarity from 0 to 1, most similar first."""
+    counts = Counter(law for laws in by_mutant.values() for law in laws)
 
     def weight(laws: Collection[str]) -> float:
-        return sum(-math.log((breaking[law] + 1) / (len(patterns) + 2)) for law in sorted(laws))
+        return sum(-math.log((counts[law] + 1) / (len(by_mutant) + 2)) for law in sorted(laws))
 
-    shares = {
-        spec: weight(set(broken) & set(pattern)) / weight(set(broken) | set(pattern))
-        for spec, pattern in patterns.items()
-        if set(broken) & set(pattern)
+    similarity = {
+        mutant: weight(set(violated) & set(laws)) / weight(set(violated) | set(laws))
+        for mutant, laws in by_mutant.items()
+        if set(violated) & set(laws)
     }
-    return sorted(shares.items(), key=lambda item: -item[1])
+    return sorted(similarity.items(), key=lambda item: -item[1])
 
 
-def likeliest(near: list[tuple[str, float]], table: Mapping[str, Any]) -> str:
-    """Where the faults of the nearest mutants are; of several as near as the nearest, where most of them are."""
-    kinds = Counter(table["mutants"][spec]["kind"] for spec, share in near if share == near[0][1])
+def likely_place(near: list[tuple[str, float]], table: Mapping[str, Any]) -> str:
+    """Return where the fault of the most similar mutant is; if several are equally similar, where most have theirs."""
+    kinds = Counter(table["mutants"][mutant]["kind"] for mutant, similarity in near if similarity == near[0][1])
     return str(table["kinds"][kinds.most_common(1)[0][0]]) if kinds else ""
 
 
-def told_right(table: Mapping[str, Any]) -> int:
-    """Of how many mutants, each taken out of the table in turn, the likeliest place by the others is its own."""
-    patterns = patterns_of(table)
-    right = 0
-    for spec, pattern in patterns.items():
-        others = {other: laws for other, laws in patterns.items() if other != spec}
-        right += likeliest(nearest(pattern, others), table) == table["kinds"][table["mutants"][spec]["kind"]]
-    return right
+def correct_diagnoses(table: Mapping[str, Any]) -> int:
+    """Return the number of mutants whose place is diagnosed correctly from all other mutants."""
+    by_mutant = violations(table)
+    correct = 0
+    for mutant, laws in by_mutant.items():
+        others = {other: theirs for other, theirs in by_mutant.items() if other != mutant}
+        place = likely_place(nearest(laws, others), table)
+        correct += place == table["kinds"][table["mutants"][mutant]["kind"]]
+    return correct

@@ -1,8 +1,9 @@
-"""A network whose forward pass an engine runs: what the laws are given of an engine in the place of a network."""
+"""A network whose forward pass an engine executes: what the laws are given when an engine is judged."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
 
@@ -11,89 +12,102 @@ from torch import Tensor, nn
 
 from lenet.engines import Engine, Run
 
-NOT_ABOUT_RUNNING = "not applicable: is not about how a network is run"
-"""Why most laws judge no engine."""
-
-_runs: dict[tuple[Any, ...], Run] = {}
-"""What can be loaded anew: to compile for each of thousands of networks would take days."""
-
-_loaded: dict[int, Executed] = {}
-"""Who has loaded each of these last, by its id."""
+NOT_FOR_ENGINES = "not applicable: does not depend on the engine"
+"""Why most laws are skipped when an engine is judged."""
 
 
 class Borrowing(nn.Module):
-    """A network of the parameters and submodules of another, whose forward pass is computed in another way."""
+    """A network with the parameters and submodules of another one, and a different forward pass."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self._modules, self._parameters, self._buffers = net._modules, net._parameters, net._buffers
 
 
+@dataclass
+class Loaded:
+    """A forward pass that an engine has built, and the network whose parameters it computes with."""
+
+    run: Run
+    owner: Executed
+
+
+_reloadable: dict[tuple[Any, ...], Loaded] = {}
+"""Runs that can load other parameters, kept because compiling one for each of thousands of networks would take days."""
+
+
 class Executed(Borrowing):
     """
-    The parameters and submodules of a network, and an engine that computes its forward pass.
+    A network's parameters and submodules, with the forward pass executed by an engine.
 
-    Built at the first call and whenever the network has other Parameters; of each batch size where the engine wants
-    that. An engine that holds copies is given them anew once they have changed. Where it has no backward pass, a law
-    that asks for one does not apply to it; a pass that it cannot make of an empty batch is no example.
+    The engine builds it at the first call and again whenever a Parameter has been replaced, once for each batch size if
+    the engine requires that. An engine that copies parameters reloads them after they have changed.
+
+    A backward pass skips the law if the engine has none. A pass over an empty batch rejects the current example if the
+    engine does not support it.
     """
 
     net: nn.Module
 
     def __init__(self, net: nn.Module, engine: Engine, subject: str) -> None:
         super().__init__(net)
-        object.__setattr__(self, "net", net)  # which is no submodule of this one
+        object.__setattr__(self, "net", net)  # not registered as a submodule
         self.engine, self.subject = engine, subject
-        self.own: dict[int | None, Run] = {}  # by batch size, where the engine wants one for each
-        self.parts: list[nn.Parameter] = []  # for which it was built
-        self.numbers: list[Tensor] = []  # of which an engine holds copies
+        self.loaded: dict[int | None, Loaded] = {}  # by batch size; None if the engine accepts every size
+        self.built_for: list[nn.Parameter] = []
+        self.copied: list[Tensor] = []  # the values that the engine has copied
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N,1,32,32) -> (N,10)."""
+        """Return the logits (N,10) of images (N,1,32,32)."""
         empty = isinstance(images, Tensor) and images.shape[:1] == (0,)
-        if empty and "forward" not in self.engine.empty:
-            _no_example()
-        run = self._run(None if self.engine.any_batch else len(images))
+        if empty and "forward" not in self.engine.empty_batch:
+            _reject_example()
+        run = self._run(None if self.engine.dynamic_batch else len(images))
         if self.engine.differentiable:
             logits = run(images)
-            return _stopped(logits, _no_example) if empty and "backward" not in self.engine.empty else logits
+            return _stopped(logits, _reject_example) if empty and "backward" not in self.engine.empty_batch else logits
         with torch.no_grad():
             logits = run(images)
-        return _stopped(logits, partial(_no_backward, self.engine.name), images, *self.parameters())
+        return _stopped(logits, partial(_skip_law, self.engine.name), images, *self.parameters())
 
     def train(self, mode: bool = True) -> Self:
-        """Also of the network itself."""
+        """Set the mode of the network, too."""
         self.net.train(mode)
         return super().train(mode)
 
     def _run(self, batch: int | None) -> Run:
-        parts = list(self.net.parameters())
-        if len(parts) != len(self.parts) or any(now is not then for now, then in zip(parts, self.parts, strict=True)):
-            self.parts, self.own = parts, {}
-        changed = self.engine.copies and not all(map(torch.equal, parts, self.numbers))
-        run = self.own.get(batch)
-        if run is None or changed or _loaded.get(id(run), self) is not self:
+        """Return the forward pass for this batch size, with the network's current parameters."""
+        parameters = list(self.net.parameters())
+        if len(parameters) != len(self.built_for) or any(
+            now is not then for now, then in zip(parameters, self.built_for, strict=True)
+        ):
+            self.built_for, self.loaded = parameters, {}
+        changed = self.engine.copies_parameters and not all(map(torch.equal, parameters, self.copied))
+        loaded = self.loaded.get(batch)
+        if loaded is None or changed or loaded.owner is not self:
             with torch.inference_mode(False), torch.enable_grad():
-                run = self._anew(batch)
-            self.own[batch] = run
-            self.numbers = [part.detach().clone() for part in parts] if self.engine.copies else []
-        return run
+                loaded = self._load(batch)
+            self.loaded[batch] = loaded
+            self.copied = [p.detach().clone() for p in parameters] if self.engine.copies_parameters else []
+        return loaded.run
 
-    def _anew(self, batch: int | None) -> Run:
-        part = self.parts[0]
-        key = (self.engine, self.subject, part.dtype, part.device, batch)
-        run = _runs.get(key)
-        if run is None:
-            run = self.engine.build(self.net)
+    def _load(self, batch: int | None) -> Loaded:
+        """Load the network into a kept run if there is one, else build it."""
+        first = self.built_for[0]
+        key = (self.engine, self.subject, first.dtype, first.device, batch)
+        loaded = _reloadable.get(key)
+        if loaded is None:
+            loaded = Loaded(self.engine.build(self.net), self)
+            if hasattr(loaded.run, "load"):
+                _reloadable[key] = loaded
         else:
-            run.load(self.net)  # type: ignore[attr-defined]
-        if hasattr(run, "load"):
-            _runs[key], _loaded[id(run)] = run, self
-        return run
+            loaded.run.load(self.net)  # type: ignore[attr-defined]
+            loaded.owner = self
+        return loaded
 
 
 def _stopped(logits: Tensor, stop: Callable[[], Any], *inputs: Tensor) -> Tensor:
-    """The logits, from which a backward pass to the inputs comes to `stop`."""
+    """Return the logits with a backward pass that calls `stop` before it reaches the inputs."""
     stopped: Tensor = _Stop.apply(logits, stop, *inputs)  # type: ignore[no-untyped-call]
     return stopped
 
@@ -105,18 +119,18 @@ class _Stop(torch.autograd.Function):
         return logits.clone()
 
     @staticmethod
-    def backward(ctx: Any, *by_logits: Tensor) -> Any:
+    def backward(ctx: Any, *logits_gradient: Tensor) -> Any:
         return ctx.stop()
 
 
-# What a law is ended by is imported then: the processes that only time a network start a fifth sooner without it.
-def _no_example() -> None:
+# Imported when they are needed: processes that only time a network start a fifth faster without them.
+def _reject_example() -> None:
     from hypothesis import reject
 
     reject()
 
 
-def _no_backward(engine: str) -> None:
+def _skip_law(engine: str) -> None:
     import pytest
 
     pytest.skip(f"not applicable: {engine} has no backward pass")

@@ -1,4 +1,4 @@
-"""A stack: the subject, engine, device and dtype that the laws judge, and what it makes of a case."""
+"""`Stack`: the subject, engine, device and dtype that a law judges, and the tensors that it builds from a case."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ from properties.executed import Executed
 
 
 def float64(tensor: Tensor) -> Array:
-    """The numbers of a tensor of any dtype on any device, exactly."""
+    """Return the exact values of a tensor of any dtype on any device as a float64 array."""
     return tensor.detach().to("cpu", torch.float64).numpy()
 
 
 def rounded(values: Array, dtype: torch.dtype) -> Tensor:
-    """The values rounded to a dtype."""
+    """Return the values as a CPU tensor, rounded to a dtype."""
     return torch.tensor(values).to(dtype)
 
 
-def name_of(dtype: torch.dtype) -> str:
-    """The dtype's name, such as float32."""
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of a dtype, such as `float32`."""
     return str(dtype).removeprefix("torch.")
 
 
 def precision_of(dtype: torch.dtype) -> Precision:
-    """What a dtype claims."""
-    return oracle.PRECISIONS[name_of(dtype)]
+    """Return the precision in which a dtype stores numbers."""
+    return oracle.PRECISIONS[dtype_name(dtype)]
 
 
 def lay_out(tensor: Tensor, layout: str) -> Tensor:
     """
-    The same numbers in another memory layout.
+    Return a copy of the tensor in another memory layout.
 
-    `strided` and `offset` are views of a larger tensor, their `_base`, whose other elements are NaN: who reads them
-    is found out by what follows, and who writes them by looking.
+    `strided` and `offset` are views of a larger tensor, their `_base`, whose other elements are NaN. A read of these
+    makes results NaN; a write to them shows in `_base`.
     """
-    if layout == "channels_last":  # by hand, since PyTorch calls one channel both contiguous and channels_last
+    if layout == "channels_last":  # not by memory_format, which ignores the strides of a single channel
         return _packed(tensor.movedim(1, -1)).movedim(-1, 1) if tensor.dim() > 1 else _packed(tensor)
     if layout == "transposed":
         return _packed(tensor.permute(*reversed(range(tensor.dim())))).permute(*reversed(range(tensor.dim())))
@@ -64,57 +64,58 @@ def lay_out(tensor: Tensor, layout: str) -> Tensor:
 
 
 def _packed(tensor: Tensor) -> Tensor:
-    """A contiguous copy, also of one that already counts as contiguous because a dimension's size is 1."""
+    """Return a contiguous copy with default strides, also of dimensions of size 1."""
     return tensor.clone(memory_format=torch.contiguous_format)
 
 
 @dataclass(frozen=True, repr=False)
 class Stack:
-    """A subject on a device in a dtype, run as it is or by an engine."""
+    """A subject on a device in a dtype, with its own forward pass or with an engine's."""
 
     subject: Subject
     device: torch.device
     dtype: torch.dtype
     engine: Engine | None = None
-    claim: str | None = None  # the precision to judge the engine by, where that is not the one that it claims itself
+    claim: str | None = None  # the precision at which the engine is judged, if not the one that it claims
 
     def __repr__(self) -> str:
-        judged = "" if self.precision.name == name_of(self.dtype) else f", judged as {self.precision.name}"
-        return f"{self.who} on {self.device} in {name_of(self.dtype)}{judged}"
+        judged = "" if self.precision.name == dtype_name(self.dtype) else f", judged as {self.precision.name}"
+        return f"{self.label} on {self.device} in {dtype_name(self.dtype)}{judged}"
 
     @property
-    def who(self) -> str:
-        """The subject, and the engine that runs it."""
+    def label(self) -> str:
+        """The subject's name, followed by the engine's: `lenet`, `lenet by compiled`."""
         return f"{self.subject.spec} by {self.engine.name}" if self.engine else self.subject.spec
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """How Hypothesis prints a stack in a counterexample."""
+        """Print the stack in Hypothesis's counterexamples."""
         printer.text(repr(self))
 
     @property
-    def stored(self) -> Precision:
-        """That of the numbers which go in and come out: what an update has, whoever runs the network."""
+    def stored_precision(self) -> Precision:
+        """The precision of the dtype, in which parameters, images and logits are stored and updates are computed."""
         return precision_of(self.dtype)
 
     @property
     def precision(self) -> Precision:
-        """The precision that this stack claims: its dtype's, where its engine claims no other."""
+        """The precision that the forward and backward passes claim: the engine's claim, else that of the dtype."""
         if self.engine is None:
-            return self.stored
-        return oracle.claimed(self.claim or self.engine.claims[name_of(self.dtype)], name_of(self.dtype))
+            return self.stored_precision
+        dtype = dtype_name(self.dtype)
+        return oracle.claimed_precision(self.claim or self.engine.claims[dtype], dtype)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """While this lasts, what the subject replaces is replaced, and what the engine wants to be set is set."""
+        """Within this block, PyTorch has the subject's replacements and the engine's settings."""
         with self.subject.installed(), self.engine.context() if self.engine else nullcontext():
             yield
 
     def tensor(self, values: Array) -> Tensor:
-        """The values rounded to this stack's dtype, on its device."""
+        """Return the values rounded to the stack's dtype, on its device."""
         return rounded(values, self.dtype).to(self.device)
 
     def net(self, case: Case) -> nn.Module:
-        """The subject's Net with the case's parameters, run by the engine if there is one."""
+        """Return the subject's Net with the case's parameters, executed by the engine if there is one."""
         net = self.subject.Net().to(self.device, self.dtype)
         net.load_state_dict(
             {name: value.to(self.device, copy=True) for name, value in _parameters(case, self.dtype).items()}
@@ -122,49 +123,57 @@ class Stack:
         return Executed(net, self.engine, self.subject.spec) if self.engine else net
 
     def images(self, case: Case) -> Tensor:
-        """The case's images (N,1,32,32) in its memory layout."""
+        """Return the case's images (N,1,32,32) in the case's memory layout."""
         if case.layout == "expanded" and case.batch:
-            return self.tensor(case.pixels(self.stored)[:1]).expand(case.batch, -1, -1, -1)
-        return lay_out(self.tensor(case.pixels(self.stored)), case.layout)
+            return self.tensor(case.pixels(self.stored_precision)[:1]).expand(case.batch, -1, -1, -1)
+        return lay_out(self.tensor(case.pixels(self.stored_precision)), case.layout)
 
     def targets(self, case: Case) -> Tensor:
-        """The case's targets (N,10)."""
-        return self.tensor(case.goals())
+        """Return the case's targets (N,10)."""
+        return self.tensor(case.target_values())
 
     def logits(self, case: Case) -> Tensor:
-        """(N,10)."""
+        """Return the logits (N,10) of the case's images."""
         logits: Tensor = self.net(case)(self.images(case))
         return logits
 
     def loss(self, net: nn.Module, case: Case) -> Tensor:
-        """The mean squared error of the net on the case, with its graph."""
+        """Return the mean squared error of the net on the case, a scalar with its graph."""
         return F.mse_loss(net(self.images(case)), self.targets(case))
 
-    def exact(self, case: Case, repeats: int = 1, loss: Loss = oracle.mse, by_images: bool = False) -> Answer:
+    def exact(self, case: Case, repeats: int = 1, loss: Loss = oracle.mse, with_input_gradient: bool = False) -> Answer:
         """
-        The oracle's answer to the case as this stack sees it (inputs rounded to its dtype), with its budget.
+        Return the oracle's answer for the case's inputs, rounded to the stack's dtype, at the stack's precision.
 
-        With `repeats`, to a batch in which each of the case's images occurs that often.
+        The batch contains each image `repeats` times.
         """
-        return _exact(case, self.dtype, self.precision, loss, repeats, by_images)
+        return _exact(case, self.dtype, self.precision, loss, repeats, with_input_gradient)
 
     def solve(
-        self, case: Case, images: Tensor, targets: Tensor, loss: Loss, repeats: int = 1, by_images: bool = False
+        self,
+        case: Case,
+        images: Tensor,
+        targets: Tensor,
+        loss: Loss,
+        repeats: int = 1,
+        with_input_gradient: bool = False,
     ) -> Answer:
-        """The oracle's answer to other images and targets, with the case's parameters."""
-        return _solve(case, self.dtype, self.precision, images, targets, loss, repeats, by_images)
+        """Return the oracle's answer for the case's parameters with other images and targets."""
+        return _solve(case, self.dtype, self.precision, images, targets, loss, repeats, with_input_gradient)
 
 
 @lru_cache(maxsize=64)
 def _parameters(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The case's parameters in a dtype, not to be written to."""
+    """Return the case's parameters in a dtype. They are cached: copy them before writing."""
     return {name: rounded(value, dtype) for name, value in case.parameters(precision_of(dtype)).items()}
 
 
 @lru_cache(maxsize=64)
-def _exact(case: Case, dtype: torch.dtype, precision: Precision, loss: Loss, repeats: int, by_images: bool) -> Answer:
-    images, targets = rounded(case.pixels(precision_of(dtype)), dtype), rounded(case.goals(), dtype)
-    return _solve(case, dtype, precision, images, targets, loss, repeats, by_images)
+def _exact(
+    case: Case, dtype: torch.dtype, precision: Precision, loss: Loss, repeats: int, with_input_gradient: bool
+) -> Answer:
+    images, targets = rounded(case.pixels(precision_of(dtype)), dtype), rounded(case.target_values(), dtype)
+    return _solve(case, dtype, precision, images, targets, loss, repeats, with_input_gradient)
 
 
 def _solve(
@@ -175,7 +184,7 @@ def _solve(
     targets: Tensor,
     loss: Loss,
     repeats: int,
-    by_images: bool,
+    with_input_gradient: bool,
 ) -> Answer:
     return oracle.solve(
         {name: float64(value) for name, value in _parameters(case, dtype).items()},
@@ -185,10 +194,10 @@ def _solve(
         seed=case.seed,
         repeats=repeats,
         loss=loss,
-        by_images=by_images,
+        with_input_gradient=with_input_gradient,
     )
 
 
 def gradients(net: nn.Module) -> dict[str, Tensor]:
-    """The gradients of a net's parameters by name; those that are None are left out."""
+    """Return copies of the gradients of a net's parameters by name, except those that are None."""
     return {name: p.grad.detach().clone() for name, p in net.named_parameters() if p.grad is not None}

@@ -1,4 +1,4 @@
-"""Cases: every recipe builds what it says, prints as one line that rebuilds it, and reaches the network as it is."""
+"""Cases: every recipe builds its arrays, prints as one line that rebuilds it, and keeps its values in any layout."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ FLOAT32 = PRECISIONS["float32"]
 
 
 @given(case=cases())
-def test_a_case_prints_as_one_line_that_rebuilds_it(case: Case) -> None:
+def test_case_prints_as_one_line_that_rebuilds_it(case: Case) -> None:
     assert "\n" not in repr(case)
     assert parse(repr(case)) == case
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_every_recipe_for_weights_builds_the_ten_parameters(weights: str) -> None:
+def test_every_recipe_for_weights_builds_ten_parameters(weights: str) -> None:
     parameters = Case(weights=weights).parameters(FLOAT32)
 
     assert {name: value.shape for name, value in parameters.items()} == SHAPES
@@ -42,13 +42,13 @@ def test_every_recipe_for_images_builds_a_batch(images: str, batch: int) -> None
 
 
 @pytest.mark.parametrize("targets", TARGETS)
-def test_every_recipe_for_targets_builds_ten_a_case(targets: str) -> None:
-    assert Case(targets=targets, batch=3).goals().shape == (3, 10)
+def test_every_recipe_for_targets_builds_ten_per_image(targets: str) -> None:
+    assert Case(targets=targets, batch=3).target_values().shape == (3, 10)
 
 
 @pytest.mark.parametrize("layout", IMAGE_LAYOUTS)
 @pytest.mark.parametrize("batch", [0, 1, 3])
-def test_a_layout_changes_the_strides_and_not_the_images(layout: str, batch: int) -> None:
+def test_layout_changes_strides_but_not_values(layout: str, batch: int) -> None:
     stack = Stack(subject.load("lenet"), torch.device("cpu"), torch.float64)
     case = Case(layout=layout, batch=batch)
 
@@ -56,15 +56,15 @@ def test_a_layout_changes_the_strides_and_not_the_images(layout: str, batch: int
 
     assert np.array_equal(float64(images), case.pixels(stack.precision))
     if batch == 3:
-        rows_and_columns = {"strided": (65, 2), "transposed": (3 * 1 * 32, 3 * 1)}  # elements between two of them
-        sparser = {"transposed": 1, "strided": 32 * 65, "expanded": 0}
-        batch_stride, _, *others = images.stride()  # the one channel's stride means nothing
-        assert batch_stride == sparser.get(layout, 1024)
+        rows_and_columns = {"strided": (65, 2), "transposed": (3 * 1 * 32, 3 * 1)}  # strides, in elements
+        batch_strides = {"transposed": 1, "strided": 32 * 65, "expanded": 0}
+        batch_stride, _, *others = images.stride()  # the stride of the only channel does not matter
+        assert batch_stride == batch_strides.get(layout, 1024)
         assert layout == "transposed" or tuple(others) == rows_and_columns.get(layout, (32, 1))
         assert (images.storage_offset() > 0) == (layout in ("strided", "offset"))
 
 
-def test_equal_cases_build_equal_arrays_and_seeds_differ() -> None:
+def test_equal_cases_build_equal_arrays_and_other_seeds_others() -> None:
     assert np.array_equal(Case(images="normal", seed=3).pixels(FLOAT32), Case(images="normal", seed=3).pixels(FLOAT32))
     assert not np.array_equal(
         Case(images="normal", seed=3).pixels(FLOAT32), Case(images="normal", seed=4).pixels(FLOAT32)
@@ -78,13 +78,13 @@ def test_equal_cases_build_equal_arrays_and_seeds_differ() -> None:
         ("Other()", "not of the form"),
         ("Case('default')", "not of the form"),
         ("Case(batch=__import__('os'))", "not of the form"),
-        ("Case(colour='red')", "a Case has no colour; it has weights, images"),
-        ("Case(weights='none')", "weights='none' of a Case is none of default, "),
-        ("Case(batch=-1)", "batch=-1 of a Case is no integer"),
-        ("Case(seed='x')", "seed='x' of a Case is no integer"),
+        ("Case(color='red')", "Case has no field 'color'; its fields are weights, images"),
+        ("Case(weights='none')", "weights='none': not one of default, "),
+        ("Case(batch=-1)", "batch=-1: not an integer"),
+        ("Case(seed='x')", "seed='x': not an integer"),
     ],
 )
-def test_a_text_that_is_no_case_is_one_clear_line(text: str, message: str) -> None:
+def test_text_that_is_not_a_case_raises_with_a_one_line_message(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=r"^.+$") as caught:
         parse(text)
 

@@ -1,4 +1,4 @@
-"""The judge judged: what the three comparisons accept, what they reject, and how they say so."""
+"""The three comparisons: what they accept, what they reject, their messages, and what they record."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from lenet.oracle import PRECISIONS, THRESHOLD, Bounded
 from lenet.update import SGD
 from properties import calibration
 from properties.case import Case
-from properties.comparison import assert_exact, assert_rounded, assert_within_budget, ledger
+from properties.comparison import assert_exact, assert_rounded, assert_within_budget
+from properties.ledger import Ledger, current_ledger, recording
 from properties.stack import Stack, gradients
 
 FLOAT32 = PRECISIONS["float32"]
@@ -29,84 +30,95 @@ def reference() -> Stack:
     return Stack(subject.load("lenet"), torch.device("cpu"), torch.float32)
 
 
-def test_exact_takes_the_same_bits_nans_and_both_zeros() -> None:
+def test_exact_accepts_equal_bits_any_nan_and_either_zero() -> None:
     numbers = torch.tensor([1.0, float("nan"), float("inf"), 0.0])
 
     assert_exact(numbers, torch.tensor([1.0, float("nan"), float("inf"), -0.0]), "numbers")
 
 
-def test_exact_rejects_one_unit_in_the_last_place_and_says_where() -> None:
+def test_exact_rejects_a_difference_of_one_ulp_and_reports_its_index() -> None:
     right = torch.ones(2, 3)
     wrong = right.clone()
     wrong[1, 2] = torch.nextafter(wrong[1, 2], torch.tensor(2.0))
 
-    with pytest.raises(AssertionError, match=r"numbers\[1, 2\] is 1.00000011920.* exactly 1.0 .*; 1 of 6 elements"):
+    with pytest.raises(AssertionError, match=r"numbers\[1, 2\] is 1.00000011920.* exactly 1.0; 1 of 6 elements"):
         assert_exact(wrong, right, "numbers")
 
 
 @pytest.mark.parametrize("wrong", [torch.ones(3, 2), torch.ones(2, 3, dtype=torch.float64), torch.ones(6)])
-def test_exact_rejects_another_shape_or_dtype(wrong: Tensor) -> None:
-    with pytest.raises(AssertionError, match=r"numbers (has shape|is torch.float64)"):
+def test_exact_rejects_a_different_shape_or_dtype(wrong: Tensor) -> None:
+    with pytest.raises(AssertionError, match=r"numbers has (shape|dtype torch.float64)"):
         assert_exact(wrong, torch.ones(2, 3), "numbers")
 
 
-def judge_update(got: np.ndarray[tuple[int, ...], np.dtype[np.float32]], lr: float) -> None:
+def assert_update(got: np.ndarray[tuple[int, ...], np.dtype[np.float32]], lr: float) -> None:
     exact, _ = SGD(lr).step(P.astype(np.float64), G.astype(np.float64), None, FLOAT32)
     assert_rounded(torch.from_numpy(got), exact, "parameter")
 
 
 @pytest.mark.parametrize("lr", [0.1, 0.5, 1.0])
-def test_an_update_may_take_its_roundings(lr: float) -> None:
+def test_rounded_accepts_one_or_two_roundings(lr: float) -> None:
     in_two_roundings = P - np.float32(lr) * G
     in_one = (P.astype(np.float64) - lr * G.astype(np.float64)).astype(np.float32)
 
-    judge_update(in_two_roundings, lr)
-    judge_update(in_one, lr)
+    assert_update(in_two_roundings, lr)
+    assert_update(in_one, lr)
 
 
 @pytest.mark.parametrize("units", [4, -4, 1e6, np.nan])
-def test_an_update_may_not_be_further_off_than_its_roundings(units: float) -> None:
+def test_rounded_rejects_a_larger_error(units: float) -> None:
     got = P - np.float32(0.1) * G
     got[7] += np.float32(units) * np.spacing(got[7])
 
-    with pytest.raises(AssertionError, match=r"parameter\[7\] is .* off by .* 1 of 50 elements"):
-        judge_update(got, 0.1)
+    with pytest.raises(AssertionError, match=r"parameter\[7\] is .* rounding explains at most .* 1 of 50 elements"):
+        assert_update(got, 0.1)
 
 
-def test_within_budget_rejects_beyond_the_threshold_and_keeps_the_worst() -> None:
+def test_within_budget_rejects_errors_above_the_threshold_and_records_the_worst() -> None:
     exact = Bounded(np.zeros(3), np.ones(3))
-    ledger.clear()
 
-    assert_within_budget(torch.tensor([0.0, -THRESHOLD, 1.0]), exact, "numbers")
-    assert ledger.worst == THRESHOLD
-    with pytest.raises(AssertionError, match=r"numbers\[0\] is 9.0, the oracle's is 0.0: 9.0 budgets of 1 off, 8 are"):
+    with recording(Ledger()) as ledger:
+        assert_within_budget(torch.tensor([0.0, -THRESHOLD, 1.0]), exact, "numbers")
+
+    assert ledger.worst_ratio == THRESHOLD
+    with pytest.raises(AssertionError, match=r"numbers\[0\] is 9.0, .* 0.0: the error is 9.0 budgets of 1, at most 8 "):
         assert_within_budget(torch.tensor([9.0, 0.0, 0.0]), exact, "numbers")
 
 
+def test_comparison_outside_a_law_is_recorded_nowhere() -> None:
+    with recording(Ledger()) as ledger:
+        pass
+
+    assert_within_budget(torch.tensor([THRESHOLD]), Bounded(np.zeros(1), np.ones(1)), "numbers")
+
+    assert ledger == Ledger()
+    assert current_ledger() == Ledger()
+
+
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, 1e-30])
-def test_within_budget_rejects_what_is_no_number_and_anything_where_there_is_no_budget(wrong: float) -> None:
+def test_within_budget_rejects_any_error_if_the_budget_is_zero(wrong: float) -> None:
     with pytest.raises(AssertionError, match="inf budgets"):
         assert_within_budget(torch.tensor([wrong]), Bounded(np.zeros(1), np.zeros(1)), "numbers")
 
 
 def rounded(cast: Callable[[Tensor], Tensor]) -> Callable[[nn.Module], None]:
-    """A fault that stores every parameter in a lower precision."""
+    """Return a fault that rounds every parameter to a lower precision."""
 
     @torch.no_grad()
-    def spoil(net: nn.Module) -> None:
+    def fault(net: nn.Module) -> None:
         for parameter in net.parameters():
             parameter.copy_(cast(parameter))
 
-    return spoil
+    return fault
 
 
 @torch.no_grad()
-def first_layer_off(net: nn.Module) -> None:
+def scale_first_layer(net: nn.Module) -> None:
     net.get_parameter("conv1.weight").mul_(1 + 1e-5)
 
 
 def tf32(numbers: Tensor) -> Tensor:
-    """Rounded to TF32's 10 explicit bits of mantissa."""
+    """Round float32 numbers to TF32, which has 10 explicit bits of mantissa."""
     return ((numbers.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
@@ -114,19 +126,19 @@ FAULTS = {
     "float16 parameters": rounded(lambda p: p.half().float()),
     "bfloat16 parameters": rounded(lambda p: p.bfloat16().float()),
     "TF32 parameters": rounded(tf32),
-    "conv1's weights off by 1e-5": first_layer_off,
+    "conv1's weights scaled by 1 + 1e-5": scale_first_layer,
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("images", ["digits", "normal"])
-def test_the_budget_of_float32_tells_small_faults_from_rounding(reference: Stack, images: str, fault: str) -> None:
-    """In each of five ordinary cases the fault's worst gradient is beyond the threshold, and the right one is not."""
+def test_float32_budget_separates_small_faults_from_rounding(reference: Stack, images: str, fault: str) -> None:
+    """In each of five ordinary cases the worst gradient exceeds the threshold with the fault, and not without it."""
     for seed in range(5):
         case = Case(images=images, batch=3, seed=seed)
-        for spoil, faulty in ((FAULTS[fault], True), (lambda net: None, False)):
+        for apply_fault, faulty in ((FAULTS[fault], True), (lambda net: None, False)):
             net = reference.net(case)
-            spoil(net)
+            apply_fault(net)
             reference.loss(net, case).backward()
             exact = reference.exact(case).gradients
             got = gradients(net)
@@ -134,21 +146,21 @@ def test_the_budget_of_float32_tells_small_faults_from_rounding(reference: Stack
             assert (worst > THRESHOLD) == faulty
 
 
-def test_the_threshold_is_the_power_of_two_above_what_was_measured() -> None:
+def test_threshold_is_the_power_of_two_above_the_calibration() -> None:
     measured = json.loads(calibration.RESULT.read_text())["dtypes"]
-    worst = max(result["error / budget"]["worst of all"][-1] for result in measured.values())
+    worst = max(result["error / budget"]["worst tensor"][-1] for result in measured.values())
 
     assert measured.keys() == PRECISIONS.keys()
     assert sum(result["cases"] for result in measured.values()) >= 20_000
     assert THRESHOLD / 2 < worst < THRESHOLD == 2 ** round(np.log2(THRESHOLD))
 
 
-def test_the_project_compares_numbers_in_no_fourth_way() -> None:
-    fourth = re.compile(r"\b(allclose|assert_close|isclose|approx|[ar]tol)\b")
+def test_project_has_no_other_way_to_compare_numbers() -> None:
+    other_ways = re.compile(r"\b(allclose|assert_close|isclose|approx|[ar]tol)\b")
     root = Path(calibration.__file__).parents[1]
     sources = [
-        path for room in ("lenet", "properties", "benchmarks", "reports") for path in (root / room).rglob("*.py")
+        path for package in ("lenet", "properties", "benchmarks", "reports") for path in (root / package).rglob("*.py")
     ]
 
     assert len(sources) > 30
-    assert [path.name for path in sources if path != Path(__file__) and fourth.search(path.read_text())] == []
+    assert [path.name for path in sources if path != Path(__file__) and other_ways.search(path.read_text())] == []

@@ -1,7 +1,8 @@
-"""A run of the laws as its user sees it: the header, the verdict, the record, and every error in one line."""
+"""A run of the laws as its user sees it: header, verdict, failures, record, and one-line errors for wrong options."""
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shlex
@@ -41,16 +42,16 @@ class Skips16:
 
 
 def run(*arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """`pytest` as a user runs it, in a process of its own; `path` is where it finds plugins."""
+    """Run `pytest` as a user does, in a new process; it finds plugins in the folder `path`."""
     return run_module("pytest", "-p", "no:cacheprovider", *arguments, path=path)
 
 
 def run_module(module: str, *arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """The same of `python -m module`."""
-    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    alone |= {"PYTHONPATH": str(path)} if path else {}
+    """Run `python -m module` likewise."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment |= {"PYTHONPATH": str(path)} if path else {}
     command = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -63,18 +64,18 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--subject", "no.such"], "--subject no.such: there is no module 'no.such'"),
-        (["--subject", "none.py"], "--subject none.py: there is no file none.py"),
+        (["--subject", "no.such"], "--subject no.such: no module named 'no.such'"),
+        (["--subject", "none.py"], "--subject none.py: no such file: none.py"),
         (["--subject", "lenet:Nothing"], "--subject lenet:Nothing: lenet has no Nothing"),
-        (["--subject", "{faulty}:Misshaped"], "fc3.weight is [11, 84] where lenet.Net has [10, 84]"),
-        (["--device", "cuda:99"], "--device cuda:99: there is no such device"),
-        (["--device", "toaster"], "--device toaster: there is no such device"),
+        (["--subject", "{faulty}:Misshaped"], "fc3.weight is [11, 84], not [10, 84] as in lenet.Net"),
+        (["--device", "cuda:99"], "--device cuda:99: not available ("),
+        (["--device", "toaster"], "--device toaster: not available ("),
         (["--dtype", "float23"], "--dtype float23: not one of float64, float32"),
         (["--dtype", "int64"], "--dtype int64: not one of float64, float32"),
-        (["--case", "Case(batch=-1)"], "--case: batch=-1 of a Case is no integer"),
+        (["--case", "Case(batch=-1)"], "--case: batch=-1: not an integer"),
     ],
 )
-def test_a_wrong_option_is_one_clear_line(faulty: Path, options: list[str], message: str) -> None:
+def test_wrong_option_is_a_one_line_error(faulty: Path, options: list[str], message: str) -> None:
     result = run(LAW, *[option.format(faulty=faulty) for option in options])
 
     lines = [line for line in result.stderr.splitlines() if line]
@@ -84,33 +85,33 @@ def test_a_wrong_option_is_one_clear_line(faulty: Path, options: list[str], mess
     assert message in lines[0]
 
 
-def test_a_run_says_what_it_judges_and_what_it_found(tmp_path: Path) -> None:
+def test_run_prints_and_records_what_it_judged(tmp_path: Path) -> None:
     result = run(LAW, "--dtype", "float32", "--record", str(tmp_path))
 
     assert result.returncode == 0
     assert "judging: lenet on cpu" in result.stdout
-    assert "lenet on cpu in float32: all 1 laws hold in 1 examples" in result.stdout
+    assert "lenet on cpu in float32: 1 law judged, 0 violated; 1 example; worst error" in result.stdout
     entries = json.loads((tmp_path / "laws.json").read_text())["laws"]
     assert entries[0]["law"] == "test_repr_matches_the_tutorial"
     assert entries[0]["outcome"] == "passed"
 
 
-def test_a_run_in_which_nothing_was_judged_fails(faulty: Path) -> None:
+def test_run_in_which_nothing_was_judged_fails(faulty: Path) -> None:
     result = run(LAW, "--subject", f"{faulty}:ReluMissing")
 
     assert result.returncode == 1
     assert "nothing was judged" in result.stdout
 
 
-def test_a_violation_stands_alone_and_comes_with_the_command_that_repeats_it(faulty: Path, tmp_path: Path) -> None:
-    law, options = "properties/laws/test_forward.py", ["--subject", f"{faulty}:ReluMissing", "--dtype", "float32"]
+def test_violation_is_reported_with_a_command_that_reproduces_it(faulty: Path, tmp_path: Path) -> None:
+    laws, options = "properties/laws/test_forward.py", ["--subject", f"{faulty}:ReluMissing", "--dtype", "float32"]
 
-    result = run(law, "-k", "logits", "--record", str(tmp_path), *options)
+    result = run(laws, "-k", "logits", "--record", str(tmp_path), *options)
 
     assert result.returncode == 1
-    assert "Every logit lies within the rounding budget of its exact value." in result.stdout
-    assert f"stack:  {faulty}:ReluMissing on cpu in float32" in result.stdout
-    assert "1 of 1 laws violated" in result.stdout
+    assert "Every logit is within the rounding budget of its exact value." in result.stdout
+    assert f"stack:          {faulty}:ReluMissing on cpu in float32" in result.stdout
+    assert "1 law judged, 1 violated" in result.stdout
     entry = json.loads((tmp_path / "laws.json").read_text())["laws"][0]
     assert "logits[" in entry["message"]
     assert entry["counterexample"].startswith("case=Case(")
@@ -118,32 +119,32 @@ def test_a_violation_stands_alone_and_comes_with_the_command_that_repeats_it(fau
     case = entry["counterexample"].removeprefix("case=")
     again = run(*shlex.split(entry["command"])[1:])
     assert again.returncode == 1
-    assert f"judged: case={case}" in again.stdout
+    assert f"counterexample: case={case}" in again.stdout
 
 
-def test_an_update_that_skips_full_blocks_is_rejected(faulty: Path) -> None:
+def test_update_that_skips_full_blocks_is_rejected(faulty: Path) -> None:
     result = run("properties/laws/test_update.py", "-k", "manual_update", "--subject", f"{faulty}:Skips16")
 
     assert result.returncode == 1
-    assert "its roundings allow" in result.stdout
+    assert "rounding explains at most" in result.stdout
 
 
-def test_a_case_that_a_law_does_not_judge_is_a_visible_skip() -> None:
+def test_case_that_a_law_does_not_judge_is_a_visible_skip() -> None:
     result = run(LAW.replace("repr_matches_the_tutorial", "one_image_gives_ten_logits"), "--case", "Case(batch=3)")
 
     assert result.returncode == 1
-    assert "this law judges other cases than the one that --case gives" in result.stdout
+    assert "this law does not judge the case given by --case" in result.stdout
     assert "nothing was judged" in result.stdout
 
 
-def test_a_record_that_cannot_be_written_is_said_at_once(faulty: Path) -> None:
+def test_unwritable_record_is_an_error_at_the_start(faulty: Path) -> None:
     result = run(LAW, "--record", str(faulty))
 
     assert result.returncode == 4
     assert "not a folder that can be written to" in result.stderr
 
 
-def test_what_a_subject_warns_of_is_no_violation(tmp_path: Path) -> None:
+def test_warning_of_a_subject_is_not_a_violation(tmp_path: Path) -> None:
     source = FAULTY + "\nimport warnings\n\nclass Warns(Net):\n"
     source += "    def forward(self, images):\n        warnings.warn('old')\n        return super().forward(images)\n"
     (tmp_path / "warns.py").write_text(source)
@@ -153,10 +154,36 @@ def test_what_a_subject_warns_of_is_no_violation(tmp_path: Path) -> None:
     assert result.returncode == 0
 
 
-def test_an_earlier_record_is_kept_beside(tmp_path: Path) -> None:
+def test_earlier_record_is_kept_under_another_name(tmp_path: Path) -> None:
     (tmp_path / "laws.json").write_text("earlier")
 
     run(LAW, "--record", str(tmp_path))
 
     assert (tmp_path / "laws.previous.json").read_text() == "earlier"
-    assert json.loads((tmp_path / "laws.json").read_text())["format"] == 2
+    assert json.loads((tmp_path / "laws.json").read_text())["format"] == 3
+
+
+def test_run_without_laws_leaves_an_earlier_record_alone(tmp_path: Path) -> None:
+    (tmp_path / "laws.json").write_text("earlier")
+
+    result = run("properties/test_case.py", "-k", "equal_cases", "--record", str(tmp_path))
+
+    assert result.returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["laws.json"]
+
+
+def test_laws_run_by_the_name_of_their_package(tmp_path: Path) -> None:
+    (tmp_path / "laws.json").write_text("earlier")
+    law = LAW.replace(".py::", "::").replace("/", ".")
+
+    result = run("-p", "properties.plugin", "--pyargs", law, "--record", str(tmp_path))
+
+    assert result.returncode == 0
+    assert (tmp_path / "laws.previous.json").read_text() == "earlier"
+
+
+def test_every_law_takes_a_stack() -> None:
+    for path in sorted((ROOT / "properties/laws").glob("test_*.py")):
+        for function in ast.parse(path.read_text()).body:
+            if isinstance(function, ast.FunctionDef) and function.name.startswith("test_"):
+                assert "stack" in [argument.arg for argument in function.args.args], function.name

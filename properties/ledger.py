@@ -1,0 +1,76 @@
+"""
+The ledger of the law being run: how many examples it has judged, and how large their errors were.
+
+The assertions in `properties.comparison` and a few laws write to `current_ledger()`; `properties.record` reads it when
+the law has finished. Outside a law nothing is recorded: each call then returns a new ledger that nothing reads.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from lenet.oracle import Array
+
+if TYPE_CHECKING:
+    from properties.known_issues import ExpectedFailure, KnownIssue
+
+
+def compiled_graphs() -> int:
+    """Return the number of graphs that Dynamo has compiled in this process."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return int(dynamo.counters["stats"]["unique_graphs"]) if dynamo else 0
+
+
+@dataclass
+class Ledger:
+    """What one law has judged on one stack."""
+
+    examples: int = 0
+    first_failure: int = 0  # number, from 1, of the first example that violated the law; 0 if none did
+    partly_judged: int = 0  # examples with at least one element that could not be judged
+    worst_ratio: float = 0.0  # largest error / budget over all examples
+    notes: list[str] = field(default_factory=list)  # results that the law reports besides its verdict
+    known_issues: list[tuple[KnownIssue, ExpectedFailure]] = field(default_factory=list)  # shown by this law
+    graphs_before: int = field(default_factory=compiled_graphs)
+
+    # The latest example:
+    drawn: dict[str, Any] = field(default_factory=dict)  # its arguments, without the stack
+    error_share: float = 0.0  # its largest error, as a fraction of the allowed error
+    has_unjudged: bool = False  # whether some element could not be judged
+    worst_ratio_before: float = 0.0
+
+    def begin_example(self, drawn: dict[str, Any]) -> None:
+        """Count an example with these arguments."""
+        self.examples += 1
+        self.drawn, self.error_share, self.has_unjudged, self.worst_ratio_before = drawn, 0.0, False, self.worst_ratio
+
+    def discard_expected_failure(self) -> None:
+        """Drop the errors of the latest example, which a known issue explains."""
+        self.worst_ratio, self.error_share = self.worst_ratio_before, 0.0
+
+    def add_error_shares(self, shares: Array) -> None:
+        """Record errors of the latest example, as fractions of the allowed errors."""
+        self.error_share = max(self.error_share, float(shares.max(initial=0.0)))
+
+
+_current: ContextVar[Ledger | None] = ContextVar("current_ledger", default=None)
+
+
+def current_ledger() -> Ledger:
+    """Return the ledger of the law being run; outside a law, a new one that nothing reads."""
+    return _current.get() or Ledger()
+
+
+@contextmanager
+def recording(ledger: Ledger) -> Iterator[Ledger]:
+    """Make `ledger` the current ledger within the block."""
+    token = _current.set(ledger)
+    try:
+        yield ledger
+    finally:
+        _current.reset(token)

@@ -1,0 +1,253 @@
+"""
+The pytest plugin that judges stacks: options, header, Hypothesis profiles, and one run of each law for each stack.
+
+It registers `properties.expectations` (known issues), `properties.record` (entries of a run) and `properties.terminal`
+(summary). The repository's conftest.py loads it; elsewhere: `pytest --pyargs properties.laws -p properties.plugin`.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import Phase, is_hypothesis_test, seed, settings
+from hypothesis.database import DirectoryBasedExampleDatabase
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from lenet import engines, subject
+from lenet.engines import Engine, EngineError
+from lenet.engines.eager import disable_tf32
+from lenet.files import writable
+from lenet.fingerprint import fingerprint, headline
+from lenet.oracle import CLAIMS, PRECISIONS
+from properties import case, expectations, record, terminal
+from properties.case import Case
+from properties.executed import NOT_FOR_ENGINES
+from properties.stack import Stack, dtype_name
+from properties.strategies import only_case
+
+DEFAULT_DEVICES = ("cpu", "cuda")
+DEFAULT_DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+# No deadline, because an example's duration grows with its batch. One counterexample per law is enough. Every setting
+# is given, because Hypothesis replaces its defaults if it detects CI. The target phase searches for examples with large
+# errors, which only the profile `thorough` has time for.
+PHASES = set(Phase) - {Phase.explain}
+COMMON = settings(deadline=None, report_multiple_bugs=False, print_blob=False, phases=PHASES - {Phase.target})
+FAILURES = DirectoryBasedExampleDatabase(".hypothesis/examples")
+settings.register_profile("quick", COMMON, max_examples=10, derandomize=False, database=FAILURES)
+settings.register_profile("ci", COMMON, max_examples=20, derandomize=True, database=None)
+settings.register_profile("thorough", COMMON, phases=PHASES, max_examples=250, derandomize=False, database=FAILURES)
+UNSHRUNK = settings(COMMON, derandomize=True, database=None, phases={Phase.explicit, Phase.generate})
+settings.register_profile("kills", UNSHRUNK, max_examples=20)  # mutants by the laws that they name; examples of `ci`
+settings.register_profile("mutants", UNSHRUNK, max_examples=2)  # mutants by all laws; as many as there is time for
+settings.load_profile("quick")
+
+STACKS = pytest.StashKey[list[Stack]]()
+CASE = pytest.StashKey[Case | None]()
+UNAVAILABLE = pytest.StashKey[list[str]]()
+"""Default devices that this machine does not have."""
+UNSUPPORTED = pytest.StashKey[list[str]]()
+"""A line for each engine that supports none of the stacks."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options that choose what is judged."""
+    group = parser.getgroup("lenet", "what is judged")
+    known = ", ".join(engines.names())
+    group.addoption("--subject", action="append", metavar="SPEC", help="package.module or file.py, or either:Name")
+    group.addoption("--engine", metavar="NAMES", help=f"comma-separated, of {known}, or your own as module:function")
+    group.addoption("--claim", metavar="PRECISION", choices=CLAIMS, help="judge the engines at this precision instead")
+    group.addoption("--device", metavar="DEVICES", help="comma-separated, such as cpu,cuda; default: those available")
+    group.addoption("--dtype", metavar="DTYPES", help="comma-separated, such as float32,bfloat16")
+    group.addoption("--case", metavar="CASE", help="judge this case only, as a failure prints it: 'Case(batch=3, ...)'")
+    group.addoption("--record", type=Path, metavar="DIR", help="write the results to JSON files in this folder")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Build the stacks from the options; every wrong option is a one-line usage error."""
+    config.addinivalue_line("markers", "law: a property that a stack is judged by; every test in properties/laws")
+    config.addinivalue_line("markers", "engine: a law about executing a network, by which engines are judged too")
+    share_cores()
+    disable_tf32()
+    folder = config.getoption("record")
+    if folder and not writable(folder):
+        raise pytest.UsageError(f"--record {folder}: not a folder that can be written to")
+    specs = config.getoption("subject") or [os.environ.get("LENET_SUBJECT") or "lenet"]
+    devices, config.stash[UNAVAILABLE] = _devices(config.getoption("device"))
+    text = config.getoption("case")
+    try:
+        subjects = [subject.load(spec) for spec in specs]
+        chosen_engines = [engines.load(name) for name in (config.getoption("engine") or "").split(",") if name]
+        config.stash[CASE] = case.parse(text) if text else None
+    except (subject.SubjectError, EngineError) as error:
+        raise pytest.UsageError(str(error)) from error
+    except ValueError as error:
+        raise pytest.UsageError(f"--case: {error}") from error
+    option = config.getoption("dtype")
+    dtypes = [_dtype(name) for name in (DEFAULT_DTYPES if option is None else option.split(","))]
+    stacks = [Stack(s, device, dtype) for s in subjects for device in devices for dtype in dtypes]
+    unsupported: list[str] = []
+    if chosen_engines:
+        stacks, unsupported = _executed_by(chosen_engines, stacks, config.getoption("claim"))
+        if not stacks:
+            raise pytest.UsageError(f"--engine: there is nothing to judge: {'; '.join(unsupported)}")
+    elif config.getoption("claim"):
+        raise pytest.UsageError("--claim: applies to engines; name one with --engine")
+    config.stash[STACKS], config.stash[UNSUPPORTED] = stacks, unsupported
+    config.pluginmanager.register(expectations, "lenet-expectations")
+    config.pluginmanager.register(record, "lenet-record")
+    config.pluginmanager.register(terminal, "lenet-terminal")
+
+
+def _executed_by(chosen: list[Engine], stacks: list[Stack], claim: str | None) -> tuple[list[Stack], list[str]]:
+    """Return the stacks that each engine supports, with that engine, and a line for each engine that supports none."""
+    executed, unsupported = [], []
+    for engine in chosen:
+        supported = [stack for stack in stacks if engine.supports(stack.device.type, dtype_name(stack.dtype))]
+        if not supported:
+            dtypes, devices = ", ".join(engine.claims), ", ".join(engine.devices)
+            unsupported.append(f"{engine.name} supports only {dtypes} on {devices}")
+        executed += [replace(stack, engine=engine, claim=claim) for stack in supported]
+    return executed, unsupported
+
+
+def share_cores() -> None:
+    """Divide the CPU cores among pytest-xdist's workers."""
+    if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+        threads = max(1, (os.cpu_count() or 1) // int(workers))
+        torch.set_num_threads(threads)
+        threadpool_limits(threads)
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Print versions and hardware, what is judged, and what is not."""
+    stacks = config.stash[STACKS]
+    lines = [f"stack: {headline(fingerprint())}"]
+    for label in dict.fromkeys(stack.label for stack in stacks):
+        own = [stack for stack in stacks if stack.label == label]
+        devices = ", ".join(dict.fromkeys(str(stack.device) for stack in own))
+        dtypes = ", ".join(dict.fromkeys(dtype_name(stack.dtype) for stack in own))
+        lines.append(f"judging: {label} on {devices} in {dtypes}")
+    lines += [f"not judged: {device} is not available" for device in config.stash[UNAVAILABLE]]
+    lines += [f"not judged: {unsupported}" for unsupported in config.stash[UNSUPPORTED]]
+    return lines
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run whatever has a parameter `stack` once for each stack; an unavailable default device is a visible skip."""
+    if "stack" not in metafunc.fixturenames:
+        return
+    stacks = [
+        pytest.param(s, id=f"{s.label.replace(' by ', '-')}-{s.device}-{dtype_name(s.dtype)}")
+        for s in metafunc.config.stash[STACKS]
+    ]
+    skipped = [
+        pytest.param(None, id=device, marks=pytest.mark.skip(reason=f"{device} is not available"))
+        for device in metafunc.config.stash[UNAVAILABLE]
+    ]
+    metafunc.parametrize("stack", stacks + skipped, scope="session")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """
+    Mark every test in `properties/laws` as a law, and order the items so that all stacks judge one law after another.
+
+    Warnings that a subject raises are not errors.
+    """
+    for item in items:
+        if record.LAWS in item.path.parents:
+            item.add_marker("law")
+        if "stack" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.filterwarnings("default"))
+        if item.get_closest_marker("law"):
+            _mark_engine(item)
+    if any(item.get_closest_marker("law") for item in items):
+        make_deterministic()
+    positions = {key: n for n, key in enumerate(dict.fromkeys(map(_without_stack, items)))}
+    items.sort(key=lambda item: positions[_without_stack(item)])
+
+
+def make_deterministic() -> None:
+    """Choose deterministic kernels on the GPU: some laws compare two backward passes bit for bit."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.deterministic = True
+
+
+def _without_stack(item: pytest.Item) -> tuple[str, str]:
+    """
+    Return the item's function and its parameters other than the stack. Items that agree in both draw the same examples.
+
+    If they run consecutively, stacks of one dtype share the oracle's cached answers.
+    """
+    others = {name: getattr(v, "__name__", repr(v)) for name, v in _parameters(item).items() if name != "stack"}
+    return item.nodeid.partition("[")[0], str(others)
+
+
+def _mark_engine(item: pytest.Item) -> None:
+    """
+    Skip a law that does not apply to engines if an engine is judged.
+
+    All laws of one engine and dtype form one group for `pytest -n ... --dist loadgroup`: one process compiles for all.
+    """
+    stack = _parameters(item).get("stack")
+    if stack and stack.engine:
+        item.add_marker(pytest.mark.xdist_group(f"{stack.engine.name} in {dtype_name(stack.dtype)}"))
+        if not item.get_closest_marker("engine"):
+            item.add_marker(pytest.mark.skip(reason=NOT_FOR_ENGINES))
+
+
+def _parameters(item: pytest.Item) -> dict[str, Any]:
+    """Return the values of the item's parameters by name; empty if it has none."""
+    return item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Run the item with the stack's replacements and settings installed, and with the case of `--case` if given."""
+    stack = _parameters(item).get("stack")
+    if isinstance(item, pytest.Function) and stack and settings().derandomize and is_hypothesis_test(item.obj):
+        seed(_seed_of_examples(item, stack))(item.obj)
+    with stack.installed() if stack else nullcontext(), only_case(item.config.stash[CASE]):
+        return (yield)
+
+
+def _seed_of_examples(item: pytest.Function, stack: Stack) -> int:
+    """
+    Return the seed of a law's examples: the same for every subject, engine and device, and however the law is worded.
+
+    Hypothesis would derive it from the test's id, which contains the subject, and from its source with the docstring.
+    """
+    return zlib.crc32(f"{item.originalname} {_without_stack(item)[1]} {dtype_name(stack.dtype)}".encode())
+
+
+def _devices(option: str | None) -> tuple[list[torch.device], list[str]]:
+    """Return the available devices and the names of unavailable defaults; an unavailable named device is an error."""
+    available, unavailable = [], []
+    for name in DEFAULT_DEVICES if option is None else option.split(","):
+        try:
+            device = torch.device(name)
+            torch.ones(1, device=device).cpu()
+            available.append(device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            if option is not None:
+                reason = str(error).strip().splitlines()[0]
+                raise pytest.UsageError(f"--device {name}: not available ({reason})") from error
+            unavailable.append(name)
+    return available, unavailable
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name, None)
+    if name in PRECISIONS and isinstance(dtype, torch.dtype):
+        return dtype
+    known = ", ".join(name for name in PRECISIONS if hasattr(torch, name))
+    raise pytest.UsageError(f"--dtype {name}: not one of {known}")

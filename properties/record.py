@@ -1,0 +1,234 @@
+"""
+The record of a run: an entry for each law and stack, written to `laws.json`, or to `engines.json` with `--engine`.
+
+A failed law's entry has its counterexample, its message, and a command that judges the law on that counterexample
+again; the failure's report shows them too.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import re
+import shlex
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis.errors import Flaky
+
+from lenet.files import set_aside, write_atomically
+from lenet.fingerprint import stamp
+from lenet.oracle import THRESHOLD
+from properties.case import Case
+from properties.executed import NOT_FOR_ENGINES
+from properties.ledger import compiled_graphs, current_ledger
+from properties.stack import dtype_name
+
+PROPERTY = "law"
+"""The name under which a report's user_properties hold a law's entry."""
+
+LAWS = Path(__file__).parent / "laws"
+
+Entry = dict[str, Any]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Collect the entries where the run is controlled, not in its parallel workers."""
+    if not hasattr(config, "workerinput"):
+        config.stash[RECORD] = Record(config)
+        config.pluginmanager.register(config.stash[RECORD], "law-record")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Attach a law's entry to its report."""
+    report = yield
+    has_verdict = report.when == "call" or (report.when == "setup" and report.outcome != "passed")
+    if has_verdict and isinstance(item, pytest.Function) and item.get_closest_marker("law"):
+        entry = _entry(item, report) | _failure(call)
+        report.user_properties.append((PROPERTY, entry))
+        if report.outcome == "failed":
+            report.sections.append(("law", _explanation(entry)))
+    return report
+
+
+def _entry(item: pytest.Function, report: pytest.TestReport) -> Entry:
+    failed, skipped = report.outcome == "failed", report.outcome == "skipped"
+    stack: Any = item.callspec.params["stack"]
+    ledger = current_ledger()
+    return {
+        "id": item.nodeid,
+        "chapter": item.path.stem.removeprefix("test_"),
+        "law": item.originalname,
+        "statement": inspect.cleandoc(item.obj.__doc__ or ""),
+        "subject": "" if stack is None else stack.label,
+        "engine": stack.engine.name if stack and stack.engine else "",
+        "stack": "" if stack is None else str(stack),
+        "outcome": report.outcome,
+        "examples": 0 if skipped else max(1, ledger.examples),
+        "partly_judged": ledger.partly_judged,
+        "worst_ratio": ledger.worst_ratio,
+        "known_issues": [
+            {"title": issue.title, "reference": issue.reference, "fixed_in": ".".join(map(str, issue.fixed_in or ()))}
+            for issue, _ in ledger.known_issues
+        ],
+        "compiled_graphs": compiled_graphs() - ledger.graphs_before,
+        "seconds": report.duration,
+        "notes": ledger.notes,
+        "counterexample": ", ".join(f"{name}={value!r}" for name, value in ledger.drawn.items()) if failed else "",
+        "message": _message(report) if failed else "",
+        "reason": report.longrepr[2] if skipped and isinstance(report.longrepr, tuple) else "",
+        "command": _command(item) if failed else "",
+    }
+
+
+def _failure(call: pytest.CallInfo[None]) -> Entry:
+    """Return the kind of failure (assertion, crash, timeout, flaky, or empty), and the number of the first example."""
+    if call.excinfo is None or call.excinfo.errisinstance(pytest.skip.Exception):
+        return {"failure_kind": "", "first_failure": 0}
+    error, place = call.excinfo.value, Path(call.excinfo.traceback[-1].path)
+    if isinstance(error, Flaky):
+        kind = "flaky"
+    elif isinstance(error, pytest.fail.Exception) and str(error).startswith("Timeout"):
+        kind = "timeout"
+    elif isinstance(error, pytest.fail.Exception) or (isinstance(error, AssertionError) and _belongs_to_judge(place)):
+        kind = "assertion"
+    else:
+        kind = "crash"
+    return {"failure_kind": kind, "first_failure": current_ledger().first_failure}
+
+
+def _belongs_to_judge(source: Path) -> bool:
+    """Whether code in this file belongs to a law or its assertions, and not to the subject."""
+    return source.parent in (LAWS.parent, LAWS) or source.parent.name == "_pytest"
+
+
+def _message(report: pytest.TestReport) -> str:
+    """Return the error message without the counterexample that Hypothesis adds, which is a field of its own."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    message = crash.message if crash else str(report.longrepr)
+    return re.split(r"\n(?:Failing test case|Falsifying example)", message)[0]
+
+
+def _command(item: pytest.Function) -> str:
+    """
+    Return a shell command that judges this law again: the same stack and profile, and the same case if it drew one.
+
+    A law that drew other values too draws them again.
+    """
+    stack: Any = item.callspec.params["stack"]
+    words = ["pytest", item.nodeid, "--device", str(stack.device), "--dtype", dtype_name(stack.dtype)]
+    words += ["--engine", stack.engine.name] if stack.engine else []
+    words += ["--claim", stack.claim] if stack.claim else []
+    words.append(f"--hypothesis-profile={_profile(item.config)}")
+    if stack.subject.spec != "lenet":
+        words += ["--subject", stack.subject.spec]
+    cases = [value for value in current_ledger().drawn.values() if isinstance(value, Case)]
+    if len(cases) == 1:
+        words += ["--case", repr(cases[0])]
+    return " ".join(map(_quoted, words))
+
+
+def _quoted(word: str) -> str:
+    """Return the word quoted for a shell; a case, which contains single quotes, in double quotes."""
+    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
+
+
+def _profile(config: pytest.Config) -> str:
+    return config.getoption("--hypothesis-profile", None) or "quick"
+
+
+def _explanation(entry: Entry) -> str:
+    """Return the lines that a failure's report ends with: the law, the stack, the counterexample, the command."""
+    lines = [entry["statement"].split("\n\n")[0], f"stack:          {entry['stack']}"]
+    if entry["counterexample"]:
+        lines.append(f"counterexample: {entry['counterexample']}")
+    return "\n".join([*lines, f"reproduce with: {entry['command']}"])
+
+
+class Record:
+    """Collects the entries of a run, also from parallel workers, and writes them to a file."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.entries: list[Entry] = []
+        self.errors: list[str] = []  # what failed without a verdict: a crashed worker, a file of laws with an error
+        folder = config.getoption("record")
+        self.path: Path | None = folder and folder / ("engines.json" if config.getoption("engine") else "laws.json")
+        if self.path and _laws_are_selected(config):
+            set_aside(self.path)
+
+    @property
+    def judged(self) -> list[Entry]:
+        """The entries of laws that were not skipped."""
+        return [entry for entry in self.entries if entry["outcome"] != "skipped"]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Collect a law's entry, or note an error without a verdict."""
+        entries = [dict(value) for name, value in report.user_properties if name == PROPERTY]  # type: ignore[call-overload]
+        self.entries += entries
+        if report.failed and not entries:
+            self.errors.append(report.nodeid)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Note an error of collection."""
+        if report.failed:
+            self.errors.append(report.nodeid)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Write the record; a run in which every law was skipped fails."""
+        if self.path and self.entries:
+            content = stamp(shlex.join(["pytest", *self.config.invocation_params.args])) | {
+                "finished": exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED),
+                "errors": self.errors,
+                "profile": _profile(self.config),
+                "threshold": THRESHOLD,
+                "laws": [entry | {"worst_ratio": _finite(entry["worst_ratio"])} for entry in self.entries],
+            }
+            if self.config.getoption("engine"):
+                content["matrix"] = engine_matrix(self.entries)
+            with write_atomically(self.path) as file:
+                file.write(json.dumps(content, indent=1, allow_nan=False).encode())
+        if self.entries and not self.judged and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+RECORD = pytest.StashKey[Record]()
+
+
+def _laws_are_selected(config: pytest.Config) -> bool:
+    """Whether a path among the command line's arguments contains laws, or is one of their files."""
+    names = [arg.partition("::")[0].partition("[")[0] for arg in config.args]
+    paths = [Path(config.invocation_params.dir, name).resolve() for name in names]
+    if config.getoption("pyargs"):
+        paths += [LAWS.parents[1] / name.replace(".", "/") for name in names]
+    return any(path == LAWS or path in LAWS.parents or LAWS in path.parents for path in paths)
+
+
+def _finite(ratio: float) -> float | None:
+    """Return None for infinity, which JSON does not have."""
+    return ratio if math.isfinite(ratio) else None
+
+
+def engine_matrix(entries: list[Entry]) -> dict[str, dict[str, str]]:
+    """
+    Return, for each stack and law, one of failed, known issue, passed and not applicable.
+
+    The worst outcome counts, in this order, if a law has several parameters. Laws that do not apply to engines are left
+    out.
+    """
+    outcomes = ("failed", "known issue", "passed", "not applicable")
+    found: dict[str, dict[str, str]] = {}
+    for entry in entries:
+        if entry["engine"] and not entry["reason"].endswith(NOT_FOR_ENGINES):
+            outcome = "known issue" if entry["outcome"] == "passed" and entry["known_issues"] else entry["outcome"]
+            outcome = "not applicable" if outcome == "skipped" else outcome
+            own = found.setdefault(entry["stack"], {})
+            own[entry["law"]] = min(own.get(entry["law"], outcome), outcome, key=outcomes.index)
+    return found
