@@ -1,1 +1,1 @@
-"""The report: one page and one summary from the JSON files that the runs wrote."""
+"""The report: a page, a summary and files for CI from the JSON files of a run."""

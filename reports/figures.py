@@ -1,4 +1,4 @@
-"""The report's pictures, as inline SVG with their text as text."""
+"""The figures of the report, as inline SVG with selectable text."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from reports.run import ORDER, Law, Run, Timing
+from reports.run import CHAPTERS, Law, Run, Timing
 
-# Okabe & Ito's colours, which differ without colour vision too; each has a line style of its own besides.
+# Okabe and Ito's colors, which people with color blindness can tell apart; line styles differ as well.
 LINES = {
     "forward": ("#0072B2", "-"),
     "loss": ("#009E73", "--"),
@@ -39,23 +39,24 @@ ENGINES = {
     "openvino-f32": ("#E69F00", "--"),
     "jax": ("#56B4E9", "-"),
 }
-"""An engine has the same colour and line wherever it is drawn; those of one family share the colour."""
+"""The color and line style of each engine; engines of one family share a color."""
 
-WHOLE = ("forward", "training step")
-"""What runs and what trains the network, of the operations that are timed."""
+NETWORK = ("forward", "training step")
+"""The timed operations that run or train the entire network."""
 
-PARTS = {"forward and loss": "#0072B2", "backward": "#E69F00", "the rest, update included": "#999999"}
-"""Of a training step, as `Run.split` has them."""
+PARTS = {"forward and loss": "#0072B2", "backward": "#E69F00", "rest, including the update": "#999999"}
+"""The color of each part of a training step, as `Run.step_breakdown` names them."""
 
-ENDS = ("lower", "upper")
+BOUNDS = ("lower", "upper")
 
-LINES_OF_TEXT = 30
-"""That fit beside a picture of the height of those with labelled lines."""
+TEXT_LINES = 30
+"""The number of text lines that fit next to a figure with labeled lines."""
 
 CURVES = (("#56B4E9", "-", 5.0), ("#D55E00", "-", 2.0), ("#000000", ":", 1.5))
-"""Of the lines of ways to train, which lie on top of each other."""
+"""Color, style and width of training curves: each is narrower than the one that it may cover."""
 
 OTHER = ("#666666", "-.")
+"""The color and line style of engines that ENGINES does not list."""
 
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -70,166 +71,168 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def answer(laws: list[Law], threshold: float, timings: list[Timing]) -> str:
-    """How far each law's worst error is from what is allowed, and how fast the network runs and trains."""
-    worst = sorted((law for law in laws if law.worst), key=lambda law: -law.worst)
+def overview(laws: list[Law], threshold: float, timings: list[Timing]) -> str:
+    """Left: the worst error of each law, in budgets. Right: images/s of forward passes and training steps."""
+    nonzero = sorted((law for law in laws if law.worst_ratio), key=lambda law: -law.worst_ratio)
     top = 1.25 * threshold
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 3.4), layout="constrained")
         errors, speed = figure.subplots(1, 2, width_ratios=(3, 2))
-        for violated, colour in ((False, "#0072B2"), (True, "#D55E00")):
-            chosen = [place for place, law in enumerate(worst) if bool(law.violations) == violated]
-            errors.bar(chosen, [min(worst[place].worst, top) for place in chosen], width=0.8, color=colour)
+        for violated, color in ((False, "#0072B2"), (True, "#D55E00")):
+            chosen = [position for position, law in enumerate(nonzero) if bool(law.violations) == violated]
+            errors.bar(chosen, [min(nonzero[position].worst_ratio, top) for position in chosen], width=0.8, color=color)
         errors.axhline(threshold, color="#D55E00", linestyle="--")
-        errors.text(len(worst), threshold, "allowed", color="#D55E00", ha="right", va="bottom")
+        errors.text(len(nonzero), threshold, "allowed", color="#D55E00", ha="right", va="bottom")
         errors.set(
             ylim=(0, top),
             xticks=[],
-            ylabel="rounding budgets",
-            xlabel=f"{len(worst)} of {len(laws)} laws: those that met any error",
+            ylabel="worst error, rounding budgets",
+            xlabel=f"the {len(nonzero)} of {len(laws)} laws with a nonzero error",
         )
-        errors.set_title("The worst error that each law met", loc="left", fontsize=10)
+        errors.set_title("Worst error of each law", loc="left", fontsize=10)
         rates = {
             operation: sorted((t.batch, t.throughput) for t in timings if t.operation == operation and t.batch)
-            for operation in WHOLE
+            for operation in NETWORK
         }
-        for operation, own in rates.items():
-            colour, style = LINES[operation]
-            if own:
-                speed.plot(*zip(*own, strict=True), style, color=colour, marker=".", label=operation)
+        for operation, points in rates.items():
+            color, style = LINES[operation]
+            if points:
+                speed.plot(*zip(*points, strict=True), style, color=color, marker=".", label=operation)
         if any(rates.values()):
-            _by_batch(speed, {batch for own in rates.values() for batch, _ in own})
-            speed.set_title(f"Images a second ({timings[0].where})", loc="left", fontsize=10)
+            _batch_axis(speed, {batch for points in rates.values() for batch, _ in points})
+            speed.set_ylabel("images/s")
+            speed.set_title(f"Throughput ({timings[0].setting})", loc="left", fontsize=10)
             speed.legend(frameon=False, loc="lower right")
         else:
             speed.axis("off")
         return _svg(figure)
 
 
-def roofline(timings: list[Timing], compute: float, memory: float) -> str:
-    """GFLOP/s of forward passes and training steps against operations a byte, under the roof that was measured."""
+def roofline(timings: list[Timing], compute: float, bandwidth: float) -> str:
+    """GFLOP/s of forward passes and training steps against arithmetic intensity, below the measured roofline."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 3.4), layout="constrained")
         axes = figure.subplots()
-        places = {t: (t.flops / t.moved, t.rate / 1e9) for t in timings}
-        shown = [compute / memory, *(x for x, _ in places.values())]  # the roof's edge as well
+        points = {t: (t.flops / t.bytes_moved, t.flops_per_second / 1e9) for t in timings}
+        shown = [compute / bandwidth, *(intensity for intensity, _ in points.values())]  # includes the ridge point
         ends = min(shown) / 4, max(shown) * 4
         intensity = np.geomspace(*ends, 200)
-        axes.plot(intensity, np.minimum(compute, intensity * memory) / 1e9, color="#333333")
+        axes.plot(intensity, np.minimum(compute, intensity * bandwidth) / 1e9, color="#333333")
         axes.text(ends[1], compute / 1e9, f"matrix product, {compute / 1e9:,.0f} GFLOP/s", ha="right", va="bottom")
-        edge = ends[0], ends[0] * memory / 1e9
-        axes.annotate(f"copy, {memory / 1e9:,.1f} GB/s", edge, (0, 10), textcoords="offset points")
-        for operation in WHOLE:
-            colour, style = LINES[operation]
+        left_end = ends[0], ends[0] * bandwidth / 1e9
+        axes.annotate(f"copy, {bandwidth / 1e9:,.1f} GB/s", left_end, (0, 10), textcoords="offset points")
+        for operation in NETWORK:
+            color, style = LINES[operation]
             own = sorted((t for t in timings if t.operation == operation), key=lambda t: t.batch or 0)
             if not own:
                 continue
-            axes.plot(*zip(*(places[t] for t in own), strict=True), style, color=colour, marker="o", label=operation)
+            axes.plot(*zip(*(points[t] for t in own), strict=True), style, color=color, marker="o", label=operation)
             for t in (own[0], own[-1]):
-                axes.annotate(f"{t.batch:,}", places[t], (4, -12), textcoords="offset points", fontsize=8, color=colour)
-        axes.set(xscale="log", yscale="log", xlabel="floating-point operations a byte", ylabel="GFLOP/s")
+                axes.annotate(f"{t.batch:,}", points[t], (4, -12), textcoords="offset points", fontsize=8, color=color)
+        axes.set(xscale="log", yscale="log", xlabel="arithmetic intensity, FLOP/byte", ylabel="GFLOP/s")
         axes.legend(frameon=False, loc="lower right")
         return _svg(figure)
 
 
 def latency(latencies: list[dict[str, Any]]) -> str:
-    """Which share of queries is answered within a time, a line a place; up to the slowest 99th percentile."""
+    """The cumulative distribution of latency, a line per configuration, up to the slowest 99th percentile."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 2.8), layout="constrained")
         axes = figure.subplots()
-        for place, (colour, style) in zip(latencies, cycle(ENGINES.values()), strict=False):
-            axes.plot(1e3 * np.array(place["quantiles"]), range(101), style, color=colour, label=place["where"])
-        right = 1.1e3 * max(place["quantiles"][99] for place in latencies)
-        axes.set(xlabel="milliseconds", ylabel="% of queries answered", xlim=(0, right), ylim=(0, 101))
+        for each, (color, style) in zip(latencies, cycle(ENGINES.values()), strict=False):
+            axes.plot(1e3 * np.array(each["quantiles"]), range(101), style, color=color, label=each["label"])
+        right = 1.1e3 * max(each["quantiles"][99] for each in latencies)
+        axes.set(xlabel="latency, ms", ylabel="cumulative % of queries", xlim=(0, right), ylim=(0, 101))
         axes.legend(frameon=False, loc="lower right")
         return _svg(figure)
 
 
 def throughput(timings: list[Timing]) -> str:
-    """Images a second against the batch size, log-log: a panel a number of threads, a line an operation."""
-    places = list(dict.fromkeys(timing.place for timing in timings if timing.operation in LINES))
+    """Images/s against batch size, log-log: a panel per number of threads, a line per operation."""
+    configurations = list(dict.fromkeys(timing.configuration for timing in timings if timing.operation in LINES))
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 3.6), layout="constrained")
-        panels = figure.subplots(1, len(places), sharey=True, squeeze=False)[0]
-        for axes, place in zip(panels, places, strict=True):
-            own = [timing for timing in timings if timing.place == place]
-            axes.set_title(next(timing.where for timing in own), loc="left")
-            for operation, (colour, style) in LINES.items():
+        panels = figure.subplots(1, len(configurations), sharey=True, squeeze=False)[0]
+        for axes, configuration in zip(panels, configurations, strict=True):
+            own = [timing for timing in timings if timing.configuration == configuration]
+            axes.set_title(own[0].setting, loc="left")
+            for operation, (color, style) in LINES.items():
                 line = sorted((t for t in own if t.operation == operation and t.batch), key=lambda t: t.batch or 0)
                 if line:
                     batches = [t.batch or 0 for t in line]
                     rates = [t.throughput for t in line]
-                    axes.plot(batches, rates, style, color=colour, marker=".", label=operation)
-            _by_batch(axes, {t.batch for t in own if t.batch})
-        panels[0].set_ylabel("images a second")
+                    axes.plot(batches, rates, style, color=color, marker=".", label=operation)
+            _batch_axis(axes, {t.batch for t in own if t.batch})
+        panels[0].set_ylabel("images/s")
         panels[0].legend(frameon=False, loc="lower right")
         return _svg(figure)
 
 
 def engines(timings: list[dict[str, Any]]) -> str:
-    """Images a second of a forward pass against the batch size, log-log: a line an engine, its name at its end."""
+    """Images/s of a forward pass against batch size, log-log: a line per engine, with its name at the right end."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 4.6), layout="constrained")
         axes = figure.subplots()
         ends = []
         for name in dict.fromkeys(timing["engine"] for timing in timings):
-            own = sorted((t["batch"], t["images_per_second"]) for t in timings if t["engine"] == name)
-            colour, style = ENGINES.get(name, OTHER)
-            axes.plot(*zip(*own, strict=True), style, color=colour, marker=".")
-            ends.append((math.log(own[-1][1]), own[-1], name, colour))
+            points = sorted((t["batch"], t["images_per_second"]) for t in timings if t["engine"] == name)
+            color, style = ENGINES.get(name, OTHER)
+            axes.plot(*zip(*points, strict=True), style, color=color, marker=".")
+            ends.append((math.log(points[-1][1]), points[-1], name, color))
         ends.sort()
-        _by_batch(axes, {timing["batch"] for timing in timings})
-        axes.set_ylabel("images a second")
-        line = math.log(np.divide(*axes.get_ylim()[::-1])) / LINES_OF_TEXT
-        heights = np.exp(_apart([end[0] for end in ends], line))
-        for height, (_, (batch, rate), name, colour) in zip(heights, ends, strict=True):
-            axes.annotate(name, (batch, rate), (batch * 1.25, height), color=colour, fontsize=9, va="center")
+        _batch_axis(axes, {timing["batch"] for timing in timings})
+        axes.set_ylabel("images/s")
+        line = math.log(np.divide(*axes.get_ylim()[::-1])) / TEXT_LINES
+        heights = np.exp(_spread([end[0] for end in ends], line))
+        for height, (_, (batch, rate), name, color) in zip(heights, ends, strict=True):
+            axes.annotate(name, (batch, rate), (batch * 1.25, height), color=color, fontsize=9, va="center")
         axes.set_xlim(right=max(timing["batch"] for timing in timings) * 9)
         return _svg(figure)
 
 
-def _by_batch(axes: Axes, batches: set[int]) -> None:
-    """Log-log, against the batch sizes that there are; of two that lie close to each other the first has its label."""
-    axes.set(xscale="log", yscale="log", xlabel="images a batch")
+def _batch_axis(axes: Axes, batches: set[int]) -> None:
+    """Make the axes log-log with the given batch sizes as ticks; a tick close to a labeled one has no label."""
+    axes.set(xscale="log", yscale="log", xlabel="batch size")
     labels: list[str] = []
-    last = 0  # that has a label
+    labeled = 0
     for batch in sorted(batches):
-        close = batch < 3 * last
+        close = batch < 3 * labeled
         labels.append("" if close else f"{batch:,}")
-        last = last if close else batch
+        labeled = labeled if close else batch
     axes.set_xticks(sorted(batches), labels, fontsize=8)
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.minorticks_off()
 
 
-def _apart(places: list[float], least: float) -> list[float]:
-    """Places for labels, in order: each where it belongs, or `least` beyond the last, so that none covers another."""
+def _spread(positions: list[float], distance: float) -> list[float]:
+    """Ascending positions of labels, moved up where needed so that neighbors are at least `distance` apart."""
     moved: list[float] = []
-    for place in places:
-        moved.append(max(place, moved[-1] + least) if moved else place)
+    for position in positions:
+        moved.append(max(position, moved[-1] + distance) if moved else position)
     return moved
 
 
 def history(runs: list[tuple[str, Run]]) -> str:
-    """The best throughput of a forward pass and of a training step in each run of one machine, in order."""
+    """The highest throughput of a forward pass and of a training step in each run of one machine, by date."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 2.6), layout="constrained")
         axes = figure.subplots()
-        for operation in WHOLE:
-            colour, style = LINES[operation]
-            best = [run.best(operation) for _, run in runs]
+        for operation in NETWORK:
+            color, style = LINES[operation]
+            best = [run.fastest(operation) for _, run in runs]
             rates = [timing.throughput if timing else np.nan for timing in best]
-            axes.plot(range(len(runs)), rates, style, marker="o", color=colour, label=operation)
+            axes.plot(range(len(runs)), rates, style, marker="o", color=color, label=operation)
         axes.set_xticks(range(len(runs)), [f"{run.date[:10]}\ntorch {run.stack['torch']}" for _, run in runs])
-        axes.set(ylabel="images a second", ylim=(0, None))
+        axes.set(ylabel="images/s", ylim=(0, None))
         axes.yaxis.set_major_formatter("{x:,.0f}")
         axes.legend(frameon=False, loc="lower right")
         return _svg(figure)
 
 
 def mutants(table: dict[str, Any]) -> str:
-    """Laws (a row each) and mutants (a column each): which law rejects which mutant, and which is to."""
-    laws = sorted(table["laws"], key=lambda law: (ORDER.index(table["laws"][law]), law))
+    """A row per law, a column per mutant: which laws reject the mutant, and which one has to."""
+    order = list(CHAPTERS)
+    laws = sorted(table["laws"], key=lambda law: (order.index(table["laws"][law]), law))
     kinds = list(table["kinds"])
     columns = sorted(table["mutants"], key=lambda name: (kinds.index(table["mutants"][name]["kind"]), name))
     cells = np.zeros((len(laws), len(columns)))
@@ -242,74 +245,74 @@ def mutants(table: dict[str, Any]) -> str:
     with mpl.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(9.0, 5.6), layout="constrained")
         axes = figure.subplots()
-        colours = ListedColormap(["#ffffff", "#9ecae1", "#08306b"])
-        axes.imshow(cells, cmap=colours, vmin=0, vmax=2, aspect="auto", interpolation="nearest")
-        _groups(axes.yaxis, axes.axhline, [table["laws"][law].replace("_", " ") for law in laws])
-        _groups(axes.xaxis, axes.axvline, [table["mutants"][name]["kind"] for name in columns])
+        colors = ListedColormap(["#ffffff", "#9ecae1", "#08306b"])
+        axes.imshow(cells, cmap=colors, vmin=0, vmax=2, aspect="auto", interpolation="nearest")
+        _label_groups(axes.yaxis, axes.axhline, [CHAPTERS[table["laws"][law]] for law in laws])
+        _label_groups(axes.xaxis, axes.axvline, [table["mutants"][name]["kind"] for name in columns])
         axes.tick_params(length=0, labelsize=8)
         axes.tick_params(axis="x", rotation=60)
-        axes.set(xlabel=f"{len(columns)} mutants, by what is wrong with them", ylabel=f"{len(laws)} laws")
+        axes.set(xlabel=f"{len(columns)} mutants, by kind of fault", ylabel=f"{len(laws)} laws, by chapter")
         return _svg(figure)
 
 
-def _groups(axis: Any, line: Any, names: list[str]) -> None:
-    """A name in the middle of each run of equal ones, and a line between two runs."""
-    starts = [place for place, name in enumerate(names) if place == 0 or names[place - 1] != name]
+def _label_groups(axis: Any, draw_line: Any, names: list[str]) -> None:
+    """Label the middle of each group of equal names, and draw a line between two groups."""
+    starts = [position for position, name in enumerate(names) if position == 0 or names[position - 1] != name]
     ends = [*starts[1:], len(names)]
     for start in starts[1:]:
-        line(start - 0.5, color="#999999", linewidth=0.5)
+        draw_line(start - 0.5, color="#999999", linewidth=0.5)
     middles = [(start + end - 1) / 2 for start, end in zip(starts, ends, strict=True)]
-    middles = _apart(middles, len(names) / LINES_OF_TEXT)
+    middles = _spread(middles, len(names) / TEXT_LINES)
     axis.set_ticks(middles, [names[start] for start in starts])
 
 
 def slowdowns(benchmarks: list[dict[str, Any]], delta: float) -> str:
-    """The gate's estimates with their bounds, and the ratios of all pairs in the order in which they were measured."""
+    """Left: the gate's estimates with their bounds. Right: the slowdown of each pair, in measured order."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 1.2 + 0.7 * len(benchmarks)), layout="constrained")
-        bounds, order = figure.subplots(1, 2, sharey=False)
+        intervals, pairs = figure.subplots(1, 2, sharey=False)
         for row, benchmark in enumerate(benchmarks):
-            found = benchmark["found"]
-            if found:
-                low, high = (100 * (found[end] if found[end] is not None else found["estimate"]) for end in ENDS)
-                bounds.plot([low, high], [row, row], color="#0072B2")
-                bounds.plot(100 * found["estimate"], row, "o", color="#0072B2")
+            slowdown = benchmark["slowdown"]
+            if slowdown:
+                bounds = (slowdown[end] if slowdown[end] is not None else slowdown["estimate"] for end in BOUNDS)
+                intervals.plot([100 * bound for bound in bounds], [row, row], color="#0072B2")
+                intervals.plot(100 * slowdown["estimate"], row, "o", color="#0072B2")
             ratios = [100 * np.expm1(pair["ratio"]) for pair in benchmark["pairs"]]
-            colour, style = list(LINES.values())[row % len(LINES)]
-            order.plot(range(1, len(ratios) + 1), ratios, style, marker=".", color=colour, label=benchmark["name"])
-        bounds.axvline(100 * delta, color="#D55E00", linestyle="--")
-        bounds.axvline(0, color="#666666", linewidth=0.8)
-        bounds.set_yticks(range(len(benchmarks)), [benchmark["name"] for benchmark in benchmarks])
-        bounds.set_ylim(len(benchmarks) - 0.5, -0.5)
-        bounds.set(xlabel="head slower than base, %; the dashed line is delta")
-        order.axhline(0, color="#666666", linewidth=0.8)
-        order.set(xlabel="pair of processes, in order", ylabel="head slower, %")
-        order.legend(frameon=False, fontsize=8)
+            color, style = list(LINES.values())[row % len(LINES)]
+            pairs.plot(range(1, len(ratios) + 1), ratios, style, marker=".", color=color, label=benchmark["name"])
+        intervals.axvline(100 * delta, color="#D55E00", linestyle="--")
+        intervals.axvline(0, color="#666666", linewidth=0.8)
+        intervals.set_yticks(range(len(benchmarks)), [benchmark["name"] for benchmark in benchmarks])
+        intervals.set_ylim(len(benchmarks) - 0.5, -0.5)
+        intervals.set(xlabel="slowdown of head, % (dashed line: delta)")
+        pairs.axhline(0, color="#666666", linewidth=0.8)
+        pairs.set(xlabel="pair of processes", ylabel="slowdown of head, %")
+        pairs.legend(frameon=False, fontsize=8)
         return _svg(figure)
 
 
-def split(parts: dict[int, dict[str, float]]) -> str:
-    """What a training step's time is made of, an image, by batch size."""
+def step_breakdown(parts: dict[int, dict[str, float]]) -> str:
+    """The time per image of each part of a training step, stacked, by batch size."""
     with mpl.rc_context(STYLE | {"axes.grid.axis": "y"}):
         figure = Figure(figsize=(9.0, 3.0), layout="constrained")
         axes = figure.subplots()
         batches = sorted(parts)
         bottom = np.zeros(len(batches))
-        for (name, colour), hatch in zip(PARTS.items(), ("", "//", ".."), strict=True):
+        for (name, color), hatch in zip(PARTS.items(), ("", "//", ".."), strict=True):
             heights = np.array([1e6 * parts[batch][name] / batch for batch in batches])
             axes.bar(
-                range(len(batches)), heights, bottom=bottom, color=colour, label=name, hatch=hatch, edgecolor="white"
+                range(len(batches)), heights, bottom=bottom, color=color, label=name, hatch=hatch, edgecolor="white"
             )
             bottom += heights
         axes.set_xticks(range(len(batches)), [f"{batch:,}" for batch in batches])
-        axes.set(xlabel="images a batch", ylabel="microseconds an image", ylim=(0, None))
+        axes.set(xlabel="batch size", ylabel="µs per image", ylim=(0, None))
         axes.legend(frameon=False)
         return _svg(figure)
 
 
 @cache
 def network() -> str:
-    """The network from left to right: what each layer makes, with its shape."""
+    """The layers of the network from left to right, with the shapes of their outputs."""
     boxes = (
         ("image", "1 x 32 x 32"),
         ("conv1\n6 filters 5 x 5", "6 x 28 x 28"),
@@ -319,37 +322,37 @@ def network() -> str:
         ("flatten", "400"),
         ("fc1, ReLU", "120"),
         ("fc2, ReLU", "84"),
-        ("fc3", "10 scores"),
+        ("fc3", "10 logits"),
     )
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 1.9), layout="constrained")
         axes = figure.subplots()
         axes.axis("off")
-        for place, (layer, shape) in enumerate(boxes):
-            colour = "#E8F1FA" if "ReLU, pool" in layer or layer in ("image", "flatten") else "#BCD7EE"
+        for x, (layer, shape) in enumerate(boxes):
+            color = "#E8F1FA" if "ReLU, pool" in layer or layer in ("image", "flatten") else "#BCD7EE"
             axes.add_patch(
-                FancyBboxPatch((place, 0), 0.78, 1, boxstyle="round,pad=0.02", facecolor=colour, edgecolor="#333333")
+                FancyBboxPatch((x, 0), 0.78, 1, boxstyle="round,pad=0.02", facecolor=color, edgecolor="#333333")
             )
-            axes.text(place + 0.39, 0.5, layer, ha="center", va="center", fontsize=7.5)
-            axes.text(place + 0.39, -0.12, shape, ha="center", va="top", fontsize=7.5)
-            if place:
-                axes.annotate("", (place - 0.02, 0.5), (place - 0.2, 0.5), arrowprops={"arrowstyle": "->"})
+            axes.text(x + 0.39, 0.5, layer, ha="center", va="center", fontsize=7.5)
+            axes.text(x + 0.39, -0.12, shape, ha="center", va="top", fontsize=7.5)
+            if x:
+                axes.annotate("", (x - 0.02, 0.5), (x - 0.2, 0.5), arrowprops={"arrowstyle": "->"})
         axes.set(xlim=(-0.1, len(boxes)), ylim=(-0.5, 1.1))
         return _svg(figure)
 
 
-def training_curves(ways: dict[str, list[dict[str, float]]]) -> str:
-    """Loss and test accuracy against the epoch, a line a way to train: each narrower than that which it may cover."""
+def training_curves(runs: dict[str, list[dict[str, float]]]) -> str:
+    """Loss and test accuracy against the epoch, a line for each training run."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 3.0), layout="constrained")
         loss, accuracy = figure.subplots(1, 2)
-        for (way, history), (colour, style, width) in zip(ways.items(), CURVES, strict=False):
+        for (name, history), (color, style, width) in zip(runs.items(), CURVES, strict=False):
             epochs = range(1, len(history) + 1)
-            look = {"color": colour, "linestyle": style, "linewidth": width, "marker": ".", "label": way}
+            look = {"color": color, "linestyle": style, "linewidth": width, "marker": ".", "label": name}
             loss.plot(epochs, [epoch["loss"] for epoch in history], **look)
             accuracy.plot(epochs, [100 * epoch["accuracy"] for epoch in history], **look)
-        loss.set(xlabel="epoch", ylabel="mean squared error", title="Loss on the training digits")
-        accuracy.set(xlabel="epoch", ylabel="%", title="Test digits told right", ylim=(0, 102))
+        loss.set(xlabel="epoch", ylabel="mean squared error", title="Training loss")
+        accuracy.set(xlabel="epoch", ylabel="%", title="Test accuracy", ylim=(0, 102))
         loss.set_ylim(bottom=0)
         accuracy.legend(frameon=False, loc="lower right")
         for axes in (loss, accuracy):
@@ -358,7 +361,7 @@ def training_curves(ways: dict[str, list[dict[str, float]]]) -> str:
 
 
 def digit(pixels: list[list[float]]) -> str:
-    """The image that the feature maps are of."""
+    """The image whose feature maps are shown."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(1.4, 1.4), layout="constrained")
         _image(figure.subplots(), pixels)
@@ -366,7 +369,7 @@ def digit(pixels: list[list[float]]) -> str:
 
 
 def feature_maps(maps: list[Any], columns: int = 8) -> str:
-    """What each filter of a layer found, numbered, each map on its own scale from 0."""
+    """The feature maps of a layer, numbered by filter; the color scale of each map starts at 0."""
     rows = -(-len(maps) // columns)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 1.25 * rows), layout="constrained")
@@ -385,7 +388,7 @@ def _image(axes: Axes, pixels: Any) -> None:
 
 
 def _svg(figure: Figure) -> str:
-    """The figure's svg element alone, its size left to the page."""
+    """The figure as an svg element without width and height, so that the page sets its size."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()

@@ -1,8 +1,9 @@
 """
-Runs over time: `python -m reports publish`, `index` and `diff`.
+Published runs: `python -m reports publish`, `index` and `diff`.
 
-A published run is a folder `<date>_<machine>_torch-<version>` with the raw files of a run and its page. Laws are
-compared between any two, times only between runs of one machine; and what they show is no verdict: the gate gives one.
+A published run is a folder `<date>_<machine>_torch-<version>` with the JSON files of a run and its page. Laws are
+compared between any two runs, times only between runs of one machine. Such a comparison is not a verdict; the gate
+gives one.
 """
 
 from __future__ import annotations
@@ -13,101 +14,107 @@ import tempfile
 from itertools import groupby
 from pathlib import Path
 
-from reports.run import ReportError, Run, Timing, load, title_of
+from reports.loading import ReportError, load
+from reports.run import Run, Timing
 
 RUNS = Path("reports/runs")
+"""The folder of published runs."""
+
 PAGES = ("index.html", "summary.md", "picture.svg")
-"""What is made of a run for people."""
+"""The files for readers that are made from a run."""
 
 MACHINE = ("processor", "cores", "GPU", "system", "CPU capability")
-"""What two runs must have in common for their times to be compared."""
+"""The parts of a stack in which two runs must agree for their times to be compared."""
 
 
-def name(run: Run) -> str:
-    """The name of its folder: date, machine, version of PyTorch."""
+def folder_name(run: Run) -> str:
+    """The name of the folder of a published run: date, machine, version of PyTorch."""
     machine = run.stack.get("GPU", run.stack["processor"])
     slug = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-") or "unknown"
-    return f"{run.date[:10]}_{slug}_torch-{run.version}"
+    return f"{run.date[:10]}_{slug}_torch-{run.torch_version}"
 
 
 def publish(folder: Path, runs: Path) -> Path:
     """
-    Keep a run's files under `runs`, beside what is published there of it already; its new folder.
+    Copy a run's files to its own folder in `runs`, and return that folder.
 
-    Raises ReportError where the run is not whole, has no page yet, or the folder has files of another.
+    Files that were published there before stay. Raises ReportError if the run cannot be read, has no page yet, or would
+    change a published file.
     """
     run = load(folder)
     if missing := [page for page in PAGES if not (folder / page).is_file()]:
-        raise ReportError(f"{folder / missing[0]} is missing: it is written by `python -m reports {folder}`")
+        raise ReportError(f"{folder / missing[0]} is missing; `python -m reports {folder}` writes it")
     files = [folder / file for file in (*run.files, *PAGES)]
-    place = runs / name(run)
+    target = runs / folder_name(run)
     for file in files:
-        there = place / file.name
-        if there.exists() and there.read_bytes() != file.read_bytes():
-            raise ReportError(f"{there} is of another run; remove {place} to publish this one instead")
+        published = target / file.name
+        if published.exists() and published.read_bytes() != file.read_bytes():
+            raise ReportError(f"{published} belongs to another run; remove {target} to publish this one instead")
     runs.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=runs, prefix=".publishing-") as made:
-        whole = Path(made) / "whole"
-        whole.mkdir()
-        for file in [*(place.iterdir() if place.exists() else ()), *files]:
-            shutil.copy(file, whole)
-        if place.exists():
-            place.rename(Path(made) / "before")
-        whole.rename(place)
-    return place
+    with tempfile.TemporaryDirectory(dir=runs, prefix=".publishing-") as temporary:
+        complete = Path(temporary) / "complete"
+        complete.mkdir()
+        for file in [*(target.iterdir() if target.exists() else ()), *files]:
+            shutil.copy(file, complete)
+        if target.exists():
+            target.rename(Path(temporary) / "previous")
+        complete.rename(target)
+    return target
 
 
 def published(runs: Path) -> list[tuple[str, Run]]:
-    """The whole runs that are published, by folder, in order of their dates; raises ReportError where one is torn."""
+    """The published runs with the names of their folders, ordered by date; raises ReportError if one cannot be read."""
     folders = [folder for folder in runs.glob("*_torch-*") if (folder / "laws.json").is_file()]
-    found = [(folder.name, load(folder)) for folder in folders]
-    return sorted(found, key=lambda each: (each[1].date, each[0]))
+    named = [(folder.name, load(folder)) for folder in folders]
+    return sorted(named, key=lambda each: (each[1].date, each[0]))
 
 
-def by_machine(found: list[tuple[str, Run]]) -> list[list[tuple[str, Run]]]:
-    """The same, apart by machine."""
-    ordered = sorted(found, key=lambda each: machine(each[1]))
-    return [list(own) for _, own in groupby(ordered, key=lambda each: machine(each[1]))]
+def by_machine(named: list[tuple[str, Run]]) -> list[list[tuple[str, Run]]]:
+    """The same runs, one list per machine."""
+    ordered = sorted(named, key=lambda each: machine(each[1]))
+    return [list(runs) for _, runs in groupby(ordered, key=lambda each: machine(each[1]))]
 
 
 def machine(run: Run) -> tuple[str, ...]:
-    """What tells its machine from others."""
+    """The parts of a run's stack that identify its machine."""
     return tuple(run.stack.get(part, "none") for part in MACHINE)
 
 
 def differences(old: Run, new: Run) -> list[str]:
-    """What changed from one run to another, in lines: the stack, the laws, the known issues, the times."""
+    """One line for each difference between two runs: stack, laws, known issues, times."""
     lines = []
     for part in dict.fromkeys([*old.stack, *new.stack]):
         before, after = (run.stack.get(part, "none") for run in (old, new))
         if before != after:
             lines.append(f"{part}: {before} -> {after}")
+    titles = {law.name: law.title for law in [*old.laws, *new.laws]}
     outcomes = [{law.name: law.outcome for law in run.laws} for run in (old, new)]
-    for law in dict.fromkeys([*outcomes[0], *outcomes[1]]):
+    for law, title in titles.items():
         before, after = (outcome.get(law, "no such law") for outcome in outcomes)
         if before != after:
-            lines.append(f"{title_of(law)}: {before} -> {after}")
-    lines += [f"known issue gone: {issue}" for issue in old.known if issue not in new.known]
-    lines += [f"known issue new: {issue}" for issue in new.known if issue not in old.known]
-    return lines + _times(old, new)
+            lines.append(f"{title}: {before} -> {after}")
+    issues = [list(map(str, run.known_issues)) for run in (old, new)]
+    lines += [f"known issue gone: {issue}" for issue in issues[0] if issue not in issues[1]]
+    lines += [f"new known issue: {issue}" for issue in issues[1] if issue not in issues[0]]
+    return lines + _time_differences(old, new)
 
 
-def _times(old: Run, new: Run) -> list[str]:
-    """The medians of which each lies outside the other run's middle half."""
+def _time_differences(old: Run, new: Run) -> list[str]:
+    """One line for each pair of medians that both lie outside the other run's interquartile range."""
     if machine(old) != machine(new):
         return ["times are not compared: the runs are of different machines"]
-    before = {_cell(timing): timing for timing in old.timings}
-    pairs = [(before[_cell(timing)], timing) for timing in new.timings if _cell(timing) in before]
-    apart = [(a, b) for a, b in pairs if not (b.low <= a.median <= b.high or a.low <= b.median <= a.high)]
-    lines = [f"{_words(b)}: {b.median / a.median:.2f} times as long" for a, b in apart]
-    alike = len(pairs) - len(apart)
-    return [*lines, f"{alike} of {len(pairs)} times differ by no more than they vary; the gate gives verdicts"]
+    before = {_key(timing): timing for timing in old.timings}
+    pairs = [(before[_key(timing)], timing) for timing in new.timings if _key(timing) in before]
+    different = [(a, b) for a, b in pairs if not (b.q1 <= a.median <= b.q3 or a.q1 <= b.median <= a.q3)]
+    lines = [f"{_label(b)}: {b.median / a.median:.2f} times as long" for a, b in different]
+    same = len(pairs) - len(different)
+    return [*lines, f"{same} of {len(pairs)} times are within the interquartile range; only the gate gives a verdict"]
 
 
-def _cell(timing: Timing) -> tuple[object, ...]:
-    return timing.operation, timing.place, timing.batch
+def _key(timing: Timing) -> tuple[object, ...]:
+    return timing.operation, timing.configuration, timing.batch
 
 
-def _words(timing: Timing) -> str:
-    batch = f" of {timing.batch}" if timing.batch else ""
-    return f"{timing.operation}{batch} ({timing.subject}, {timing.where})"
+def _label(timing: Timing) -> str:
+    batch = f", batch size {timing.batch}" if timing.batch else ""
+    return f"{timing.operation}{batch} ({timing.label})"

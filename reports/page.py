@@ -1,140 +1,149 @@
-"""A run as texts: the page, the summary, and the pages of all published runs, from Jinja's templates."""
+"""Renders a run as a page and a summary, and published runs as one page, from the Jinja templates."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup, escape
 
 from lenet.fingerprint import FORMAT, headline
-from lenet.training import WAYS
-from properties.diagnosis import known
-from reports import figures
+from lenet.training_comparison import OPTIMIZER_LABELS
+from properties.diagnosis import mutant_table
+from reports import figures, sentences
+from reports.glossary import GLOSSARY
 from reports.history import by_machine, differences
-from reports.run import Run, Timing, title_of
+from reports.run import Run, Timing
 
 
 @cache
 def environment() -> Environment:
-    """Where the templates are rendered: whatever a user named stays text, and what is missing is an error."""
-    own = Environment(
+    """The Jinja environment: HTML is escaped, and a missing value is an error."""
+    environment = Environment(
         loader=PackageLoader("reports"),
         autoescape=select_autoescape(["html"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    own.filters |= {
+    environment.filters |= {
         "cell": _cell,
         "clip": _clip,
-        "address": _address,
-        "engine": _engine,
-        "title_of": title_of,
+        "code": _code,
+        "issue_url": _issue_url,
+        "engine_label": _engine_label,
         "headline": headline,
     }
-    return own
+    environment.globals |= {"sentences": sentences}
+    return environment
 
 
 def render(run: Run) -> dict[str, str]:
-    """The texts of `index.html`, `summary.md` and `picture.svg`."""
-    maps, table = run.training["feature_maps"], known()
+    """The content of `index.html`, `summary.md` and `picture.svg`, by name."""
+    maps, table = run.training["feature_maps"], mutant_table()
     forward = [timing for timing in (run.engine_times or {}).get("timings", []) if timing["operation"] == "forward"]
     gate = run.gate if run.gate and any(benchmark["pairs"] for benchmark in run.gate["benchmarks"]) else None
-    shown = [latency for latency in run.latencies if latency["quantiles"]]
+    latencies = [latency for latency in run.latencies if latency["quantiles"]]
     pictures: dict[str, Any] = {
-        "answer": answer(run),
+        "overview": overview(run),
         "rooflines": rooflines(run),
-        "latency": figures.latency(shown) if shown else "",
-        "throughput": [(timings[0].subject, figures.throughput(timings)) for timings in by_device(run)],
-        "split": [(where, figures.split(parts)) for where, parts in run.split()],
+        "latency": figures.latency(latencies) if latencies else "",
+        "throughput": [(timings[0].subject, figures.throughput(timings)) for timings in throughput_groups(run)],
+        "step_breakdown": [(label, figures.step_breakdown(parts)) for label, parts in run.step_breakdown()],
         "engines": figures.engines(forward) if forward else "",
         "gate": figures.slowdowns(gate["benchmarks"], gate["delta"]) if gate else "",
         "mutants": _mutants(),
         "network": figures.network(),
-        "training": figures.training_curves(ways(run.training)),
+        "training": figures.training_curves(training_curves(run.training)),
         "digit": figures.digit(run.training["digit"]["pixels"]),
-        "maps": {
+        "feature_maps": {
             (layer, when): figures.feature_maps(maps[when][layer])
             for layer in ("conv1", "conv2")
             for when in ("before", "after")
         },
     }
-    values = {"run": run, "pictures": pictures, "headline": headline(run.stack), "table": table, "format": FORMAT}
-    names = {"index.html": "page.html", "summary.md": "summary.md"}
-    texts = {name: environment().get_template(template).render(values) for name, template in names.items()}
-    return texts | {"picture.svg": pictures["answer"]}
+    values = {"run": run, "pictures": pictures, "glossary": GLOSSARY, "table": table, "format": FORMAT}
+    templates = {"index.html": "page.html", "summary.md": "summary.md"}
+    texts = {name: environment().get_template(template).render(values) for name, template in templates.items()}
+    return texts | {"picture.svg": pictures["overview"]}
 
 
-def answer(run: Run) -> str:
-    """The main picture, with the times of where a training step, or else any operation, is fastest."""
-    best = run.best("training step") or run.best("forward")
-    own = [timing for timing in run.timings if best and timing.place == best.place]
-    return figures.answer(run.laws, run.threshold, own)
+def overview(run: Run) -> str:
+    """The main figure, with the times of the fastest configuration of a training step, or else of a forward pass."""
+    fastest = run.fastest("training step") or run.fastest("forward")
+    timings = [timing for timing in run.timings if fastest and timing.configuration == fastest.configuration]
+    return figures.overview(run.laws, run.threshold, timings)
 
 
 def rooflines(run: Run) -> list[tuple[str, str]]:
-    """For each device and dtype the picture on the most threads, where both rates were measured beside the times."""
-    located = [timing for timing in run.timings if timing.attained is not None]
-    places = {timing.place[:3]: timing.place for timing in sorted(located, key=lambda timing: timing.threads)}
+    """A figure for each subject, device and dtype whose roofline was measured, at the largest number of threads."""
+    located = [timing for timing in run.timings if timing.roofline_share is not None]
+    by_threads = sorted(located, key=lambda timing: timing.threads)
+    configurations = {timing.configuration[:3]: timing.configuration for timing in by_threads}
     found = []
-    for place in places.values():
-        own = [timing for timing in located if timing.place == place]
-        compute, memory = run.matrix_rate(own[0]), run.copy_rate(own[0])
-        if compute and memory:
-            found.append((own[0].what, figures.roofline(own, compute, memory)))
+    for configuration in configurations.values():
+        timings = [timing for timing in located if timing.configuration == configuration]
+        compute, bandwidth = run.matrix_product_rate(timings[0]), run.copy_bandwidth(timings[0])
+        if compute and bandwidth:
+            found.append((timings[0].label, figures.roofline(timings, compute, bandwidth)))
     return found
 
 
-def ways(training: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
-    """The curves of a training, that of the network shown first."""
+def training_curves(training: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
+    """The epochs of each training run by its name, the recorded network's first."""
     optimizer = training["settings"].get("optimizer", "manual")
-    return {WAYS[optimizer]: training["history"], **training["others"]}
+    return {OPTIMIZER_LABELS[optimizer]: training["history"], **training["comparisons"]}
 
 
-def index(found: Sequence[tuple[str, Run]]) -> str:
-    """The page of all published runs: a table a machine, what has become of its throughput, and what changed."""
-    machines = [(own, figures.history(own), changes(own)) for own in by_machine(list(found))]
+def render_index(named: Sequence[tuple[str, Run]]) -> str:
+    """The page of all published runs: for each machine a table, its throughput over time, and what changed."""
+    machines = [(runs, figures.history(runs), changes(runs)) for runs in by_machine(list(named))]
     return environment().get_template("runs.html").render(machines=machines)
 
 
-def changes(runs: list[tuple[str, Run]]) -> list[tuple[str, list[str]]]:
-    """For each run of a machine but the first, what changed since the one before; the latest first."""
-    return [(name, differences(before, run)) for (_, before), (name, run) in pairwise(runs)][::-1]
+def changes(named: list[tuple[str, Run]]) -> list[tuple[str, list[str]]]:
+    """The differences between each run and the one before it, the latest first."""
+    return [(name, differences(before, run)) for (_, before), (name, run) in pairwise(named)][::-1]
 
 
-def by_device(run: Run) -> list[list[Timing]]:
-    """The timings of images, for each subject, device and dtype that has any."""
-    drawn = [timing for timing in run.timings if timing.operation in figures.LINES]
-    places = dict.fromkeys(timing.place[:3] for timing in drawn)
-    return [[timing for timing in drawn if timing.place[:3] == place] for place in places]
+def throughput_groups(run: Run) -> list[list[Timing]]:
+    """The timings that the throughput figures show, one list for each subject, device and dtype."""
+    timings = [timing for timing in run.timings if timing.operation in figures.LINES]
+    groups = dict.fromkeys(timing.configuration[:3] for timing in timings)
+    return [[timing for timing in timings if timing.configuration[:3] == group] for group in groups]
 
 
 @cache
 def _mutants() -> str:
-    """The same in every report of one version of this project."""
-    return figures.mutants(known())
+    return figures.mutants(mutant_table())
 
 
-def _address(reference: str) -> str:
-    """Where an issue is to be read: `owner/name#number` on GitHub; empty for what has no report."""
+def _issue_url(reference: str) -> str:
+    """The address of the issue `owner/name#number` on GitHub; empty for any other reference."""
     repository, _, number = reference.partition("#")
     return f"https://github.com/{repository}/issues/{number}" if number.isdigit() else ""
 
 
-def _engine(stack: str) -> str:
-    """What a stack of the matrix is run by: `lenet by compiled on cpu in float32` is `compiled, float32`."""
-    who, _, dtype = stack.rpartition(" in ")
-    return f"{who.partition(' by ')[2].partition(' on ')[0] or who}, {dtype}"
+def _engine_label(stack: str) -> str:
+    """Engine and dtype of a stack: `compiled, float32` for `lenet by compiled on cpu in float32`."""
+    label, _, dtype = stack.rpartition(" in ")
+    return f"{label.partition(' by ')[2].partition(' on ')[0] or label}, {dtype}"
 
 
 def _clip(text: str, length: int = 4000) -> str:
-    """The text, or its beginning and how much there is of it."""
+    """The text, or its beginning followed by its full length."""
     return text if len(text) <= length else f"{text[:length]} ... ({len(text):,} characters)"
 
 
+def _code(text: str) -> Markup:
+    """The text as HTML, with what stands between backticks as code."""
+    return Markup(re.sub(r"(`+)([^`]+)\1", r"<code>\2</code>", str(escape(text))))
+
+
 def _cell(text: str) -> str:
-    """Any text as a code cell of a Markdown table, on one line and with no markup of its own."""
+    """The text as code in one cell of a Markdown table, on one line and without markup."""
     return "`" + " ".join(_clip(text).split()).replace("`", "'").replace("|", "\\|") + "`"

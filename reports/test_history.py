@@ -1,124 +1,120 @@
-"""Runs that are kept: whole, apart by machine, and compared only where they can be."""
+"""Published runs: they stay complete, are grouped by machine, and times are compared only on one machine."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree as Xml
 
 import pytest
 
-from reports import __main__ as command
+from reports import history
 from reports.__main__ import main
-from reports.run import load
-from reports.test_page import EVIL, STACK, Files, Page, entry, files, timing, write
+from reports.conftest import EVIL, STACK, Files, Page, entry, timing, write
+from reports.loading import load
 
-__all__ = ["files"]
-
-Kept = Callable[[Files], Path]
+Publish = Callable[[Files], Path]
 
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where runs are kept."""
-    monkeypatch.setattr(command, "RUNS", tmp_path / "runs")
+    """An empty folder for published runs."""
+    monkeypatch.setattr(history, "RUNS", tmp_path / "runs")
     return tmp_path / "runs"
 
 
 @pytest.fixture
-def keep(tmp_path: Path, runs: Path) -> Kept:
-    """Makes the page of a run, and keeps it."""
+def publish(tmp_path: Path, runs: Path) -> Publish:
+    """A function that writes the page of a run, publishes it, and returns its folder."""
 
-    def kept(own: Files) -> Path:
+    def published(files: Files) -> Path:
         folder = tmp_path / "latest"
         folder.mkdir(exist_ok=True)
-        write(folder, own)
+        write(folder, files)
         assert main([str(folder)]) in (0, 1)
         assert main(["publish", str(folder)]) == 0
         return max(runs.glob("*_torch-*"), key=lambda place: place.stat().st_mtime_ns)
 
-    return kept
+    return published
 
 
-def on(files: Files, date: str, **stack: str) -> Files:
-    """The same run on another day and stack."""
+def moved(files: Files, date: str, **stack: str) -> Files:
+    """The same run at another date and on another stack."""
     return {name: content | {"date": date, "stack": STACK | stack} for name, content in files.items()}
 
 
-def test_a_run_is_kept_by_date_machine_and_version(keep: Kept, files: Files) -> None:
-    place = keep(on(files, "2026-11-22T12:00:00+00:00", torch="2.13.0+cpu", processor="AMD EPYC (TM)"))
+def test_folder_is_named_by_date_machine_and_version(publish: Publish, files: Files) -> None:
+    folder = publish(moved(files, "2026-11-22T12:00:00+00:00", torch="2.13.0+cpu", processor="AMD EPYC (TM)"))
 
-    assert place.name == "2026-11-22_amd-epyc-tm_torch-2.13.0"
-    assert {file.name for file in place.iterdir()} == {*files, "index.html", "summary.md", "picture.svg"}
-    assert load(place).passed
+    assert folder.name == "2026-11-22_amd-epyc-tm_torch-2.13.0"
+    assert {file.name for file in folder.iterdir()} == {*files, "index.html", "summary.md", "picture.svg"}
+    assert load(folder).passed
 
 
-def test_what_was_kept_of_the_run_before_stays(keep: Kept, files: Files, runs: Path) -> None:
-    place = keep(files)
+def test_further_published_files_stay(publish: Publish, files: Files, runs: Path) -> None:
+    folder = publish(files)
     engines = json.dumps(files["laws.json"] | {"matrix": {}})
-    (place / "engines.json").write_text(engines)
+    (folder / "engines.json").write_text(engines)
 
-    assert keep(files) == place
-    assert (place / "engines.json").read_text() == engines
+    assert publish(files) == folder
+    assert (folder / "engines.json").read_text() == engines
     assert not list(runs.glob(".publishing-*"))
 
 
-def test_another_run_of_that_day_is_not_overwritten(
-    keep: Kept, files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_another_run_of_the_same_day_is_not_overwritten(
+    publish: Publish, files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = keep(files)
-    before = (place / "laws.json").read_text()
+    folder = publish(files)
+    before = (folder / "laws.json").read_text()
     files["laws.json"]["laws"].append(entry("test_more"))
     write(tmp_path / "latest", files)
 
     assert main(["publish", str(tmp_path / "latest")]) == 2
-    assert f"remove {place} to publish this one instead" in capsys.readouterr().err
-    assert (place / "laws.json").read_text() == before
+    assert f"remove {folder} to publish this one instead" in capsys.readouterr().err
+    assert (folder / "laws.json").read_text() == before
 
 
-def test_a_run_without_a_page_is_not_kept(
+def test_run_without_a_page_is_not_published(
     files: Files, tmp_path: Path, runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path, files)
 
     assert main(["publish", str(tmp_path)]) == 2
-    assert "index.html is missing: it is written by `python -m reports" in capsys.readouterr().err
+    assert "index.html is missing; `python -m reports" in capsys.readouterr().err
     assert not runs.exists()
 
 
-def test_the_page_of_all_runs_keeps_machines_apart(keep: Kept, files: Files, runs: Path) -> None:
-    keep(on(files, "2026-11-20T12:00:00+00:00"))
-    keep(on(files, "2026-11-21T12:00:00+00:00"))
-    keep(on(files, "2026-11-22T12:00:00+00:00", processor=f"Other {EVIL}"))
+def test_page_of_published_runs_separates_machines(publish: Publish, files: Files, runs: Path) -> None:
+    publish(moved(files, "2026-11-20T12:00:00+00:00"))
+    publish(moved(files, "2026-11-21T12:00:00+00:00"))
+    publish(moved(files, "2026-11-22T12:00:00+00:00", processor=f"Other {EVIL}"))
 
     page = (runs.parent / "index.html").read_text()
     shown = Page()
     shown.feed(page)
-    assert not shown.outside
+    assert not shown.external
     assert page.count("<figure") == page.count("<table") == 2
     assert page.count("runs/2026-11-2") == 3
     assert page.index("runs/2026-11-20") < page.index("runs/2026-11-21")
     assert EVIL in shown.text
 
 
-def test_without_a_run_the_page_says_how_to_keep_one(runs: Path) -> None:
+def test_page_without_published_runs_names_the_command(runs: Path) -> None:
     runs.mkdir()
 
     assert main(["index"]) == 0
     assert "python -m reports publish" in (runs.parent / "index.html").read_text()
 
 
-def test_a_torn_run_is_no_page(keep: Kept, files: Files, capsys: pytest.CaptureFixture[str]) -> None:
-    (keep(files) / "laws.json").write_text("{")
+def test_corrupt_published_run_is_an_error(publish: Publish, files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    (publish(files) / "laws.json").write_text("{")
 
     assert main(["index"]) == 2
-    assert "laws.json is torn" in capsys.readouterr().err
+    assert "laws.json is corrupt" in capsys.readouterr().err
 
 
-def compared(tmp_path: Path, old: Files, new: Files, capsys: pytest.CaptureFixture[str]) -> list[str]:
+def diff(tmp_path: Path, old: Files, new: Files, capsys: pytest.CaptureFixture[str]) -> list[str]:
     for name, content in (("old", old), ("new", new)):
         (tmp_path / name).mkdir()
         write(tmp_path / name, content)
@@ -126,67 +122,39 @@ def compared(tmp_path: Path, old: Files, new: Files, capsys: pytest.CaptureFixtu
     return capsys.readouterr().out.splitlines()
 
 
-def test_what_changed_is_said_in_lines(tmp_path: Path, files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+def test_diff_prints_a_line_per_difference(tmp_path: Path, files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     issue = {"title": "Steps are lost", "reference": "pytorch/pytorch#1"}
-    new: dict[str, Any] = json.loads(json.dumps(on(files, "2026-12-01T00:00:00+00:00", torch="2.14.0")))
-    new["laws.json"]["laws"] = [entry("test_sums", "failed"), entry("test_more", known=[issue])]
+    new: dict[str, Any] = json.loads(json.dumps(moved(files, "2026-12-01T00:00:00+00:00", torch="2.14.0")))
+    new["laws.json"]["laws"] = [entry("test_sums", "failed"), entry("test_more", known_issues=[issue])]
     new["benchmarks.json"]["benchmarks"][1] = timing("forward", 256, 0.02)
 
-    lines = compared(tmp_path, files, new, capsys)
+    lines = diff(tmp_path, files, new, capsys)
 
     assert lines == [
         "torch: 2.13.0 -> 2.14.0",
-        "sums: holds -> violated",
-        "order: holds -> no such law",
-        "more: no such law -> holds",
-        "known issue new: Steps are lost (pytorch/pytorch#1)",
-        "forward of 256 (lenet, cpu, float32, 2 threads): 2.00 times as long",
-        "3 of 4 times differ by no more than they vary; the gate gives verdicts",
+        "sums holds: holds -> violated",
+        "order holds: holds -> no such law",
+        "more holds: no such law -> holds",
+        "new known issue: Steps are lost (pytorch/pytorch#1)",
+        "forward, batch size 256 (lenet, cpu, float32, 2 threads): 2.00 times as long",
+        "3 of 4 times are within the interquartile range; only the gate gives a verdict",
     ]
 
 
-def test_times_of_two_machines_are_not_compared(
+def test_times_of_different_machines_are_not_compared(
     tmp_path: Path, files: Files, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = compared(tmp_path, files, on(files, "2026-12-01T00:00:00+00:00", processor="Other"), capsys)
+    lines = diff(tmp_path, files, moved(files, "2026-12-01T00:00:00+00:00", processor="Other"), capsys)
 
     assert lines[-1] == "times are not compared: the runs are of different machines"
     assert not any("times as long" in line for line in lines)
 
 
-def test_a_run_is_written_for_other_tools_too(tmp_path: Path, files: Files) -> None:
-    files["laws.json"]["laws"] += [
-        entry("test_more", "failed", message=f"{EVIL}\x00", counterexample="case=1"),
-        entry("test_left_out", "skipped", reason="Skipped: cuda is not there"),
-    ]
-    files["benchmarks.json"]["failed"] = ["bench_x"]
-    write(tmp_path, files)
-    main([str(tmp_path)])
-
-    tests = Xml.parse(tmp_path / "junit.xml").getroot()
-    assert [tests.get(name) for name in ("tests", "failures", "errors", "skipped")] == ["5", "1", "1", "1"]
-    (failure,) = tests.findall("testcase[@name='more']/failure")
-    assert failure.get("message") == f"{EVIL}?"
-    assert "case=1" in (failure.text or "")
-    entries = json.loads((tmp_path / "benchmark-action.json").read_text())
-    assert {"name", "unit", "value", "range", "extra"} == entries[0].keys()
-    assert (entries[1]["value"], entries[1]["unit"]) == (25_600.0, "images/s")
-
-
-def test_the_page_of_all_runs_says_what_changed(keep: Kept, files: Files, tmp_path: Path) -> None:
-    keep(on(files, "2026-11-22T12:00:00+00:00"))
-    later = keep(on(files, "2026-11-23T12:00:00+00:00", torch="2.14.0"))
+def test_page_of_published_runs_shows_changes(publish: Publish, files: Files, tmp_path: Path) -> None:
+    publish(moved(files, "2026-11-22T12:00:00+00:00"))
+    later = publish(moved(files, "2026-11-23T12:00:00+00:00", torch="2.14.0"))
 
     text = (tmp_path / "index.html").read_text()
 
-    assert f"What changed with {later.name}" in text
+    assert f"Changes in {later.name}" in text
     assert "torch: 2.13.0 -&gt; 2.14.0" in text
-
-
-def test_the_readme_shows_and_links_what_is_there() -> None:
-    project = Path(__file__).parents[1]
-    places = re.findall(r"\]\(([^)#]+)\)", (project / "README.md").read_text())
-    own = [place for place in places if "://" not in place]
-
-    assert [place for place in own if not (project / place).exists()] == []
-    assert any(place.endswith("picture.svg") for place in own)

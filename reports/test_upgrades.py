@@ -1,0 +1,66 @@
+"""Upgrades of older formats: a published run of format 2 loads, validates and renders like one of today."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lenet.fingerprint import FORMAT
+from properties.diagnosis import mutant_table
+from reports.__main__ import main
+from reports.conftest import parsed
+from reports.history import PAGES
+from reports.loading import load, read
+from reports.run import CHAPTERS
+from reports.upgrades import OLDEST, STEPS, upgrade
+
+PUBLISHED = Path(__file__).parent / "runs" / "2026-11-23_amd-epyc_torch-2.13.0"
+RENAMED = json.loads(resources.files("reports").joinpath("renamed_laws.json").read_text())
+
+
+def test_every_older_format_has_a_step() -> None:
+    assert list(STEPS) == list(range(OLDEST, FORMAT))
+
+
+def test_renamed_laws_and_chapters_exist() -> None:
+    assert set(RENAMED["laws"].values()) <= mutant_table()["laws"].keys()
+    assert set(RENAMED["chapters"].values()) <= CHAPTERS.keys()
+
+
+def test_published_run_has_the_laws_of_today() -> None:
+    run = load(PUBLISHED)
+
+    assert {law.name: law.chapter for law in run.laws} == mutant_table()["laws"]
+    assert run.engine_titles.keys() <= mutant_table()["laws"].keys()
+    assert all(title != name for name, title in run.engine_titles.items())
+
+
+def test_published_run_renders(tmp_path: Path) -> None:
+    for file in PUBLISHED.glob("*.json"):
+        shutil.copy(file, tmp_path)
+
+    assert main([str(tmp_path)]) == 0
+    assert all((tmp_path / name).is_file() for name in PAGES)
+    assert parsed(tmp_path).external == []
+
+
+def test_published_run_does_not_differ_from_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diff", str(PUBLISHED), str(PUBLISHED)]) == 0
+
+    (line,) = capsys.readouterr().out.splitlines()
+    count = len(load(PUBLISHED).timings)
+    assert line.startswith(f"{count} of {count} times are within the interquartile range")
+
+
+@pytest.mark.parametrize("content", [{}, {"laws": 1}, {"laws": [1, {"law": [], "known": 3}]}, {"matrix": ["a"]}])
+def test_upgrade_leaves_malformed_content_to_the_schema(content: dict[str, Any]) -> None:
+    assert upgrade("engines.json", content | {"format": 2})["format"] == FORMAT
+
+
+def test_upgraded_files_have_the_current_format() -> None:
+    assert {read(path)["format"] for path in PUBLISHED.glob("*.json")} == {FORMAT}
