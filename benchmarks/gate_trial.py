@@ -3,7 +3,7 @@ A trial of the gate: how often it raises a false alarm, and how often it detects
 
 `python -m benchmarks.gate_trial --minutes 60 --record DIR` has the gate compare the reference with itself and with the
 variants of `benchmarks/slowdowns.py`, in alternation, and appends each verdict to `gate_trial.json`; the next run
-resumes there. `--beside 1` runs the trial under load: a background process trains at the same time. With each verdict
+resumes there. `--background 1` runs the trial under load: a background process trains at the same time. With each verdict
 the trial also takes samples as other tools do, one arm after the other, each in one process, and records what their
 rules decide.
 """
@@ -58,8 +58,8 @@ def trial(condition: Condition, seed: int) -> list[dict[str, Any]]:
             "benchmark": benchmark["name"],
             "seed": seed,
             "verdict": benchmark["verdict"],
-            "found": benchmark["slowdown"],
-            "suspicion": benchmark["first_round"],
+            "slowdown": benchmark["slowdown"],
+            "first_round": benchmark["first_round"],
             "ratios": [[pair["round"], pair["ratio"]] for pair in benchmark["pairs"]],
             "seconds": result["seconds"] / len(condition.benchmarks),
             "sequential": sequential(*(sample[benchmark["name"]] for sample in samples)),
@@ -181,13 +181,16 @@ def run(verdicts: list[dict[str, Any]], options: argparse.Namespace) -> None:
     """
     start, seconds = time.monotonic(), 60 * options.minutes
     seed = max((verdict["seed"] for verdict in verdicts), default=0)
-    with background(options.beside) as check, tqdm(total=round(seconds), unit="s", leave=False, disable=None) as bar:
+    with (
+        background(options.background) as check,
+        tqdm(total=round(seconds), unit="s", leave=False, disable=None) as bar,
+    ):
         while time.monotonic() < start + seconds:
-            name, seed = next_condition(verdicts, options.beside), seed + 1
+            name, seed = next_condition(verdicts, options.background), seed + 1
             bar.set_description_str(f"{len(verdicts)} verdicts, now {name}")
             found = trial(CONDITIONS[name], seed)
             check()
-            verdicts += [verdict | {"background_processes": options.beside} for verdict in found]
+            verdicts += [verdict | {"background_processes": options.background} for verdict in found]
             write(options.record / FILE, verdicts)
             bar.update(round(min(seconds, time.monotonic() - start)) - bar.n)
 
@@ -223,7 +226,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--minutes", type=float, default=60.0, help="start trials for this long; default %(default)s")
     parser.add_argument(
-        "--beside", type=int, choices=LOADS, default=0, help="background processes that train meanwhile; default 0"
+        "--background", type=int, choices=LOADS, default=0, help="background processes that train meanwhile; default 0"
     )
     parser.add_argument(
         "--record", type=Path, default=Path("reports/latest"), metavar="DIR", help="default %(default)s"

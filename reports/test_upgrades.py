@@ -12,6 +12,7 @@ import pytest
 
 from lenet.fingerprint import FORMAT
 from properties.diagnosis import mutant_table
+from properties.known_issues import KNOWN_ISSUES
 from reports.__main__ import main
 from reports.conftest import parsed
 from reports.history import PAGES
@@ -20,16 +21,17 @@ from reports.run import CHAPTERS
 from reports.upgrades import OLDEST, STEPS, upgrade
 
 PUBLISHED = Path(__file__).parent / "runs" / "2026-11-23_amd-epyc_torch-2.13.0"
-RENAMED = json.loads(resources.files("reports").joinpath("renamed_laws.json").read_text())
+RENAMED = json.loads(resources.files("reports").joinpath("renamed.json").read_text())
 
 
 def test_every_older_format_has_a_step() -> None:
     assert list(STEPS) == list(range(OLDEST, FORMAT))
 
 
-def test_renamed_laws_and_chapters_exist() -> None:
+def test_renamed_laws_chapters_and_known_issues_exist() -> None:
     assert set(RENAMED["laws"].values()) <= mutant_table()["laws"].keys()
     assert set(RENAMED["chapters"].values()) <= CHAPTERS.keys()
+    assert set(RENAMED["known_issues"].values()) <= {issue.title for issue in KNOWN_ISSUES}
 
 
 def test_published_run_has_the_laws_of_today() -> None:

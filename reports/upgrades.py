@@ -1,7 +1,7 @@
 """
 Upgrades files of older formats, one step per format, so that published runs stay readable.
 
-A step renames fields, laws and chapters; what is missing stays missing, and the schema reports it.
+A step renames fields, laws, chapters and known issues; what is missing stays missing, and the schema reports it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def upgrade(name: str, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_2_to_3(name: str, content: dict[str, Any]) -> None:
-    """Plain names for fields, laws and chapters."""
+    """Plain names for fields, laws, chapters and known issues."""
     match name:
         case "laws.json" | "engines.json":
             _rename(content, broken="errors")
@@ -36,10 +36,11 @@ def _from_2_to_3(name: str, content: dict[str, Any]) -> None:
                 _rename(entry, how="failure_kind", failed="first_failure")
                 for issue in _dicts(entry, "known_issues"):
                     _rename(issue, fixed="fixed_in")
-                _replace(entry, "law", _renamed_laws()["laws"])
-                _replace(entry, "chapter", _renamed_laws()["chapters"])
+                    _replace(issue, "title", _renamed()["known_issues"])
+                _replace(entry, "law", _renamed()["laws"])
+                _replace(entry, "chapter", _renamed()["chapters"])
             for outcomes in _dicts(content, "matrix"):
-                _rename(outcomes, **_renamed_laws()["laws"])
+                _rename(outcomes, **_renamed()["laws"])
         case "training.json":
             _rename(content, others="comparisons")
         case "benchmarks.json":
@@ -56,7 +57,7 @@ def _from_2_to_3(name: str, content: dict[str, Any]) -> None:
                 _rename(benchmark, found="slowdown", suspicion="first_round", why="reason")
         case "gate_trial.json":
             for verdict in _dicts(content, "verdicts"):
-                _rename(verdict, beside="background_processes")
+                _rename(verdict, beside="background_processes", found="slowdown", suspicion="first_round")
 
 
 STEPS: dict[int, Callable[[str, dict[str, Any]], None]] = {2: _from_2_to_3}
@@ -64,9 +65,9 @@ STEPS: dict[int, Callable[[str, dict[str, Any]], None]] = {2: _from_2_to_3}
 
 
 @cache
-def _renamed_laws() -> dict[str, dict[str, str]]:
-    """The names of laws and chapters in format 2, each with its name today."""
-    text = resources.files("reports").joinpath("renamed_laws.json").read_text()
+def _renamed() -> dict[str, dict[str, str]]:
+    """Laws, chapters and titles of known issues in format 2, each with its name today."""
+    text = resources.files("reports").joinpath("renamed.json").read_text()
     renamed: dict[str, dict[str, str]] = json.loads(text)
     return renamed
 
