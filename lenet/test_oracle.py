@@ -598,6 +598,16 @@ def test_dot_product_is_perturbed_by_the_magnitude_of_its_exact_replica(perturba
     assert [each.sum_of_squares for each in perturbations] == [(9 + 9) / 4 + 4, (9 + 9) / 4, 9 + 9]
 
 
+def test_bias_gradient_is_perturbed_by_the_magnitude_of_its_exact_replica(perturbations: list[Perturbation]) -> None:
+    """Rows of 1, 2 and 3, each repeated four times; the other replicas, far off, do not matter."""
+    deltas = {"fc3": np.full((oracle.REPLICAS + 2, 3, 10), 99.0)}
+    deltas["fc3"][0] = [[1.0] * 10, [2.0] * 10, [3.0] * 10]
+
+    oracle._parameter_gradients(deltas, {"fc3": np.ones((1, 3, 84))}, oracle._Rounding(COARSE), repeats=4)
+
+    assert perturbations[-1].sum_of_squares.tolist() == [(1 + 4 + 9) / 4] * 10
+
+
 def test_sum_is_perturbed_by_the_magnitude_of_its_exact_replica() -> None:
     """The exact sum is zero, so the perturbed replicas stay unchanged whatever they are; the last is rounded."""
     z = np.array([[0.0], *([[300.0 + 2.0**-20]] * (oracle.REPLICAS + 1))])

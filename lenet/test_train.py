@@ -22,13 +22,14 @@ from lenet.training import MAX_SEED, Epoch, Progress, Settings
 def test_command_trains_and_records_and_does_not_overwrite_an_earlier_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["--epochs", "1", "--checkpoint", str(tmp_path / "run.pt"), "--record", str(tmp_path), "--compare"]
+    command = ["--epochs", "1", "--checkpoint", "run.pt", "--record", "records", "--compare"]
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["train.py", *command])
 
     assert train.main() == 0
     assert "test accuracy" in capsys.readouterr().out
-    record = json.loads((tmp_path / "training.json").read_text())
-    data, (net, settings, progress) = digits.load(), checkpoint.resume(tmp_path / "run.pt", digits.load())
+    record = json.loads(Path("records/training.json").read_text())
+    data, (net, settings, progress) = digits.load(), checkpoint.resume(Path("run.pt"), digits.load())
     torch.manual_seed(0)
     for when, shown in (("before", Net()), ("after", net)):
         maps = feature_maps(shown, data.test_images[:1])
