@@ -38,7 +38,7 @@ def resume(path: Path, data: Digits) -> tuple[Net, Settings, Progress]:
     Raises CheckpointError if `path` does not exist, is not a checkpoint, or was trained on other data.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint")
+        raise CheckpointError(f"{path}: no such checkpoint; start a run without --resume")
     net = Net()
     try:
         content = torch.load(path, weights_only=True)

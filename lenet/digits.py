@@ -72,7 +72,7 @@ def _table() -> np.ndarray[Any, np.dtype[np.float64]]:
         raise DigitsError("scikit-learn, which provides the digits, is not installed: pip install scikit-learn")
     path = Path(package.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
     if not path.is_file():
-        raise DigitsError(f"{path}: not in this version of scikit-learn; install the one in constraints.txt")
+        raise DigitsError(f"{path}: not in this version of scikit-learn; install the version in constraints.txt")
     return np.loadtxt(path, delimiter=",")
 
 

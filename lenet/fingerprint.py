@@ -1,4 +1,4 @@
-"""Versions and hardware of a run, so that figures of different machines or packages are not compared unnoticed."""
+"""The versions and the hardware of a run, so that nobody compares figures of different stacks by mistake."""
 
 from __future__ import annotations
 

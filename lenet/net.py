@@ -18,7 +18,12 @@ FORWARD_FLOPS = 833_040
 """Floating-point operations of one image's forward pass: two for each multiply-add in the five layers' products."""
 
 TRAINING_FLOPS = 2_263_920
-"""The same for a forward and backward pass: three forward passes without the gradient with respect to the image."""
+"""
+The same for a forward and a backward pass.
+
+The backward pass costs two forward passes, one for the gradients with respect to the weights and one for those with
+respect to the layers' inputs; conv1 needs none with respect to its input.
+"""
 
 
 class Net(nn.Module):
@@ -40,6 +45,7 @@ class Net(nn.Module):
         """
         if images.shape[1:] != (1, 32, 32):
             raise ValueError(f"images must be (N, 1, 32, 32), not {tuple(images.shape)}")
+        # The paper's names: C for convolution, S for subsampling, F for fully connected.
         c1 = F.relu(self.conv1(images))  # N,6,28,28
         s2 = F.max_pool2d(c1, 2)  # N,6,14,14
         c3 = F.relu(self.conv2(s2))  # N,16,10,10

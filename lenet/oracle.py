@@ -2,8 +2,9 @@
 Exact logits, losses and gradients of the network, each with its rounding budget.
 
 This module imports NumPy alone and no torch, so that it is an independent implementation. `solve` computes a case in
-float64, which counts as exact here: its rounding errors are 2**29 times smaller than float32's. With each result comes
-a rounding budget, the unit in which the error of a result under test is measured.
+float64, which counts as exact: its rounding errors are 2**29 times smaller than float32's. (A subject in float64 has
+rounding errors as large as the oracle's; its measured errors, at most 4.6 budgets, contain both.) With each result
+comes a rounding budget, the unit in which the error of a result under test is measured.
 
 **Rounding errors.** Budgets are estimated by Monte Carlo arithmetic (Parker 1997, "Monte Carlo Arithmetic: exploiting
 randomness in floating-point arithmetic", UCLA CSD-970002; Denis, de Oliveira Castro & Petit 2016, "Verificarlo",
@@ -11,7 +12,7 @@ ARITH 23). The network is computed in several replicas, which lie along axis 0 o
 
 - the first replica is exact;
 - the next `REPLICAS` are perturbed: each adds a random error, of the size of the rounding error, to every operation;
-- the last rounds each result once, to nearest.
+- the last rounds each result once, to nearest, as hardware does; it decides near ties (see below).
 
 The random error of a dot product z = sum_k a_k b_k + c of n terms is
 
@@ -25,9 +26,9 @@ normal number for each element; xi_shared is one number for the entire operation
 identically and their errors may add up coherently.
 
 The squared budget of an element is the mean square deviation of its perturbed replicas from the exact one, plus the
-mean of that over its entire tensor. In the 16-bit precisions, which accumulate in float32, a sum over a batch may be
-stored after each image, as PyTorch's convolutions on the CPU do. Where rounding may carry a value out of the range of
-the precision, its budget is infinite, and so are the budgets of all values computed from it.
+same mean square deviation averaged over its entire tensor. In the 16-bit precisions, which accumulate in float32, a sum
+over a batch may be stored after each image, as PyTorch's convolutions on the CPU do. Where rounding may carry a value
+out of the range of the precision, its budget is infinite, and so are the budgets of all values computed from it.
 
 **Decisions.** ReLU and max-pooling select one of several candidates. A gradient is not continuous in this decision, so
 its effect is budgeted separately. The backward passes of all replicas take the decisions of the exact computation. A
@@ -124,7 +125,7 @@ def claimed_precision(name: str, stored: str) -> Precision:
 
 
 @dataclass(frozen=True)
-class Bounded:
+class Budgeted:
     """An exact tensor and the rounding budget of each of its elements, two arrays of one shape."""
 
     value: Array
@@ -147,12 +148,12 @@ class Bounded:
 class Answer:
     """The exact logits, loss and gradients of one case, each with its budget."""
 
-    logits: Bounded  # N,10
-    loss: Bounded  # a scalar, shape ()
-    gradients: dict[str, Bounded]  # of the loss with respect to each parameter
-    input_gradient: Bounded | None  # of the loss with respect to the images, N,1,32,32, if requested
+    logits: Budgeted  # N,10
+    loss: Budgeted  # a scalar, shape ()
+    gradients: dict[str, Budgeted]  # of the loss with respect to each parameter
+    input_gradient: Budgeted | None  # of the loss with respect to the images, N,1,32,32, if requested
     has_undecided: bool  # whether rounding may flip a decision
-    largest_sum_of_squares: float  # over the terms of any dot product; for integers, a bound of every partial sum
+    largest_sum_of_squares: float  # over the terms of any dot product; for integers, a bound on every partial sum
 
 
 class _Rounding:
@@ -468,7 +469,7 @@ def _mean(terms: Array, count: int, rounding: _Rounding, repeats: int) -> Array:
     return rounding.perturb(mean, sum_of_squares / repeats, terms[0].size * repeats)[:, 0, 0]
 
 
-def _estimate(replicas: Array, precision: Precision, flip_variance: Array | float = 0.0) -> Bounded:
+def _estimate(replicas: Array, precision: Precision, flip_variance: Array | float = 0.0) -> Budgeted:
     """
     Return the exact replica, with the budget that the perturbed ones and `flip_variance` give.
 
@@ -479,13 +480,13 @@ def _estimate(replicas: Array, precision: Precision, flip_variance: Array | floa
     in_range = np.isfinite(square) | np.isnan(replicas[0])
     variance = np.where(in_range, square, np.inf).mean(axis=0)
     variance += np.where(in_range, square, 0.0).sum() / max(1, in_range.sum())
-    return bounded(replicas[0], np.sqrt(variance + flip_variance), precision)
+    return budgeted(replicas[0], np.sqrt(variance + flip_variance), precision)
 
 
-def bounded(value: Array, budget: Array, precision: Precision) -> Bounded:
+def budgeted(value: Array, budget: Array, precision: Precision) -> Budgeted:
     """Return the value with its budget, or an infinite one where rounding may carry the value out of the range."""
     beyond = np.abs(value) + THRESHOLD * budget > precision.largest
-    return Bounded(value, np.where(beyond, np.inf, budget))
+    return Budgeted(value, np.where(beyond, np.inf, budget))
 
 
 def _flip_variance(
@@ -571,7 +572,7 @@ def solve(
 
 def loss(
     logits: Array, targets: Array, precision: Precision, kind: Loss = mse, repeats: int = 1, seed: int = 0
-) -> Bounded:
+) -> Budgeted:
     """Return the loss of logits (N,10) and targets (N,10), each row repeated `repeats` times, with its budget."""
     with np.errstate(invalid="ignore", over="ignore"):
         return _estimate(kind(logits[None], targets, _Rounding(precision, seed), repeats)[0], precision)
@@ -582,22 +583,22 @@ def decisions(parameters: Parameters, images: Array) -> list[NDArray[np.bool_]]:
     return [gate.selected for gate in _forward(_single_replica(parameters), images, _Rounding(None)).gates]
 
 
-def accumulated_gradients(answers: Sequence[Answer], precision: Precision) -> dict[str, Bounded]:
+def accumulated_gradients(answers: Sequence[Answer], precision: Precision) -> dict[str, Budgeted]:
     """
     Return the gradients that several backward passes in a row accumulate in `.grad`.
 
     Each gradient may be off by THRESHOLD of its own budgets, so budgets add up, and each addition rounds once.
     """
-    total = {name: Bounded(np.zeros(shape), np.zeros(shape)) for name, shape in SHAPES.items()}
+    total = {name: Budgeted(np.zeros(shape), np.zeros(shape)) for name, shape in SHAPES.items()}
     for answer in answers:
         for name, more in answer.gradients.items():
             value = total[name].value + more.value
             rounding = (precision.unit * np.abs(value) + precision.underflow) / THRESHOLD
-            total[name] = bounded(value, total[name].budget + more.budget + rounding, precision)
+            total[name] = budgeted(value, total[name].budget + more.budget + rounding, precision)
     return total
 
 
-def updated_parameters(parameters: Parameters, answer: Answer, lr: float, precision: Precision) -> dict[str, Bounded]:
+def updated_parameters(parameters: Parameters, answer: Answer, lr: float, precision: Precision) -> dict[str, Budgeted]:
     """
     Return the parameters after a step of SGD, weight - lr * gradient.
 
@@ -607,7 +608,7 @@ def updated_parameters(parameters: Parameters, answer: Answer, lr: float, precis
     for name, gradient in answer.gradients.items():
         value = parameters[name] - lr * gradient.value
         roundings = precision.unit * np.hypot(value, lr * gradient.value) + precision.underflow
-        after[name] = bounded(value, np.hypot(lr * gradient.budget, roundings), precision)
+        after[name] = budgeted(value, np.hypot(lr * gradient.budget, roundings), precision)
     return after
 
 
@@ -633,11 +634,11 @@ def train(
     return {name: p[name] for name in SHAPES}, losses
 
 
-def predict(trained: dict[str, Array], images: Array) -> Bounded:
+def predict(trained: dict[str, Array], images: Array) -> Budgeted:
     """
     Return the logits (N,10) of the exactly trained network, for parameters that `train` returned.
 
     The budget is the same for all logits: the root mean square distance of the other replicas' logits.
     """
     logits = _forward(trained, images, _Rounding(None)).logits
-    return Bounded(logits[0], np.full(logits.shape[1:], np.sqrt(np.mean((logits[1:] - logits[0]) ** 2))))
+    return Budgeted(logits[0], np.full(logits.shape[1:], np.sqrt(np.mean((logits[1:] - logits[0]) ** 2))))

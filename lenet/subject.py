@@ -41,7 +41,8 @@ class Subject:
     """
     An implementation to judge: `Net()`, `sgd_update(parameters, lr)` and `train_step(net, images, targets, lr)`.
 
-    `replaces` has the parts of PyTorch that it replaces, such as `{"torch.optim.SGD": MySGD}`.
+    `replaces` maps full names of PyTorch's functions and classes to replacements, as in `{"torch.optim.SGD": MySGD}`.
+    They are replaced where they are looked up by name; names that were imported before keep PyTorch's own.
     """
 
     spec: str
@@ -131,7 +132,10 @@ def _parts(spec: str, found: Any) -> dict[str, Any]:
     if parts := {name: getattr(found, name) for name in (*CONTRACT, REPLACES) if hasattr(found, name)}:
         return parts
     wanted = ", ".join((*CONTRACT, REPLACES))
-    raise SubjectError(f"--subject {spec}: defines none of {wanted} and is not an nn.Module class")
+    raise SubjectError(
+        f"--subject {spec}: defines none of {wanted} and is not an nn.Module class; name a class as "
+        "in --subject file.py:MyNet"
+    )
 
 
 def _check_replaces(subject: Subject) -> None:
@@ -146,7 +150,8 @@ def _check_replaces(subject: Subject) -> None:
         except (AttributeError, ImportError, ValueError, TypeError):
             example = "torch.nn.functional.relu"
             raise SubjectError(
-                f"--subject {subject.spec}: replaces {name!r}, which is not a name like {example}"
+                f"--subject {subject.spec}: replaces {name!r}, which PyTorch does not have; "
+                f"write a full name such as {example}"
             ) from None
         if not callable(part):
             raise SubjectError(f"--subject {subject.spec}: the replacement of {name} is not callable")

@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import cross_entropy, mse_loss
 
 from lenet import Net, digits, oracle, training
-from lenet.oracle import CLAIMS, PRECISIONS, SHAPES, THRESHOLD, Array, Bounded, Precision
+from lenet.oracle import CLAIMS, PRECISIONS, SHAPES, THRESHOLD, Array, Budgeted, Precision
 
 STEP = 2.0**-12  # of finite differences
 COARSE = Precision("coarse", 2.0**-9, 0.0, 2.0**100, Precision("accumulator", 2.0**-10, 0.0, 2.0**100))
@@ -146,11 +146,11 @@ def test_ties_select_the_first_candidate_and_kinks_select_zero() -> None:
 
 @pytest.mark.parametrize(("got", "ratio"), [(1.5, 1.0), (1.0, 0.0), (np.nan, np.inf), (np.inf, np.inf), (0.0, 2.0)])
 def test_ratio_is_the_error_in_budgets(got: float, ratio: float) -> None:
-    assert Bounded(np.array(1.0), np.array(0.5)).ratio(np.array(got)) == ratio
+    assert Budgeted(np.array(1.0), np.array(0.5)).ratio(np.array(got)) == ratio
 
 
 def test_zero_budget_accepts_only_the_exact_value() -> None:
-    exact = Bounded(np.array([0.0, np.nan, np.inf, 1.0]), np.zeros(4))
+    exact = Budgeted(np.array([0.0, np.nan, np.inf, 1.0]), np.zeros(4))
 
     assert exact.ratio(np.array([0.0, np.nan, np.inf, 1.0])).tolist() == [0, 0, 0, 0]
     assert exact.ratio(np.array([1e-300, 0.0, -np.inf, np.nan])).tolist() == [np.inf] * 4
@@ -172,8 +172,8 @@ def test_losses_and_gradients_agree_with_torch(
     *gradients, input_gradient = torch.autograd.grad(expected, [*net.parameters(), images])
 
     assert answer.input_gradient is not None
-    for bounded in (answer.logits, answer.loss, answer.input_gradient, *answer.gradients.values()):
-        assert np.isfinite(bounded.budget).all()
+    for budgeted in (answer.logits, answer.loss, answer.input_gradient, *answer.gradients.values()):
+        assert np.isfinite(budgeted.budget).all()
     assert answer.loss.ratio(expected.detach().numpy()).max() <= THRESHOLD
     assert answer.input_gradient.ratio(input_gradient.numpy()).max() <= THRESHOLD
     for name, gradient in zip(SHAPES, gradients, strict=True):
@@ -203,8 +203,8 @@ def test_budget_has_the_magnitude_of_rounding_errors(net: Net, batch: tuple[Arra
     assert answer.input_gradient is not None
     pairs = [(answer.logits, logits), (answer.input_gradient, input_gradient)]
     pairs += [(answer.gradients[name], g) for name, g in zip(SHAPES, gradients, strict=True)]
-    for bounded, got in pairs:
-        ratio = bounded.ratio(got.detach().double().numpy())
+    for budgeted, got in pairs:
+        ratio = budgeted.ratio(got.detach().double().numpy())
         assert 1 / 128 < np.sqrt(np.mean(ratio**2)) < 1
         assert ratio.max() <= THRESHOLD
 
@@ -239,8 +239,8 @@ def test_both_gradients_at_a_tie_are_within_budget(parameters: dict[str, Array],
         assert answer.input_gradient is not None
         assert answer.input_gradient.ratio(input_gradient).max() <= THRESHOLD
         assert (answer.input_gradient.ratio(input_gradient).max() > 0.1) == last
-        for name, bounded in answer.gradients.items():
-            assert bounded.ratio(gradients[name][0]).max() <= THRESHOLD
+        for name, budgeted in answer.gradients.items():
+            assert budgeted.ratio(gradients[name][0]).max() <= THRESHOLD
 
 
 @pytest.mark.parametrize("blocked", [slice(-1), slice(-1, None)])
@@ -690,9 +690,9 @@ def test_tf32_budget_has_the_magnitude_of_rounding_errors(seed: int) -> None:
     for claim in ("tf32", "float32"):
         answer = oracle.solve(*arrays, CLAIMS[claim], with_input_gradient=True)
         assert answer.input_gradient is not None
-        bounded = answer.gradients | {"logits": answer.logits, "images": answer.input_gradient}
+        budgeted = answer.gradients | {"logits": answer.logits, "images": answer.input_gradient}
         for name, numbers in got.items():
-            ratio = bounded[name].ratio(numbers.detach().numpy())
+            ratio = budgeted[name].ratio(numbers.detach().numpy())
             assert claim == "float32" or ratio.max() <= THRESHOLD
             if not name.startswith(("conv", "images")):
                 assert (1 / 128 < np.sqrt(np.mean(ratio**2)) < 1) == (claim == "tf32")
@@ -1012,11 +1012,11 @@ def test_budget_combines_deviations_of_element_and_tensor_with_flips() -> None:
     """The last replica, which is rounded and not perturbed, does not count."""
     four = replicas([1.0, 2.0], [4.0, 2.0], [1.0, 2.0], [99.0, 99.0])
 
-    bounded = oracle._estimate(four, PRECISIONS["float64"], flip_variance=np.array([2.0, 0.0]))
+    budgeted = oracle._estimate(four, PRECISIONS["float64"], flip_variance=np.array([2.0, 0.0]))
 
     variance = np.array([9 / 2, 0.0]) + 9 / 4 + np.array([2.0, 0.0])
-    assert bounded.value.tolist() == [1.0, 2.0]
-    assert np.array_equal(bounded.budget, np.sqrt(variance))
+    assert budgeted.value.tolist() == [1.0, 2.0]
+    assert np.array_equal(budgeted.budget, np.sqrt(variance))
 
 
 def test_single_element_is_also_its_entire_tensor() -> None:
@@ -1038,12 +1038,12 @@ def test_nonfinite_replica_makes_only_its_own_budget_infinite(lost: float) -> No
     ("value", "budget", "expected"), [(92.0, 1.0, 1.0), (92.0, 1.01, np.inf), (-92.0, 1.01, np.inf), (0, 12.4, 12.4)]
 )
 def test_budget_that_reaches_out_of_range_is_infinite(value: float, budget: float, expected: float) -> None:
-    assert oracle.bounded(np.array(value), np.array(budget), SMALL).budget == expected
+    assert oracle.budgeted(np.array(value), np.array(budget), SMALL).budget == expected
 
 
 def answer_with_gradients(value: float, budget: float) -> oracle.Answer:
-    gradients = {name: Bounded(np.full(shape, value), np.full(shape, budget)) for name, shape in SHAPES.items()}
-    zero = Bounded(np.zeros(()), np.zeros(()))
+    gradients = {name: Budgeted(np.full(shape, value), np.full(shape, budget)) for name, shape in SHAPES.items()}
+    zero = Budgeted(np.zeros(()), np.zeros(()))
     return oracle.Answer(zero, zero, gradients, None, False, 0.0)
 
 

@@ -136,14 +136,14 @@ def test_function_of_the_contract_is_used_under_its_name(file: Path) -> None:
         ("{file}:nothing", "defines none of Net, sgd_update, train_step, replaces and is not an nn.Module class"),
         (
             "{file}:Misnaming",
-            "replaces 'torch.nn.functional.relo', which is not a name like torch.nn.functional.relu",
+            "replaces 'torch.nn.functional.relo', which PyTorch does not have",
         ),
-        ("{file}:Outside", "replaces 'os.path.join', which is not a name like torch.nn.functional.relu"),
+        ("{file}:Outside", "replaces 'os.path.join', which PyTorch does not have"),
         (
             "{file}:Unnamed",
-            "replaces b'torch.nn.functional.relu', which is not a name like torch.nn.functional.relu",
+            "replaces b'torch.nn.functional.relu', which PyTorch does not have",
         ),
-        ("{file}:Gap", "replaces 'torch..relu', which is not a name like torch.nn.functional.relu"),
+        ("{file}:Gap", "replaces 'torch..relu', which PyTorch does not have"),
         ("{file}:Numbering", "the replacement of torch.nn.functional.relu is not callable"),
         ("{file}:Listing", "replaces is not a mapping"),
         ("{file}:NotCallable", "Net is not callable"),

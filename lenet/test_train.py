@@ -50,9 +50,12 @@ def test_command_trains_and_records_and_does_not_overwrite_an_earlier_run(
     ("arguments", "message"),
     [
         (["--resume", "--checkpoint", "none.pt"], "none.pt: no such checkpoint"),
-        (["--resume", "--lr", "0.1"], "was not trained with --lr 0.1"),
-        (["--resume", "--epochs", "1"], "has 2 epochs, more than --epochs"),
-        (["--resume", "--lr", "0.1", "--seed", "0"], "was not trained with --lr 0.1\n"),
+        (["--resume", "--lr", "0.1"], "was trained with --lr 0.5"),
+        (["--resume", "--epochs", "1"], "already has 2 epochs; --epochs must be at least that"),
+        (
+            ["--resume", "--lr", "0.1", "--seed", "0"],
+            "was trained with --lr 0.5; omit the option, or name another file\n",
+        ),
         (["--mnist", "nowhere"], "no such folder"),
         (["--checkpoint", "."], ". is a folder"),
     ],

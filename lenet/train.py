@@ -76,21 +76,30 @@ def _compare(data: Digits, settings: Settings, record: Callable[[dict[str, list[
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m lenet.train", description=__doc__)
     default = Settings()
-    parser.add_argument("--epochs", type=int, help=f"default {default.epochs}")
+    parser.add_argument("--epochs", type=int, help=f"epochs in total, also with --resume (default {default.epochs})")
     parser.add_argument("--lr", type=float, help=f"learning rate, default {default.lr}")
     parser.add_argument("--batch", type=int, help=f"batch size, default {default.batch}")
     parser.add_argument(
         "--optimizer", choices=STEPS, help=f"update by hand or by optim.SGD, default {default.optimizer}"
     )
     parser.add_argument("--seed", type=int, help=f"seed of parameters and shuffling, default {default.seed}")
-    parser.add_argument("--mnist", type=Path, metavar="DIR", help="train on MNIST's IDX files in this folder")
     parser.add_argument(
-        "--checkpoint", type=Path, metavar="FILE", default=Path("training.pt"), help="default %(default)s"
+        "--mnist",
+        type=Path,
+        metavar="DIR",
+        help="train on MNIST's IDX files in this folder (default: scikit-learn's digits)",
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        default=Path("training.pt"),
+        help="save the run to this file after every epoch (default %(default)s)",
     )
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint with its settings")
     parser.add_argument("--record", type=Path, metavar="DIR", help="write training.json to this folder")
     parser.add_argument(
-        "--compare", action="store_true", help="record what the other optimizer and the oracle reach as well"
+        "--compare", action="store_true", help="with --record: also train with the other optimizer and by the oracle"
     )
     options = parser.parse_args(arguments)
     for name, least, most in (
@@ -101,7 +110,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     ):
         value = getattr(options, name)
         if value is not None and not least <= value <= most:
-            parser.error(f"--{name} {value}: must be from {least} to {most}")
+            parser.error(
+                f"--{name} {value}: must be at least {least}" + (f" and at most {most}" if most < math.inf else "")
+            )
     if options.compare and not options.record:
         parser.error("--compare requires --record DIR")
     for folder in (options.checkpoint.parent, options.record):
@@ -125,10 +136,16 @@ def _start(options: argparse.Namespace, data: Digits) -> tuple[Net, Settings, Pr
         return initial_net(settings), settings, Progress()
     net, settings, progress = resume(options.checkpoint, data)
     settings = replace(settings, epochs=given.pop("epochs", settings.epochs))
-    if changed := [f"--{name} {value}" for name, value in given.items() if getattr(settings, name) != value]:
-        raise CheckpointError(f"{options.checkpoint}: was not trained with {', '.join(changed)}")
+    if own := [
+        f"--{name} {getattr(settings, name)}" for name, value in given.items() if getattr(settings, name) != value
+    ]:
+        raise CheckpointError(
+            f"{options.checkpoint}: was trained with {', '.join(own)}; omit the option, or name another file"
+        )
     if len(progress.history) > settings.epochs:
-        raise CheckpointError(f"{options.checkpoint}: has {len(progress.history)} epochs, more than --epochs")
+        raise CheckpointError(
+            f"{options.checkpoint}: already has {len(progress.history)} epochs; --epochs must be at least that"
+        )
     return net, settings, progress
 
 

@@ -1,5 +1,5 @@
 """
-The six steps of training (define, iterate, forward, loss, backward, update) and the loop that repeats them.
+The six steps of the tutorial's training, numbered below, and the loop that repeats them.
 
 `python -m lenet.train` trains the network on real digits.
 """
@@ -40,20 +40,25 @@ def train_step(
     net: nn.Module, images: Tensor, targets: Tensor, lr: float, update: Callable[..., None] = sgd_update
 ) -> Tensor:
     """
-    Take one training step on images (N,1,32,32) and targets (N,10) and return the loss before it, detached.
+    Take one training step on images (N,1,32,32) and targets (N,10); return the loss before the update, without graph.
 
-    The gradients are zeroed, the mean squared error is computed and differentiated, and `update(parameters, lr)` is
-    called.
+    Earlier gradients are discarded, the network runs forward, `loss.backward()` computes the gradients of the mean
+    squared error, and `update(parameters, lr)` updates the parameters.
     """
     net.zero_grad()
-    loss = F.mse_loss(net(images), targets)
-    loss.backward()
-    update(net.parameters(), lr)
+    logits = net(images)  # step 3: forward pass
+    loss = F.mse_loss(logits, targets)  # step 4: loss
+    loss.backward()  # step 5: backward pass
+    update(net.parameters(), lr)  # step 6: update
     return loss.detach()
 
 
 def optimizer_update(parameters: Iterable[nn.Parameter], lr: float) -> None:
-    """Update as `sgd_update` does, by `optim.SGD`, which without momentum keeps no state between steps."""
+    """
+    Update as `sgd_update` does, by `optim.SGD`.
+
+    Without momentum it has no state, so it can be created in every step; usually it is created once.
+    """
     optim.SGD(parameters, lr=lr).step()
 
 
@@ -62,7 +67,11 @@ SGD_FORMS: dict[str, dict[str, Any]] = {
     "foreach": {"foreach": True},
     "fused": {"fused": True},
 }
-"""The implementations of `optim.SGD`, and the arguments that select each."""
+"""
+The implementations of `optim.SGD`, and the arguments that select each.
+
+One parameter at a time; all parameters at once, operation by operation; all operations in one kernel.
+"""
 
 MAX_SEED = 2**32 - 1  # the largest seed of NumPy
 
@@ -91,7 +100,7 @@ class Epoch:
 
 @dataclass
 class Progress:
-    """The state of a training run; with the network's parameters, all that resuming it bit for bit needs."""
+    """The state of a training run; together with the network's parameters, enough to resume it bit for bit."""
 
     step: int = 0  # batches completed in the current epoch
     loss_sum: float = 0.0  # over the images of those batches
@@ -101,17 +110,17 @@ class Progress:
 def initial_net(settings: Settings) -> Net:
     """Return the network that a run with these settings starts from; seeds PyTorch's generator."""
     torch.manual_seed(settings.seed)
-    return Net()
+    return Net()  # step 1: define the network
 
 
-def batches(images: int, settings: Settings, epoch: int) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+def batches(count: int, settings: Settings, epoch: int) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
     """
-    Return the batches of an epoch as arrays of indices into `images` images; the last batch may be smaller.
+    Return the batches of an epoch as arrays of indices into `count` images; the last batch may be smaller.
 
     The order depends on the seed and the epoch alone, so a run can resume at any batch.
     """
-    order = np.random.RandomState([settings.seed, epoch]).permutation(images)
-    return [order[start : start + settings.batch] for start in range(0, images, settings.batch)]
+    order = np.random.RandomState([settings.seed, epoch]).permutation(count)
+    return [order[start : start + settings.batch] for start in range(0, count, settings.batch)]
 
 
 def accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> float:
@@ -138,7 +147,7 @@ def train(
     while (epoch := len(progress.history)) < settings.epochs:
         indices = batches(len(data.train_images), settings, epoch)
         bar = tqdm(indices, f"epoch {epoch + 1}/{settings.epochs}", initial=progress.step, leave=False, disable=None)
-        for batch in indices[progress.step :]:
+        for batch in indices[progress.step :]:  # step 2: iterate over the data
             loss = step(net, data.train_images[batch], targets[batch], settings.lr)
             progress.step += 1
             progress.loss_sum += float(loss) * len(batch)

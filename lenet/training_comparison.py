@@ -1,4 +1,4 @@
-"""What the other optimizer and the oracle reach from the same initial parameters on the same batches."""
+"""The loss and accuracy that the other optimizer and the oracle reach, from the same parameters on the same batches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lenet.oracle import PRECISIONS
 from lenet.training import Epoch, Settings, batches, initial_net, train
 
 OPTIMIZER_LABELS = {"manual": "by hand", "sgd": "optim.SGD"}
-"""How reports call the optimizers of `Settings`."""
+"""The names of the optimizers of `Settings` in reports."""
 
 ORACLE_BATCH = 256
 """Test digits that the oracle predicts at a time; it keeps about 1.5 MB for each."""

@@ -1,5 +1,5 @@
 """
-Measure the errors of correct results in budgets of the oracle, from which `lenet.oracle.THRESHOLD` follows.
+Measure the errors of correct results in budgets of the oracle, from which `lenet.oracle.THRESHOLD` is derived.
 
 `tox run -e calibrate` runs the reference network on thousands of random cases, degenerate ones included, and writes the
 distribution of each case's worst `error / budget` to `properties/calibration.json`. The threshold is the power of two
@@ -36,7 +36,7 @@ QUANTILES = (0.5, 0.9, 0.99, 0.999, 0.9999, 1.0)
 
 
 def draw(seed: int) -> Case:
-    """Return a random case: all recipes are equally likely, a batch size is the less likely the larger it is."""
+    """Return a random case: all recipes are equally likely, larger batches are less likely."""
     random = np.random.RandomState([seed, 3])
     weights, images, targets, layout = (
         choices[random.randint(len(choices))] for choices in (WEIGHTS, IMAGES, TARGETS, IMAGE_LAYOUTS)

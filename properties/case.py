@@ -14,7 +14,7 @@ import numpy as np
 from lenet import digits
 from lenet.oracle import PRECISIONS, SHAPES, Array, Precision
 
-# Hypothesis shrinks each toward its first entry.
+# What the names mean: see Case. Hypothesis shrinks each toward its first entry.
 WEIGHTS = ("default", "integers", "pairs", "one-hot", "constant", "zero", "sparse", "tiny", "huge")
 IMAGES = (
     "digits",
@@ -47,7 +47,42 @@ def large(precision: Precision, root: int) -> float:
 
 @dataclass(frozen=True)
 class Case:
-    """A recipe for parameters and a batch of images and targets; equal cases build equal arrays on every machine."""
+    """
+    A recipe for parameters and a batch of images and targets; equal cases build equal arrays on every machine.
+
+    weights: the ten parameters.
+        default: uniform, as `nn.Conv2d` and `nn.Linear` initialize them
+        integers: 1 or -1 for at most eight inputs of each unit, else 0; biases -1, 0 or 1
+        pairs: the same for at most two inputs
+        one-hot: 1 for one input of each unit, else 0; biases 0
+        constant: 1 / the number of the unit's inputs, biases included
+        zero: all 0
+        sparse: default, but about nine of ten are 0
+        tiny, huge: default, divided or multiplied by `large(precision, 16)`
+    images: (N,1,32,32).
+        digits: handwritten digits, drawn from the training set
+        normal, uniform: standard normal, or uniform from 0 to 1
+        integers: from -2 to 2
+        constant: all pixels of an image are equal
+        zero: all 0
+        one-hot: one random pixel of each image is 1, the others are 0
+        checkerboard: 1 and -1 alternate
+        ties: blocks of 4x4 pixels, each 0, 0.5 or 1: the maxima of most pooling windows are tied
+        tiny, huge: normal, divided or multiplied by `large(precision, 4)`
+    targets: (N,10).
+        one-hot: 1 for a random class, else 0
+        normal: standard normal
+        integers: -1, 0 or 1
+        zero: all 0
+    batch: the number of images N, from 0.
+    layout: the images' layout in memory.
+        contiguous, channels_last: PyTorch's memory formats
+        strided: every second column of a wider tensor
+        offset: part of a longer tensor, which begins one image before it
+        transposed: the dimensions are stored in reverse order
+        expanded: one image repeated N times without a copy (stride 0)
+    seed: of the random numbers, from 0 to 2**32 - 1.
+    """
 
     weights: str = "default"
     images: str = "digits"

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from lenet.oracle import THRESHOLD, Bounded
-from lenet.update import Rounded
+from lenet.exact_sgd import ExactWithBound
+from lenet.oracle import THRESHOLD, Budgeted
 from properties.ledger import current_ledger
 from properties.stack import float64, gradients
 
 
 def assert_exact(got: Tensor, want: Tensor, what: str) -> None:
-    """Assert the same shape, dtype and values, bit for bit; any NaN equals any NaN, and 0 equals -0."""
+    """Assert the same shape, dtype and equal values: NaN equals NaN, 0 equals -0."""
     __tracebackhide__ = True
     _assert_shape(got.shape, want.shape, what)
     assert got.dtype == want.dtype, f"{what} has dtype {got.dtype}, expected {want.dtype}"
@@ -33,7 +33,7 @@ def assert_exact(got: Tensor, want: Tensor, what: str) -> None:
         )
 
 
-def assert_rounded(got: Tensor, exact: Rounded, what: str) -> None:
+def assert_rounded(got: Tensor, exact: ExactWithBound, what: str) -> None:
     """
     Assert that each element equals the exact value of a formula up to the rounding of each operation in it.
 
@@ -57,7 +57,7 @@ def assert_rounded(got: Tensor, exact: Rounded, what: str) -> None:
         )
 
 
-def assert_within_budget(got: Tensor, exact: Bounded, what: str) -> None:
+def assert_within_budget(got: Tensor, exact: Budgeted, what: str) -> None:
     """Assert that each element is within THRESHOLD budgets of the oracle's value; an infinite budget accepts all."""
     __tracebackhide__ = True
     actual, ledger = float64(got), current_ledger()
@@ -75,7 +75,7 @@ def assert_within_budget(got: Tensor, exact: Bounded, what: str) -> None:
         )
 
 
-def assert_gradients(net: nn.Module, exact: Mapping[str, Bounded]) -> None:
+def assert_gradients(net: nn.Module, exact: Mapping[str, Budgeted]) -> None:
     """Assert that exactly the parameters in `exact` have a gradient, each within THRESHOLD budgets."""
     got = gradients(net)
     missing, unexpected = exact.keys() - got.keys(), got.keys() - exact.keys()
@@ -90,8 +90,14 @@ def _assert_shape(got: tuple[int, ...], want: tuple[int, ...], what: str) -> Non
 
 
 def _element(what: str, at: tuple[Any, ...]) -> str:
-    return f"{what}[{', '.join(map(str, at))}]" if at else what
+    """Return the name of an element; a first word with a dot is the tensor's name, followed by a description."""
+    if not at:
+        return what
+    index, (name, space, description) = f"[{', '.join(map(str, at))}]", what.partition(" ")
+    return f"{name}{index}{space}{description}" if "." in name else f"{what}{index}"
 
 
 def _count(wrong: np.ndarray[Any, np.dtype[np.bool_]]) -> str:
-    return f"{int(wrong.sum()):,} of {wrong.size:,} elements are wrong"
+    count = int(wrong.sum())
+    noun, verb = "element" if wrong.size == 1 else "elements", "is" if count == 1 else "are"
+    return f"{count:,} of {wrong.size:,} {noun} {verb} wrong"

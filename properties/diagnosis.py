@@ -1,10 +1,12 @@
 """
-Where the fault of a rejected subject most likely is: where the mutants that violate the most similar laws have theirs.
+The most likely place of the fault of a rejected subject, found by comparing it with mutants, whose faults are known.
 
-`tox run -e mutants` writes the table of the laws that each mutant violates. The similarity of two sets of violated laws
-is their weighted Jaccard index: the weight of the laws in both sets divided by the weight of the laws in either. A law
-has weight -log(p), where p is the fraction of mutants that violate it (Spärck Jones 1972, "A statistical interpretation
-of term specificity and its application in retrieval").
+The place is that of the mutants whose violated laws are most similar to the subject's. `tox run -e mutants` writes the
+table of the laws that each mutant violates. The similarity of two sets of violated laws is their weighted Jaccard
+index: the weight of the laws in both sets divided by the weight of the laws in either. A law has weight -log(p), where
+p is the fraction of mutants that violate it (Spärck Jones 1972, "A statistical interpretation of term specificity and
+its application in retrieval"): a law that few mutants violate counts more. The diagnosis is meaningful only after a run
+of all laws.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ SHOWN = 3
 class Diagnosis:
     """Which laws a subject violates, and the most likely place of its fault."""
 
-    violated: dict[str, tuple[int, int]]  # by chapter: the number of violated laws, and of judged laws
+    violated: dict[str, tuple[int, int]]  # by chapter: the number of violated laws, and of laws that were run
     place: str  # a description; empty if no mutant violates any of the violated laws
     nearest: list[tuple[str, float]]  # the most similar mutants, each with its similarity from 0 to 1
 
@@ -36,17 +38,17 @@ class Diagnosis:
         some = [f"{chapter} ({count} of {of})" for chapter, (count, of) in self.violated.items() if count]
         none = [chapter for chapter, (count, _) in self.violated.items() if not count]
         lines = [f"{subject} violates laws in {', '.join(some)}"]
-        lines += [f"  violates none in {', '.join(none)}"] if none else []
+        lines += [f"  violates no law in {', '.join(none)}"] if none else []
         if self.place:
             lines.append(f"  most likely place of the fault: {self.place}")
             similar = ", ".join(f"{name} ({similarity:.0%})" for name, similarity in self.nearest)
-            lines.append(f"  mutants with the most similar violations: {similar}")
+            lines.append(f"  most similar mutants (similarity; 100% = the same violated laws): {similar}")
         return lines
 
 
 @cache
 def mutant_table() -> dict[str, Any]:
-    """Return the table of the laws that each mutant violates, as the last complete run over the mutants wrote it."""
+    """Return the table of the laws that each mutant violates, as `tox run -e mutants` wrote it."""
     table: dict[str, Any] = json.loads(TABLE.read_text())
     return table
 
@@ -87,13 +89,13 @@ def nearest(violated: Collection[str], by_mutant: Mapping[str, Collection[str]])
 
 
 def likely_place(near: list[tuple[str, float]], table: Mapping[str, Any]) -> str:
-    """Return where the fault of the most similar mutant is; if several are equally similar, where most have theirs."""
+    """Return the place of the most similar mutant's fault; of several equally similar ones, the most frequent place."""
     kinds = Counter(table["mutants"][mutant]["kind"] for mutant, similarity in near if similarity == near[0][1])
     return str(table["kinds"][kinds.most_common(1)[0][0]]) if kinds else ""
 
 
 def correct_diagnoses(table: Mapping[str, Any]) -> int:
-    """Return the number of mutants whose place is diagnosed correctly from all other mutants."""
+    """Return the number of mutants whose fault's place is correct if diagnosed from all other mutants."""
     by_mutant = violations(table)
     correct = 0
     for mutant, laws in by_mutant.items():

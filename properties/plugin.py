@@ -50,6 +50,13 @@ settings.register_profile("kills", UNSHRUNK, max_examples=20)  # mutants by the 
 settings.register_profile("mutants", UNSHRUNK, max_examples=2)  # mutants by all laws; as many as there is time for
 settings.load_profile("quick")
 
+SUBJECT_HELP = "module or file.py, either followed by :Name if needed; may be repeated (default: lenet)"
+CLAIM_HELP = f"judge the engines at this precision instead of the one that each claims: {', '.join(CLAIMS)}"
+CASE_HELP = (
+    "draw this case only, as a failure prints it: 'Case(batch=3, ...)'; "
+    "a law that draws no Case ignores it, and a law's explicit examples run as well"
+)
+
 STACKS = pytest.StashKey[list[Stack]]()
 CASE = pytest.StashKey[Case | None]()
 UNAVAILABLE = pytest.StashKey[list[str]]()
@@ -60,14 +67,14 @@ UNSUPPORTED = pytest.StashKey[list[str]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options that choose what is judged."""
-    group = parser.getgroup("lenet", "what is judged")
+    group = parser.getgroup("lenet", "lenet: what is judged")
     known = ", ".join(engines.names())
-    group.addoption("--subject", action="append", metavar="SPEC", help="package.module or file.py, or either:Name")
+    group.addoption("--subject", action="append", metavar="SPEC", help=SUBJECT_HELP)
     group.addoption("--engine", metavar="NAMES", help=f"comma-separated, of {known}, or your own as module:function")
-    group.addoption("--claim", metavar="PRECISION", choices=CLAIMS, help="judge the engines at this precision instead")
+    group.addoption("--claim", metavar="PRECISION", choices=CLAIMS, help=CLAIM_HELP)
     group.addoption("--device", metavar="DEVICES", help="comma-separated, such as cpu,cuda; default: those available")
-    group.addoption("--dtype", metavar="DTYPES", help="comma-separated, such as float32,bfloat16")
-    group.addoption("--case", metavar="CASE", help="judge this case only, as a failure prints it: 'Case(batch=3, ...)'")
+    group.addoption("--dtype", metavar="DTYPES", help=f"comma-separated; default: {','.join(DEFAULT_DTYPES)}")
+    group.addoption("--case", metavar="CASE", help=CASE_HELP)
     group.addoption("--record", type=Path, metavar="DIR", help="write the results to JSON files in this folder")
 
 
@@ -130,7 +137,7 @@ def share_cores() -> None:
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Print versions and hardware, what is judged, and what is not."""
     stacks = config.stash[STACKS]
-    lines = [f"stack: {headline(fingerprint())}"]
+    lines = [f"versions: {headline(fingerprint())}"]
     for label in dict.fromkeys(stack.label for stack in stacks):
         own = [stack for stack in stacks if stack.label == label]
         devices = ", ".join(dict.fromkeys(str(stack.device) for stack in own))
@@ -159,7 +166,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
-    Mark every test in `properties/laws` as a law, and order the items so that all stacks judge one law after another.
+    Mark every test in `properties/laws` as a law, and order the items so that one law after another judges all stacks.
 
     Warnings that a subject raises are not errors.
     """

@@ -1,8 +1,8 @@
 """
 The record of a run: an entry for each law and stack, written to `laws.json`, or to `engines.json` with `--engine`.
 
-A failed law's entry has its counterexample, its message, and a command that judges the law on that counterexample
-again; the failure's report shows them too.
+A failed law's entry has its counterexample, its message, and a command that runs the law again, with the
+counterexample's case if it has one; the failure's report shows them too.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from hypothesis.errors import Flaky
 
 from lenet.files import set_aside, write_atomically
@@ -53,7 +54,7 @@ def pytest_runtest_makereport(
         entry = _entry(item, report) | _failure(call)
         report.user_properties.append((PROPERTY, entry))
         if report.outcome == "failed":
-            report.sections.append(("law", _explanation(entry)))
+            report.sections.append(("law", _explanation(entry, _drawn_again(item))))
     return report
 
 
@@ -82,7 +83,7 @@ def _entry(item: pytest.Function, report: pytest.TestReport) -> Entry:
         "notes": ledger.notes,
         "counterexample": ", ".join(f"{name}={value!r}" for name, value in ledger.drawn.items()) if failed else "",
         "message": _message(report) if failed else "",
-        "reason": report.longrepr[2] if skipped and isinstance(report.longrepr, tuple) else "",
+        "reason": _first_line(report.longrepr[2]) if skipped and isinstance(report.longrepr, tuple) else "",
         "command": _command(item) if failed else "",
     }
 
@@ -112,14 +113,19 @@ def _message(report: pytest.TestReport) -> str:
     """Return the error message without the counterexample that Hypothesis adds, which is a field of its own."""
     crash = getattr(report.longrepr, "reprcrash", None)
     message = crash.message if crash else str(report.longrepr)
-    return re.split(r"\n(?:Failing test case|Falsifying example)", message)[0]
+    return re.split(r"\n(?:Failing (?:test case|explicit example)|Falsifying (?:explicit )?example)", message)[0]
+
+
+def _first_line(text: str) -> str:
+    """Return the reason of a skip without the example that Hypothesis adds."""
+    return text.strip().partition("\n")[0]
 
 
 def _command(item: pytest.Function) -> str:
     """
-    Return a shell command that judges this law again: the same stack and profile, and the same case if it drew one.
+    Return a shell command that runs this law again: on the same stack, with the same profile and, if it drew one, case.
 
-    A law that drew other values too draws them again.
+    A law that drew other values too draws them again (see `_drawn_again`).
     """
     stack: Any = item.callspec.params["stack"]
     words = ["pytest", item.nodeid, "--device", str(stack.device), "--dtype", dtype_name(stack.dtype)]
@@ -128,10 +134,22 @@ def _command(item: pytest.Function) -> str:
     words.append(f"--hypothesis-profile={_profile(item.config)}")
     if stack.subject.spec != "lenet":
         words += ["--subject", stack.subject.spec]
-    cases = [value for value in current_ledger().drawn.values() if isinstance(value, Case)]
-    if len(cases) == 1:
-        words += ["--case", repr(cases[0])]
+    if name := _only_case():
+        words += ["--case", repr(current_ledger().drawn[name])]
     return " ".join(map(_quoted, words))
+
+
+def _only_case() -> str:
+    """Return the name of the only `Case` among the example's arguments; empty if it has none or several."""
+    names = [name for name, value in current_ledger().drawn.items() if isinstance(value, Case)]
+    return names[0] if len(names) == 1 else ""
+
+
+def _drawn_again(item: pytest.Function) -> list[str]:
+    """Return the names of the example's arguments for which the command may draw other values."""
+    if settings().derandomize and not _only_case():
+        return []  # the same examples in every run
+    return [name for name in current_ledger().drawn if name not in item.callspec.params and name != _only_case()]
 
 
 def _quoted(word: str) -> str:
@@ -143,12 +161,15 @@ def _profile(config: pytest.Config) -> str:
     return config.getoption("--hypothesis-profile", None) or "quick"
 
 
-def _explanation(entry: Entry) -> str:
+def _explanation(entry: Entry, drawn_again: list[str]) -> str:
     """Return the lines that a failure's report ends with: the law, the stack, the counterexample, the command."""
     lines = [entry["statement"].split("\n\n")[0], f"stack:          {entry['stack']}"]
     if entry["counterexample"]:
         lines.append(f"counterexample: {entry['counterexample']}")
-    return "\n".join([*lines, f"reproduce with: {entry['command']}"])
+    lines.append(f"reproduce with: {entry['command']}")
+    if drawn_again:
+        lines.append(f"                (draws {', '.join(drawn_again)} again, possibly other values)")
+    return "\n".join(lines)
 
 
 class Record:

@@ -1,8 +1,9 @@
 """
 Hypothesis strategies that draw the arguments of laws: cases, parameters for an optimizer, and its settings.
 
-They draw recipes, never tensors. Drawn one by one, 1,024 pixels would exhaust Hypothesis's buffer or have some nine
-distinct values. A recipe shrinks to the simplest words, the smallest batch and seed 0.
+They draw recipes, never tensors. If Hypothesis drew the 1,024 pixels of an image one by one, they would exhaust its
+buffer or have only about nine distinct values. Hypothesis shrinks a recipe to the first value of each field, one image
+and seed 0.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
+from lenet.exact_sgd import SGD
 from lenet.oracle import SHAPES, Array
-from lenet.update import SGD
 from properties.case import IMAGE_LAYOUTS, IMAGES, LAYOUTS, TARGETS, WEIGHTS, Case
 
 BATCHES = (1, 2, 0, 3, 5, 8, 17)
@@ -40,7 +41,7 @@ def cases(
     weights: tuple[str, ...] = WEIGHTS, images: tuple[str, ...] = IMAGES, batches: tuple[int, ...] = BATCHES
 ) -> SearchStrategy[Case]:
     """
-    Draw cases of the given recipes, or the one of `only_case`.
+    Draw cases of the given recipes, or the case of `only_case`.
 
     A law that does not draw such a case is skipped.
     """
@@ -95,7 +96,11 @@ def vectors(at_least: int = 1) -> SearchStrategy[Vectors]:
 
 @dataclass(frozen=True)
 class Placed:
-    """A recipe for one of the network's parameters, with the memory layouts of it, its gradient and buffer per step."""
+    """
+    A recipe for one of the network's parameters, of any memory layout.
+
+    It has the parameter's name and, for each step, the layouts of the parameter, its gradient and its momentum buffer.
+    """
 
     name: str = "conv2.weight"
     layouts: tuple[tuple[str, str, str], ...] = (("contiguous", "contiguous", "contiguous"),)

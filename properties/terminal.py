@@ -22,10 +22,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         for note in (note for entry in own for note in entry["notes"]):
             terminalreporter.write_line(f"  {note}")
     for reason in dict.fromkeys(entry["reason"] for entry in entries if entry["reason"]):
-        laws = {entry["law"] for entry in entries if entry["reason"] == reason}
-        terminalreporter.write_line(f"not judged: {_count(len(laws), 'law')}: {reason.removeprefix('Skipped: ')}")
+        terminalreporter.write_line(_skipped(reason, [entry for entry in entries if entry["reason"] == reason]))
     for issue, stacks in _known_issues(entries).items():
-        terminalreporter.write_line(f"known issue: {issue}; shown by {', '.join(sorted(stacks))}", yellow=True)
+        affected = ", ".join(sorted(stacks))
+        terminalreporter.write_line(
+            f"known issue: {issue}; failures on the examples it applies to were not counted on: {affected}", yellow=True
+        )
     if not judged:
         terminalreporter.write_line("ERROR: nothing was judged", red=True)
     if diagnoses := _diagnoses(judged):
@@ -35,22 +37,34 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def _verdict(entries: list[Entry]) -> str:
-    """Return one line about one stack's entries: what was judged, violated and known, and the worst error."""
+    """Return one line about one stack's entries: laws checked, violated and with known issues, and the worst error."""
     laws = {entry["law"] for entry in entries}
     violated = {entry["law"] for entry in entries if entry["outcome"] == "failed"}
+    crashed = {entry["law"] for entry in entries if entry["failure_kind"] == "crash"}
     known = {entry["law"] for entry in entries if entry["known_issues"]}
     examples = sum(entry["examples"] for entry in entries)
     partly_judged = sum(entry["partly_judged"] for entry in entries)
     graphs = sum(entry["compiled_graphs"] for entry in entries)
     worst = max(entries, key=lambda entry: float(entry["worst_ratio"]))
-    counts = f"{_count(len(laws), 'law')} judged, {len(violated)} violated"
+    counts = f"{_count(len(laws), 'law')} checked, {len(violated)} violated"
+    counts += f" ({len(crashed)} crashed)" if crashed else ""
     counts += f", {len(known)} with known issues" if known else ""
     drawn = _count(examples, "example")
     drawn += f" ({partly_judged / examples:.2%} judged only in part)" if partly_judged else ""
     drawn += f" in {_count(graphs, 'compiled graph')}" if graphs else ""
+    if not worst["worst_ratio"]:  # no error, or none was measured in budgets
+        return f"{counts}; {drawn}"
     return (
         f"{counts}; {drawn}; worst error {worst['worst_ratio']:.2g} budgets (allowed: {THRESHOLD:g}) in {worst['law']}"
     )
+
+
+def _skipped(reason: str, entries: list[Entry]) -> str:
+    """Return one line about the entries that were skipped for one reason."""
+    reason, laws = reason.removeprefix("Skipped: "), _count(len({entry["law"] for entry in entries}), "law")
+    if entries[0]["stack"]:
+        return f"skipped: {laws}: {reason}"
+    return f"skipped on {reason.removesuffix(' is not available')} (not available): {laws}"
 
 
 def _count(number: int, noun: str) -> str:
@@ -58,12 +72,12 @@ def _count(number: int, noun: str) -> str:
 
 
 def _known_issues(entries: list[Entry]) -> dict[str, set[str]]:
-    """Return the known issues that were shown, each with the stacks that showed it."""
-    shown: dict[str, set[str]] = {}
+    """Return the known issues that were expected, each with the stacks on which its failures were not counted."""
+    found: dict[str, set[str]] = {}
     for entry in entries:
         for issue in entry["known_issues"]:
-            shown.setdefault(f"{issue['title']} ({issue['reference']})", set()).add(entry["stack"])
-    return shown
+            found.setdefault(f"{issue['title']} ({issue['reference']})", set()).add(entry["stack"])
+    return found
 
 
 def _diagnoses(judged: list[Entry]) -> dict[str, Diagnosis]:

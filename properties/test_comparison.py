@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from lenet import subject
-from lenet.oracle import PRECISIONS, THRESHOLD, Bounded
-from lenet.update import SGD
+from lenet.exact_sgd import SGD
+from lenet.oracle import PRECISIONS, THRESHOLD, Budgeted
 from properties import calibration
 from properties.case import Case
 from properties.comparison import assert_exact, assert_rounded, assert_within_budget
@@ -30,7 +30,7 @@ def reference() -> Stack:
     return Stack(subject.load("lenet"), torch.device("cpu"), torch.float32)
 
 
-def test_exact_accepts_equal_bits_any_nan_and_either_zero() -> None:
+def test_exact_accepts_equal_values_nan_for_nan_and_either_zero() -> None:
     numbers = torch.tensor([1.0, float("nan"), float("inf"), 0.0])
 
     assert_exact(numbers, torch.tensor([1.0, float("nan"), float("inf"), -0.0]), "numbers")
@@ -43,6 +43,27 @@ def test_exact_rejects_a_difference_of_one_ulp_and_reports_its_index() -> None:
 
     with pytest.raises(AssertionError, match=r"numbers\[1, 2\] is 1.00000011920.* exactly 1.0; 1 of 6 elements"):
         assert_exact(wrong, right, "numbers")
+
+
+@pytest.mark.parametrize(
+    ("what", "element"),
+    [
+        ("logits", "logits[1]"),
+        ("conv1.weight.grad", "conv1.weight.grad[1]"),
+        ("conv1.weight after step 1", "conv1.weight[1] after step 1"),
+        ("the other images' logits", "the other images' logits[1]"),
+    ],
+)
+def test_message_has_the_index_after_the_tensor_name(what: str, element: str) -> None:
+    with pytest.raises(
+        AssertionError, match=rf"^{re.escape(element)} is 1\.0, expected exactly 0\.0; 1 of 2 elements is"
+    ):
+        assert_exact(torch.tensor([0.0, 1.0]), torch.zeros(2), what)
+
+
+def test_message_counts_a_single_element() -> None:
+    with pytest.raises(AssertionError, match=r"^loss is 1\.0, .*; 1 of 1 element is wrong$"):
+        assert_exact(torch.tensor(1.0), torch.tensor(0.0), "loss")
 
 
 @pytest.mark.parametrize("wrong", [torch.ones(3, 2), torch.ones(2, 3, dtype=torch.float64), torch.ones(6)])
@@ -75,7 +96,7 @@ def test_rounded_rejects_a_larger_error(units: float) -> None:
 
 
 def test_within_budget_rejects_errors_above_the_threshold_and_records_the_worst() -> None:
-    exact = Bounded(np.zeros(3), np.ones(3))
+    exact = Budgeted(np.zeros(3), np.ones(3))
 
     with recording(Ledger()) as ledger:
         assert_within_budget(torch.tensor([0.0, -THRESHOLD, 1.0]), exact, "numbers")
@@ -89,7 +110,7 @@ def test_comparison_outside_a_law_is_recorded_nowhere() -> None:
     with recording(Ledger()) as ledger:
         pass
 
-    assert_within_budget(torch.tensor([THRESHOLD]), Bounded(np.zeros(1), np.ones(1)), "numbers")
+    assert_within_budget(torch.tensor([THRESHOLD]), Budgeted(np.zeros(1), np.ones(1)), "numbers")
 
     assert ledger == Ledger()
     assert current_ledger() == Ledger()
@@ -98,7 +119,7 @@ def test_comparison_outside_a_law_is_recorded_nowhere() -> None:
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, 1e-30])
 def test_within_budget_rejects_any_error_if_the_budget_is_zero(wrong: float) -> None:
     with pytest.raises(AssertionError, match="inf budgets"):
-        assert_within_budget(torch.tensor([wrong]), Bounded(np.zeros(1), np.zeros(1)), "numbers")
+        assert_within_budget(torch.tensor([wrong]), Budgeted(np.zeros(1), np.zeros(1)), "numbers")
 
 
 def rounded(cast: Callable[[Tensor], Tensor]) -> Callable[[nn.Module], None]:

@@ -46,7 +46,7 @@ def test_likely_place_is_that_of_the_most_similar_mutant() -> None:
 
 
 @pytest.mark.usefixtures("small")
-def test_laws_that_were_not_judged_do_not_affect_similarity() -> None:
+def test_laws_that_were_not_run_do_not_affect_similarity() -> None:
     few = {law: chapter for law, chapter in CHAPTERS.items() if law != "logits"}
 
     near = diagnose(entries("loss", "backward", chapters=few)).nearest
@@ -67,9 +67,9 @@ def test_diagnosis_lists_chapters_with_and_without_violations() -> None:
     lines = diagnose(entries("backward", "kink")).lines("mine.py:Net")
 
     assert lines[0] == "mine.py:Net violates laws in gradients (2 of 2)"
-    assert lines[1] == "  violates none in forward, update"
+    assert lines[1] == "  violates no law in forward, update"
     assert lines[2].startswith("  most likely place of the fault: ")
-    assert lines[3].startswith("  mutants with the most similar violations: ")
+    assert lines[3].startswith("  most similar mutants (similarity; 100% = the same violated laws): ")
 
 
 def test_similarity_is_one_for_equal_violations_and_decreases_with_differences() -> None:

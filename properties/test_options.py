@@ -25,6 +25,10 @@ class ReluMissing(Net):
         pooled = max_pool2d(self.conv2(pooled), 2)
         return self.fc3(relu(self.fc2(relu(self.fc1(torch.flatten(pooled, 1))))))
 
+class Crashes(Net):
+    def forward(self, images):
+        raise KeyError("images")
+
 class Misshaped(Net):
     def __init__(self):
         super().__init__()
@@ -89,8 +93,9 @@ def test_run_prints_and_records_what_it_judged(tmp_path: Path) -> None:
     result = run(LAW, "--dtype", "float32", "--record", str(tmp_path))
 
     assert result.returncode == 0
+    assert "\nversions: torch " in result.stdout
     assert "judging: lenet on cpu" in result.stdout
-    assert "lenet on cpu in float32: 1 law judged, 0 violated; 1 example; worst error" in result.stdout
+    assert "lenet on cpu in float32: 1 law checked, 0 violated; 1 example\n" in result.stdout
     entries = json.loads((tmp_path / "laws.json").read_text())["laws"]
     assert entries[0]["law"] == "test_repr_matches_the_tutorial"
     assert entries[0]["outcome"] == "passed"
@@ -111,7 +116,10 @@ def test_violation_is_reported_with_a_command_that_reproduces_it(faulty: Path, t
     assert result.returncode == 1
     assert "Every logit is within the rounding budget of its exact value." in result.stdout
     assert f"stack:          {faulty}:ReluMissing on cpu in float32" in result.stdout
-    assert "1 law judged, 1 violated" in result.stdout
+    assert "1 law checked, 1 violated" in result.stdout
+    assert "budgets (allowed: 8) in test_logits_agree_with_the_oracle" in result.stdout
+    assert "again, possibly other values" not in result.stdout
+    assert "Highest target score" not in result.stdout
     entry = json.loads((tmp_path / "laws.json").read_text())["laws"][0]
     assert "logits[" in entry["message"]
     assert entry["counterexample"].startswith("case=Case(")
@@ -127,10 +135,20 @@ def test_update_that_skips_full_blocks_is_rejected(faulty: Path) -> None:
 
     assert result.returncode == 1
     assert "rounding explains at most" in result.stdout
+    assert "(draws vectors, lr again, possibly other values)" in result.stdout
+
+
+def test_law_that_crashed_is_counted_apart(faulty: Path) -> None:
+    result = run("properties/laws/test_forward.py", "-k", "mse_loss", "--subject", f"{faulty}:Crashes")
+
+    assert result.returncode == 1
+    assert "on cpu in float32: 1 law checked, 1 violated (1 crashed); " in result.stdout
 
 
 def test_case_that_a_law_does_not_judge_is_a_visible_skip() -> None:
-    result = run(LAW.replace("repr_matches_the_tutorial", "one_image_gives_ten_logits"), "--case", "Case(batch=3)")
+    law = LAW.replace("repr_matches_the_tutorial", "logits_have_shape_dtype_and_device")
+
+    result = run(law, "--case", "Case(batch=3)")
 
     assert result.returncode == 1
     assert "this law does not judge the case given by --case" in result.stdout

@@ -69,7 +69,7 @@ class Engine:
     devices: tuple[str, ...] = ("cpu", "cuda")
     """The supported device types."""
     differentiable: bool = True
-    """Whether a backward pass from the logits computes the gradients of the network's parameters."""
+    """Whether a backward pass from the logits computes the gradients of the network's parameters and of the images."""
     copies_parameters: bool = False
     """Whether it computes with copies of the parameters, so that in-place changes take effect only after a reload."""
     dynamic_batch: bool = True
@@ -137,6 +137,12 @@ def _load_named(name: str, module: str) -> Engine:
 def _load_custom(spec: str, module: str, name: str) -> Engine:
     try:
         found = getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        own = error.name and f"{module}.".startswith(f"{error.name}.")  # not a package that the module imports
+        problem = (
+            f"no module named {error.name!r}; put its folder on PYTHONPATH" if own else f"ModuleNotFoundError: {error}"
+        )
+        raise EngineError(f"--engine {spec}: {problem}") from error
     except Exception as error:
         raise EngineError(f"--engine {spec}: {' '.join(f'{type(error).__name__}: {error}'.split())}") from error
     if isinstance(found, Engine):

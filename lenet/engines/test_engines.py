@@ -37,6 +37,7 @@ number = 3
 @pytest.fixture
 def custom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "custom_engines.py").write_text(CUSTOM_ENGINES)
+    (tmp_path / "without_package.py").write_text("import no_such_package")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "custom_engines", raising=False)
     return "custom_engines"
@@ -85,7 +86,9 @@ def test_custom_engine_is_an_engine_or_a_function_with_attributes(custom: str) -
         ("warp", "--engine warp: not one of eager, "),
         ("custom_engines:nothing", "has no attribute 'nothing'"),
         ("custom_engines:number", "is int, neither an Engine nor a function build(net)"),
-        ("no_such_module:build", "No module named 'no_such_module'"),
+        ("no_such_module:build", "no module named 'no_such_module'; put its folder on PYTHONPATH"),
+        ("lenet.no_such_module:build", "no module named 'lenet.no_such_module'; put its folder on PYTHONPATH"),
+        ("without_package:build", "ModuleNotFoundError: No module named 'no_such_package'"),
     ],
 )
 def test_invalid_engine_raises_with_a_one_line_message(custom: str, spec: str, message: str) -> None:

@@ -1,10 +1,10 @@
 """
-A step of SGD in twice the precision of float64, with a bound of the rounding error of correct implementations.
+The exact result of an SGD step, with a bound on the rounding error of correct implementations.
 
-This module imports no torch. If a number is computed by the formula of `torch.optim.SGD`, and each operation is rounded
-to nearest in a given precision or a wider one, it differs by at most `Rounded.error_bound` from the exact number,
-`Rounded.high + Rounded.low`. A fused multiply-add or a wider intermediate result takes fewer roundings, so it keeps to
-the same bound.
+This module imports no torch. It computes in twice the precision of float64. If a number is computed by the formula of
+`torch.optim.SGD`, and each operation is rounded to nearest in a given precision or a wider one, it differs by at most
+`ExactWithBound.error_bound` from the exact number, `ExactWithBound.high + ExactWithBound.low`. A fused multiply-add or
+a wider intermediate result takes fewer roundings, so it satisfies the same bound.
 
 Error-free transformations: Knuth's sum and Dekker's product (Ogita, Rump & Oishi 2005, "Accurate sum and dot product",
 SIAM J. Sci. Comput. 26(6), algorithms 3.1 to 3.3). Running error bounds: Higham 2002, "Accuracy and Stability of
@@ -21,8 +21,8 @@ from lenet.oracle import Array, Precision
 
 
 @dataclass(frozen=True)
-class Rounded:
-    """Exact numbers, high + low, to 106 bits, and a bound of the error that correct rounding may give them."""
+class ExactWithBound:
+    """Exact numbers, high + low, to 106 bits, and a bound on the rounding error of a correct implementation."""
 
     high: Array
     low: Array
@@ -52,7 +52,7 @@ class SGD:
     @np.errstate(invalid="ignore", over="ignore")  # infinite gradients have no exact update
     def step(
         self, parameter: Array, gradient: Array, buffer: Array | None, precision: Precision
-    ) -> tuple[Rounded, Rounded | None]:
+    ) -> tuple[ExactWithBound, ExactWithBound | None]:
         """
         Return the parameter and the momentum buffer after a step, of any shape; the buffer is None without momentum.
 
@@ -81,31 +81,31 @@ class _Roundings:
     def __init__(self, precision: Precision) -> None:
         self.precision = precision
 
-    def constant(self, number: float) -> Rounded:
+    def constant(self, number: float) -> ExactWithBound:
         """Return a setting, which has a rounding error if the precision cannot represent it."""
         mantissa = np.frexp(number)[0] / self.precision.unit
         error = 0.0 if mantissa == np.round(mantissa) else self.precision.unit * abs(number)
-        return Rounded(np.asarray(number), np.asarray(0.0), np.asarray(error))
+        return ExactWithBound(np.asarray(number), np.asarray(0.0), np.asarray(error))
 
-    def plus(self, a: Rounded, b: Rounded) -> Rounded:
+    def plus(self, a: ExactWithBound, b: ExactWithBound) -> ExactWithBound:
         """Return a + b."""
         high, low = _exact_sum(a.high, b.high)
         return self._rounded(high, low + (a.low + b.low), a.error_bound + b.error_bound, 0.0)
 
-    def times(self, a: Rounded, b: Rounded) -> Rounded:
+    def times(self, a: ExactWithBound, b: ExactWithBound) -> ExactWithBound:
         """Return a * b."""
         high, low = _exact_product(a.high, b.high)
         error = np.abs(a.high) * b.error_bound + np.abs(b.high) * a.error_bound + a.error_bound * b.error_bound
         return self._rounded(high, low + (a.high * b.low + a.low * b.high), error, self.precision.underflow)
 
-    def _rounded(self, high: Array, low: Array, error: Array, underflow: float) -> Rounded:
+    def _rounded(self, high: Array, low: Array, error: Array, underflow: float) -> ExactWithBound:
         """Return high + low with the bound of one more rounding; `error` is the bound inherited from the operands."""
         high, low = _exact_sum(high, low)
-        return Rounded(high, low, error + self.precision.unit * (np.abs(high) + error) + underflow)
+        return ExactWithBound(high, low, error + self.precision.unit * (np.abs(high) + error) + underflow)
 
 
-def _exact(numbers: Array) -> Rounded:
-    return Rounded(numbers, np.zeros_like(numbers), np.zeros_like(numbers))
+def _exact(numbers: Array) -> ExactWithBound:
+    return ExactWithBound(numbers, np.zeros_like(numbers), np.zeros_like(numbers))
 
 
 def _exact_sum(a: Array, b: Array) -> tuple[Array, Array]:

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import optim
 
+from lenet.exact_sgd import SGD, ExactWithBound, _exact, _exact_product, _Roundings
 from lenet.oracle import PRECISIONS, Array, Precision
-from lenet.update import SGD, Rounded, _exact, _exact_product, _Roundings
 
 FLOAT32, FLOAT64 = PRECISIONS["float32"], PRECISIONS["float64"]
 SETTINGS = [
@@ -88,7 +88,7 @@ def test_representable_setting_has_no_rounding_error(number: float, error: float
 
 def test_error_of_a_float64_result_is_accurate() -> None:
     p, g = numbers(0), numbers(1, spread=30)
-    exact: Rounded = SGD(lr=0.1).step(p, g, None, FLOAT64)[0]
+    exact: ExactWithBound = SGD(lr=0.1).step(p, g, None, FLOAT64)[0]
     got = p - 0.1 * g
 
     errors = exact.error_of(got)
@@ -120,7 +120,7 @@ def test_exact_product_has_the_complete_remainder() -> None:
 
 def test_error_bound_propagates_and_adds_one_rounding() -> None:
     at = _Roundings(Precision("coarse", 2.0**-3, 2.0**-4, 2.0**100))
-    a, b = (Rounded(*(np.array(part) for part in parts)) for parts in ((-3.0, 0.0, 0.5), (2.0, 0.0, 0.25)))
+    a, b = (ExactWithBound(*(np.array(part) for part in parts)) for parts in ((-3.0, 0.0, 0.5), (2.0, 0.0, 0.25)))
 
     total, product = at.plus(a, b), at.times(a, b)
 
