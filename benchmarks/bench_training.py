@@ -21,10 +21,10 @@ from benchmarks.latency import CONFIDENCE, PERCENTILES, QUERIES, percentile
 from benchmarks.memory import min_forward_memory, min_training_memory, peak
 from benchmarks.roofline import copied_bytes, forward_bytes, last_level_cache, training_bytes
 from benchmarks.workload import BATCHES, LR, Workload
+from lenet.exact_sgd import SGD
 from lenet.net import FORWARD_FLOPS, TRAINING_FLOPS
 from lenet.timer import timer
 from lenet.training import SGD_FORMS
-from lenet.update import SGD
 from properties.comparison import assert_rounded
 from properties.stack import Stack, dtype_name, float64
 

@@ -2,9 +2,9 @@
 Comparison of two sides, base and head: pairs of fresh processes are timed until each benchmark is decided.
 
 Each side of a pair is one process. The two are timed in interleaved blocks of at least 5 ms, in random order, and only
-one of them computes at any moment. Both run on the same cores, since the speed of two cores differs by up to a third
-when something else uses the other hardware thread of one. Pairs are added until `benchmarks/decision.py` has decided
-each benchmark or the time budget is spent. A benchmark that is slower by more than delta is measured in a second round,
+one of them computes at any moment. Both run on the same cores, since one core is up to a third slower than another
+while something else uses its other hardware thread. Pairs are added until `benchmarks/decision.py` has decided each
+benchmark or the time limit is reached. A benchmark that is slower by more than delta is measured in a second round,
 with other processes, before it fails. Exact counters are compared before anything is timed: a benchmark with a counter
 that rose fails at once.
 """
@@ -39,7 +39,7 @@ and 0.7 % from block to block, and 0.8, 1.0 and 1.0 % from process to process.
 """
 
 MIN_PAIRS = 20
-"""Pairs that should fit into the budget, enough for a look in each round: too few pairs cannot show any slowdown."""
+"""Pairs that should fit into the time limit: enough for a look in each round. Fewer cannot show any slowdown."""
 
 MIN_BLOCKS = 16
 """Blocks of each process of a pair, at least; the interquartile mean is then over eight."""
@@ -57,7 +57,7 @@ def operation_and_batch(name: str) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison: an arm, the interpreter that runs it, and the folder with its code."""
+    """One side of a comparison, base or head: what its workers run, with which interpreter and from which folder."""
 
     name: str
     arm: Arm
@@ -115,9 +115,9 @@ class Benchmark:
 
     def take_look(self, delta: float, time: float) -> None:
         """
-        Apply the decision rule if a look is due or the budget is spent.
+        Apply the decision rule if a look is due or the time limit is reached.
 
-        `time` is the share of the budget that is spent, 1 or more at the end.
+        `time` is the share of the time limit that has passed, 1 or more at the end.
         """
         if not self.ratios or self.spent == 1 or (time < 1 and len(self.ratios) < self.next_look):
             return
@@ -154,7 +154,7 @@ class Result:
 
 def compare(base: Side, head: Side, names: Sequence[str], delta: float, budget: float, seed: int) -> Result:
     """
-    Compare two sides in the benchmarks of these names, with `budget` seconds of sampling in total.
+    Compare two sides in the benchmarks of these names, with `budget` seconds for timing all of them.
 
     Raises ComparisonError or WorkerError if they cannot be compared. All processes are stopped in any case.
     """
@@ -188,18 +188,21 @@ def started_workers(sides: Sequence[Side], random: np.random.Generator) -> Itera
     with ExitStack() as stack:
         workers = {}
         for side in (sides[index] for index in random.permutation(len(sides))):
-            workers[side.name] = Worker(side.arm, side.python, side.environment, side.folder)
+            workers[side.name] = Worker(side.arm, side.python, side.environment, side.folder, side.name)
             workers[side.name].start()
             stack.callback(workers[side.name].stop)
         for side in sides:
             worker = workers[side.name]
             worker.wait_until_ready()
             if side.revision and side.folder and worker.root != side.folder.resolve():  # the installed one was imported
-                raise ComparisonError(f"{side.name}: {side.revision}: no benchmarks/worker.py in this commit")
+                raise ComparisonError(
+                    f"{side.name}: {side.revision}: no benchmarks/worker.py in this commit: "
+                    "this commit cannot be compared; choose a newer --base"
+                )
         for part in sorted(workers["base"].machine.keys() | workers["head"].machine.keys()):
             base, head = (workers[name].machine.get(part, "none") for name in ("base", "head"))
             if base != head:
-                raise ComparisonError(f"the arms are on different machines: base's {part} is {base}, head's {head}")
+                raise ComparisonError(f"the sides are on different machines: base's {part} is {base}, head's {head}")
         yield workers
 
 
@@ -230,7 +233,7 @@ def compare_counters(workers: Mapping[str, Worker], benchmarks: Sequence[Benchma
 
 
 def sample_pairs(sides: Sequence[Side], result: Result, budget: float, random: np.random.Generator) -> None:
-    """Time pairs of fresh processes until all benchmarks are decided or another pair would exceed the budget."""
+    """Time pairs of fresh processes until all benchmarks are decided or another pair would exceed `budget` seconds."""
     start, longest = time.monotonic(), 0.0
     with tqdm(total=round(budget), unit="s", leave=False, disable=None) as bar:
         while undecided := [benchmark for benchmark in result.benchmarks if not benchmark.verdict]:
@@ -257,7 +260,7 @@ def sampling_time(start: float, benchmarks: int, budget: float) -> float:
     This minimizes the variance of the mean over all pairs that fit into a given time: sampling longer makes each pair
     more precise, but leaves time for fewer pairs. (It is the minimum over t of
     (NOISE_RATIO^2 / t + 1) * (start + benchmarks * t).) The result is smaller if otherwise MIN_PAIRS would not fit into
-    the budget.
+    `budget` seconds.
     """
     return min(NOISE_RATIO * sqrt(start / benchmarks), max(0.0, (budget / MIN_PAIRS - start) / benchmarks))
 

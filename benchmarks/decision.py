@@ -6,7 +6,7 @@ randomized, so if head is slower by a constant factor, the observations are symm
 all that Wilcoxon's signed-rank test assumes. Its null distribution is exact for every number of pairs, needs no normal
 distribution, and limits the influence of a disturbed pair to its rank.
 
-The design is group-sequential: pairs are added until the rule decides or the time budget is spent, and the test is
+The design is group-sequential: pairs are added until the rule decides or the time limit is reached, and the test is
 made at several interim looks. Error rates are spent by an alpha-spending function (Lan & DeMets 1983, "Discrete
 sequential boundaries for clinical trials"): a look spends the same share of the rate as the time since the last look
 is of the round's time. By Bonferroni's inequality the total rate is kept at any stopping time, as long as the time of a
@@ -70,7 +70,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Slowdown:
-    """The relative slowdown of head (0.01 is 1 %) with one-sided bounds, each at its share of the error rates."""
+    """The relative slowdown of head (0.01 is 1 %) with two one-sided bounds, each at its share of the error rates."""
 
     estimate: float
     lower: float

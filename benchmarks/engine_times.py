@@ -39,6 +39,7 @@ from lenet.table import table
 
 DEFAULT = ("eager", "channels-last", "no-onednn", "compiled", "compiled-deterministic", "aot-inductor", *PEERS)
 TRAINING_BATCHES = (16, 256)
+TRAINING = " and ".join(map(str, TRAINING_BATCHES))
 FLOPS = {"forward": FORWARD_FLOPS, "training step": TRAINING_FLOPS}
 """The FLOPs of each operation per image."""
 
@@ -185,7 +186,7 @@ def _differences(times: Array, previous: Any) -> dict[str, float]:
 
 @contextmanager
 def started_workers(arms: dict[str, Arm]) -> Iterator[dict[str, Worker]]:
-    """Start a worker for each arm, with an empty compilation cache of its own."""
+    """Start a worker for each of these, with an empty compilation cache of its own."""
     with ExitStack() as stack:
         workers = {}
         for name, arm in tqdm(arms.items(), "starting workers", leave=False, disable=None):
@@ -367,12 +368,23 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--engines", metavar="NAMES", help=f"comma-separated; default: {','.join(DEFAULT)}, as far as available"
     )
-    parser.add_argument("--batches", type=_batches, default=BATCHES[:-1], metavar="SIZES", help="comma-separated")
+    parser.add_argument(
+        "--batches",
+        type=_batches,
+        default=BATCHES[:-1],
+        metavar="SIZES",
+        help=f"comma-separated; above {DISTINCT}, multiples of {DISTINCT}; "
+        f"default {','.join(map(str, BATCHES[:-1]))}; training steps are timed only at {TRAINING}",
+    )
     parser.add_argument("--threads", type=positive_int, default=os.cpu_count() or 1, help="default: all cores")
     parser.add_argument("--device", default="cpu", help="default %(default)s")
     parser.add_argument("--dtype", choices=PRECISIONS, default="float32", help="default %(default)s")
     parser.add_argument(
-        "--budget", type=float, default=2.0, metavar="SECONDS", help="per engine and batch size; default %(default)s"
+        "--budget",
+        type=float,
+        default=2.0,
+        metavar="SECONDS",
+        help=f"time per engine, operation and batch size, for at least {MIN_ROUNDS} blocks; default %(default)s",
     )
     parser.add_argument("--record", type=Path, metavar="DIR", help="write the times to DIR/engine_times.json")
     options = parser.parse_args(arguments)
@@ -385,7 +397,9 @@ def _batches(text: str) -> tuple[int, ...]:
     """Return batch sizes that repeat the workload's distinct digits a whole number of times."""
     batches = tuple(positive_int(part) for part in text.split(","))
     if wrong := [batch for batch in batches if batch > DISTINCT and batch % DISTINCT]:
-        raise argparse.ArgumentTypeError(f"{wrong[0]} is not a multiple of {DISTINCT}")
+        raise argparse.ArgumentTypeError(
+            f"{wrong[0]} is not a multiple of {DISTINCT}, as batch sizes above {DISTINCT} must be"
+        )
     return batches
 
 

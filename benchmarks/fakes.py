@@ -97,8 +97,8 @@ class FakeWorker:
     stack: ClassVar[dict[str, str]] = fingerprint()
     calls = 1
 
-    def __init__(self, arm: Arm, python: str, environment: Mapping[str, str], folder: Path | None) -> None:
-        self.arm = arm
+    def __init__(self, arm: Arm, python: str, environment: Mapping[str, str], folder: Path | None, side: str) -> None:
+        self.arm, self.side = arm, side
 
     def start(self) -> None:
         """As `Worker.start`."""
@@ -139,7 +139,9 @@ class FakeWorker:
         """As `Worker.block`."""
         self.workers.blocks += 1
         if self.workers.blocks == self.workers.dies_at:
-            raise WorkerError(f"{self.arm}: the worker was terminated by SIGKILL; last line of stderr: none")
+            raise WorkerError(
+                f"{self.side}: {self.arm}: the worker was terminated by SIGKILL; last line of stderr: none"
+            )
         slower = self.workers.slower_at_first if self.workers.pairs <= 9 else self.workers.slower
         slower = slower or self.workers.slower
         by = slower.get(self.arm.engine, slower.get(f"{self.arm.engine} {self.operation}", 0.0))

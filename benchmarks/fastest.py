@@ -37,7 +37,7 @@ from lenet.engines.eager import disable_tf32
 from lenet.files import write_atomically
 from lenet.fingerprint import fingerprint
 from lenet.net import Net
-from lenet.oracle import CLAIMS, SHAPES, THRESHOLD, Array, Bounded
+from lenet.oracle import CLAIMS, SHAPES, THRESHOLD, Array, Budgeted
 from lenet.table import table
 from lenet.timer import timer
 
@@ -140,7 +140,7 @@ class _Request:
         precision = oracle.claimed_precision(claim, self.dtype)
         exact = oracle.solve(parameters, images, np.zeros((len(images), 10)), precision).logits
         rows = np.arange(self.batch) % DISTINCT
-        return float(Bounded(exact.value[rows], exact.budget[rows]).ratio(_float64(logits)).max())
+        return float(Budgeted(exact.value[rows], exact.budget[rows]).ratio(_float64(logits)).max())
 
     def attempt(self, name: str, net: nn.Module) -> tuple[EngineResult, Run | None]:
         """Build an engine for the network, call it and verify its logits; returns no run if it is excluded."""

@@ -1,11 +1,13 @@
 """
-The performance gate: `python -m benchmarks.gate` decides with known error rates whether head is slower than base.
+The performance gate: `python -m benchmarks.gate` decides whether head is slower than base, with designed error rates.
 
 Head is the working tree. Base is the commit that it branched from, or `--base REV`, in a temporary checkout.
 Alternatively, head and base differ in engine, subject or interpreter. `benchmarks/comparison.py` compares them and
 `benchmarks/decision.py` has the decision rule.
 
-Exit codes: 0 passed, 1 failed, 3 inconclusive, 2 error: head and base could not be compared.
+A benchmark passes if its slowdown is shown to be less than delta, and fails if it is shown to be more than delta.
+
+Exit codes: 0 passed, 1 failed, 3 inconclusive, 2 error (head and base could not be compared), 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from pathlib import Path
 
 from benchmarks.arguments import positive_int
 from benchmarks.comparison import OPERATIONS, ComparisonError, Side, compare
-from benchmarks.gate_report import FORMATS, Outcome, terminal
+from benchmarks.gate_report import FORMATS, PURPOSES, Outcome, terminal
 from benchmarks.worker_client import Arm, WorkerError
 from benchmarks.workload import BATCHES
 from lenet.files import set_aside, writable, write_atomically
@@ -38,7 +40,9 @@ DEFAULT = ("forward-1", "forward-256", "training-step-64")
 
 DELTA = 0.012
 """
-The default delta: detecting a slowdown of 3 %, the smallest of interest, takes as many pairs as passing with none.
+The default delta, the tolerated slowdown: with it, failing at 3 % takes as many pairs as passing at 0 %.
+
+A slowdown of 3 % is the smallest of interest.
 
 Let z(p) be the value that a standard normal variable exceeds with probability p. For `decision.Rates` of three
 benchmarks at one of three looks, two rounds in the time of one, and each round successful with a probability of 90 %:
@@ -46,7 +50,9 @@ delta / (z(0.025 / 3) + z(0.1)) = (3 % - delta) / (sqrt(2) * (z(0.018 / 3) + z(0
 """
 
 BUDGET = 60.0
-"""The default budget: seconds per benchmark."""
+"""The default time limit: this many seconds times the number of benchmarks."""
+
+NAME_A_COMMIT = "name a commit with --base REV (a shallow clone needs fetch-depth: 0)"
 
 EXIT_CODES = {"passed": 0, "failed": 1, "error": 2, "inconclusive": 3}
 
@@ -58,15 +64,21 @@ def default_base() -> str:
     On the main branch itself it is HEAD if there are uncommitted changes, else HEAD~1. The main branch is the one that
     GITHUB_BASE_REF or origin/HEAD names, else main or master. Raises ComparisonError if there is none.
     """
+    if not _git("rev-parse", "--git-dir", check=False):
+        raise ComparisonError(f"{Path.cwd()}: not a git repository")
     target = [f"origin/{name}"] if (name := os.environ.get("GITHUB_BASE_REF")) else []
     for main in (*target, "origin/HEAD", "origin/main", "main", "origin/master", "master"):
         if commit := _git("merge-base", "HEAD", main, check=False):
             break
     else:
-        raise ComparisonError("no main branch was found; name a commit with --base REV")
+        raise ComparisonError(f"no commit of a main branch was found; {NAME_A_COMMIT}")
     if commit != _git("rev-parse", "HEAD"):
         return commit
-    return "HEAD" if _git("status", "--porcelain", "--untracked-files=no") else "HEAD~1"
+    if _git("status", "--porcelain", "--untracked-files=no"):
+        return "HEAD"
+    if not _git("rev-parse", "--verify", "--quiet", "HEAD~1", check=False):
+        raise ComparisonError(f"HEAD has no earlier commit; {NAME_A_COMMIT}")
+    return "HEAD~1"
 
 
 @contextmanager
@@ -142,7 +154,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    print(terminal(outcome))
+    if outcome.result:
+        print(terminal(outcome))
     for kind, text in FORMATS.items():
         if path := getattr(options, kind):
             with write_atomically(path) as file:
@@ -153,9 +166,14 @@ def main(arguments: list[str] | None = None) -> int:
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gate",
-        description="Is head slower than base? Exit codes: 0 no, 1 yes, 3 inconclusive, 2 error.",
+        description="Is head slower than base? "
+        "Exit codes: 0 no, 1 yes (or an exact counter rose), 3 inconclusive, 2 error.",
     )
-    parser.add_argument("--base", metavar="REV", help="commit to compare with; default: where this branch began")
+    parser.add_argument(
+        "--base",
+        metavar="REV",
+        help="commit to compare with; default: where this branch began; on main HEAD if files changed, else HEAD~1",
+    )
     for side in ("base", "head"):
         parser.add_argument(f"--{side}-subject", default="lenet", metavar="SPEC", help="default %(default)s")
         parser.add_argument(f"--{side}-engine", default="eager", metavar="NAME", help="default %(default)s")
@@ -177,12 +195,23 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         help=f"comma-separated names or patterns; default {','.join(DEFAULT)}",
     )
     parser.add_argument(
-        "--delta", type=_share, default=DELTA, help=f"the slowdown to detect; default {DELTA:.1%}".replace("%", "%%")
+        "--delta",
+        type=_share,
+        default=DELTA,
+        metavar="SHARE",
+        help="the tolerated slowdown: a benchmark passes if it is shown to be slower by less than this, and fails if "
+        f"it is shown to be slower by more; default {DELTA:.1%}".replace("%", "%%"),
     )
-    parser.add_argument("--budget", type=_seconds, metavar="TIME", help="such as 120s or 5m; default 60s per benchmark")
+    parser.add_argument(
+        "--budget",
+        type=_seconds,
+        metavar="TIME",
+        help="total time limit for timing all benchmarks, such as 120s or 5m; "
+        f"default {BUDGET:g}s times the number of benchmarks",
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the random order; default %(default)s")
-    for kind in FORMATS:
-        parser.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"write the result to FILE as {kind}")
+    for kind, purpose in PURPOSES.items():
+        parser.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"write the result to FILE {purpose}")
     options = parser.parse_args(arguments)
     for kind in FORMATS:
         path = getattr(options, kind)
@@ -218,17 +247,27 @@ def _selected(text: str) -> tuple[str, ...]:
 
 def _share(text: str) -> float:
     """Parse a share such as `5%` or `0.05`."""
-    share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = 0.0
     if not 0 < share < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a share between 0 and 100%")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a share between 0 and 100%: write a percentage such as 2% or a fraction such as 0.02"
+        )
     return share
 
 
 def _seconds(text: str) -> float:
     """Parse a duration such as `120s`, `2m` or `120`, in seconds."""
-    seconds = float(text.rstrip("sm")) * (60 if text.endswith("m") else 1)
+    try:
+        seconds = float(text.rstrip("sm")) * (60 if text.endswith("m") else 1)
+    except ValueError:
+        seconds = 0.0
     if not seconds > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive duration")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a positive duration: write seconds or minutes, as 120s or 2m"
+        )
     return seconds
 
 

@@ -46,15 +46,16 @@ def benchmark_reason(benchmark: Benchmark, delta: float) -> str:
         return "no pair of processes was timed"
     if benchmark.verdict == "passed":
         prefix = "slower in the first round, but not in the second; " if first_round else ""
-        suffix = "; faster by more than delta: is there an explanation?" if found.upper < -delta else ""
+        suffix = "; faster by more than delta" if found.upper < -delta else ""
         return f"{prefix}at most {found.upper:+.2%}{suffix}"
     if benchmark.verdict == "failed":
         assert first_round
         return f"at least {first_round.lower:+.2%}, and in the second round at least {found.lower:+.2%}"
-    prefix = "slower in the first round, undecided in the second; " if first_round else ""
+    prefix = "slower in the first round, undecided in the second: " if first_round else "undecided: "
     if found.lower == -1:
-        return f"{prefix}{found.pairs} pairs are too few to decide"
-    return f"{prefix}a slowdown of {delta + found.margin:.2%} would have been detected"
+        pairs = "1 pair is" if found.pairs == 1 else f"{found.pairs} pairs are"
+        return f"{prefix}{pairs} too few (raise --budget or --delta)"
+    return f"{prefix}slowdowns above {delta + found.margin:.2%} would have been detected in this time"
 
 
 def rows(result: Result) -> list[list[str]]:
@@ -171,3 +172,10 @@ def _escaped(text: str) -> str:
 
 FORMATS: dict[str, Callable[[Outcome], str]] = {"json": as_json, "junit": junit, "markdown": markdown}
 """The formats of the files that the gate can write, by the names of their options."""
+
+PURPOSES = {
+    "json": "as JSON, which `python -m reports` reads",
+    "junit": "as JUnit XML, for a CI system's list of tests",
+    "markdown": "as Markdown, for a comment on a pull request",
+}
+"""What each format is for, as the help of its option says it."""

@@ -3,9 +3,9 @@ A trial of the gate: how often it raises a false alarm, and how often it detects
 
 `python -m benchmarks.gate_trial --minutes 60 --record DIR` has the gate compare the reference with itself and with the
 variants of `benchmarks/slowdowns.py`, in alternation, and appends each verdict to `gate_trial.json`; the next run
-resumes there. `--background 1` runs the trial under load: a background process trains at the same time. With each verdict
-the trial also takes samples as other tools do, one arm after the other, each in one process, and records what their
-rules decide.
+resumes there. `--background 1` runs the trial under load: a background process trains at the same time. With each
+verdict the trial also takes samples as other tools do, one side after the other, each in one process, and records what
+their rules decide.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from lenet.fingerprint import FORMAT, fingerprint, headline, stamp
 from lenet.table import table
 
 FILE = "gate_trial.json"
+
+START_AGAIN = "move or delete the file to start a new trial"
 
 REPLAYS = 3700
 """With this many replays and no failure, the exact 95 % interval ends below 1 in 1,000."""
@@ -80,18 +82,18 @@ def sampled(side: Side, names: Sequence[str]) -> dict[str, list[float]]:
 
 
 def sequential(base: list[float], head: list[float]) -> dict[str, float]:
-    """Return the ratio of medians and the Mann-Whitney p-value of samples taken one arm after the other."""
+    """Return the ratio of medians and the Mann-Whitney p-value of samples taken one side after the other."""
     ratio = float(np.median(head) / np.median(base))
     return {"ratio": ratio, "p": float(stats.mannwhitneyu(base, head).pvalue)}
 
 
 def replayed(verdicts: Sequence[dict[str, Any]], benchmark: str, seed: int = 0) -> str:
     """
-    Return how many of REPLAYS gates on equal arms would fail, with pairs resampled from those measured of a benchmark.
+    Return how many of REPLAYS replays fail: each resamples the measured pairs of one benchmark on equal sides.
 
-    Each pair is used with a random sign, since under A/A either process might have been head's. Replays show what the
-    rule does with such pairs, in more gates than there is time to measure. They do not show whether other pairs would
-    be like these.
+    The error rates are those of a gate on DEFAULT. Each pair is used with a random sign, since either of its processes
+    might have been head's. Replays show what the decision rule does with such pairs, more often than there is time to
+    measure. They do not show whether other pairs would be like these.
     """
     pool = np.array([ratio for v in verdicts if v["benchmark"] == benchmark for _, ratio in v["ratios"]])
     pairs = max(len(v["ratios"]) for v in verdicts if v["benchmark"] == benchmark)
@@ -127,14 +129,17 @@ def read(path: Path) -> list[dict[str, Any]]:
         written, stack, verdicts = content["format"], content["stack"], content["verdicts"]
         settings = (content["delta"], content["budget"])
     except (ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{path}: not a file of this command ({error}); move it away") from error
+        raise ValueError(f"{path}: not a file of this command ({error}); {START_AGAIN}") from error
     if written != FORMAT:
-        raise ValueError(f"{path}: format {written!r}, this version continues format {FORMAT}: move it away")
+        raise ValueError(f"{path}: format {written!r}, this version continues format {FORMAT}; {START_AGAIN}")
     for part, value in fingerprint().items():
         if stack.get(part) != value:
-            raise ValueError(f"{path}: its {part} is {stack.get(part)}, here it is {value}: move it away")
+            raise ValueError(
+                f"{path}: its {part} is {stack.get(part)}, here it is {value}: "
+                f"cannot be continued on another stack; {START_AGAIN}"
+            )
     if settings != (DELTA, BUDGET):
-        raise ValueError(f"{path}: its delta and budget are {settings}, now {DELTA, BUDGET}: move it away")
+        raise ValueError(f"{path}: its delta and time limit are {settings}, now {DELTA, BUDGET}; {START_AGAIN}")
     return list(verdicts)
 
 

@@ -1,9 +1,9 @@
 """
 Slower variants of the reference for the gate to detect: subjects such as `benchmarks.slowdowns:Slower5`.
 
-`Slower2`, `Slower3`, `Slower5` and `Slower10` add a computation that takes that many percent of the arm's own processor
-time, in every benchmark; each process measures at every call how long that is. `Slower0` measures too and adds nothing,
-so it is the base that the others are compared with. `ExtraCopy` makes one unnecessary copy of its images.
+`Slower2`, `Slower3`, `Slower5` and `Slower10` add a computation that takes that many percent of the process's own
+processor time, in every benchmark; each process measures at every call how long that is. `Slower0` measures too and
+adds nothing, so it is the base that the others are compared with. `ExtraCopy` makes one unnecessary copy of its images.
 `ForeachSGD` and `ForLoopSGD` update with two implementations of `optim.SGD`, to be compared with each other.
 """
 

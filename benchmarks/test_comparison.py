@@ -95,7 +95,7 @@ def test_faster_head_passes(fake_workers: FakeWorkers) -> None:
 
 
 @pytest.mark.parametrize(("slower", "noise"), [(0.0, 0.2), (DELTA, 0.003)])
-def test_undecided_benchmark_is_inconclusive_when_the_budget_is_spent(
+def test_undecided_benchmark_is_inconclusive_when_the_time_limit_is_reached(
     fake_workers: FakeWorkers, slower: float, noise: float
 ) -> None:
     fake_workers.slower, fake_workers.noise = {"head's": slower}, noise
@@ -117,7 +117,7 @@ def test_only_undecided_benchmarks_are_measured_further(fake_workers: FakeWorker
     assert fake_workers.prepared.count("training step 1") == 2 * (1 + 18)
 
 
-def test_budget_too_small_for_a_pair_is_inconclusive(fake_workers: FakeWorkers) -> None:
+def test_time_limit_too_short_for_a_pair_is_inconclusive(fake_workers: FakeWorkers) -> None:
     result = compared(seconds=0.5)
 
     assert result.verdict == "inconclusive"
@@ -155,7 +155,7 @@ def test_overall_verdict_is_the_worst_one(fake_workers: FakeWorkers) -> None:
         assert result.verdict == worst
 
 
-def test_arms_on_different_machines_raise(fake_workers: FakeWorkers) -> None:
+def test_sides_on_different_machines_raise(fake_workers: FakeWorkers) -> None:
     fake_workers.machines["head's"] = MACHINE | {"host": "there"}
 
     with pytest.raises(ComparisonError, match="different machines: base's host is here, head's there"):
@@ -173,7 +173,7 @@ def test_operation_missing_on_one_side_raises(fake_workers: FakeWorkers) -> None
 def test_dying_worker_raises(fake_workers: FakeWorkers, block: int) -> None:
     fake_workers.dies_at = block
 
-    with pytest.raises(WorkerError, match="terminated by SIGKILL"):
+    with pytest.raises(WorkerError, match=r"^(base|head): lenet by .*: the worker was terminated by SIGKILL"):
         compared()
 
 

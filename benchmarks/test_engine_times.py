@@ -119,9 +119,16 @@ def test_ctrl_c_leaves_no_process(fake_engines: Path) -> None:
     assert not remaining_processes(fake_engines)
 
 
-@pytest.mark.parametrize("batches", ["0", "x", "24"])
-def test_invalid_batch_size_is_a_usage_error(batches: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ("0", "'0' is not a whole number of at least 1"),
+        ("1,x", "'x' is not a whole number of at least 1"),
+        ("24", "24 is not a multiple of 16, as batch sizes above 16 must be"),
+    ],
+)
+def test_invalid_batch_size_is_a_usage_error(batches: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--batches", batches])
 
-    assert "--batches" in capsys.readouterr().err
+    assert f"argument --batches: {message}" in capsys.readouterr().err

@@ -82,15 +82,17 @@ def test_inconclusive_gate_exits_with_three_and_reports_the_detectable_slowdown(
     assert (code, record["verdict"]) == (3, "inconclusive")
     found = record["benchmarks"][0]["slowdown"]
     detectable = gate.DELTA + found["estimate"] - found["lower"]
-    assert record["benchmarks"][0]["reason"] == f"a slowdown of {detectable:.2%} would have been detected"
+    expected = f"undecided: slowdowns above {detectable:.2%} would have been detected in this time"
+    assert record["benchmarks"][0]["reason"] == expected
     assert Xml.fromstring(junit).get("skipped") == "1"
 
 
-def test_too_few_pairs_are_reported(fake_workers: FakeWorkers, run_gate: RunGate) -> None:
-    code, record, _, _ = run_gate(*DIFFERENT_ENGINES, "--budget", "3s", "--select", "forward-1")
+@pytest.mark.parametrize(("seconds", "pairs"), [(1, "1 pair is"), (3, "3 pairs are")])
+def test_too_few_pairs_are_reported(fake_workers: FakeWorkers, run_gate: RunGate, seconds: int, pairs: str) -> None:
+    code, record, _, _ = run_gate(*DIFFERENT_ENGINES, "--budget", f"{seconds}s", "--select", "forward-1")
 
     assert code == 3
-    assert record["benchmarks"][0]["reason"].endswith("pairs are too few to decide")
+    assert record["benchmarks"][0]["reason"] == f"undecided: {pairs} too few (raise --budget or --delta)"
     assert record["benchmarks"][0]["slowdown"]["upper"] is None
 
 
@@ -100,7 +102,7 @@ def test_large_speedup_is_pointed_out(fake_workers: FakeWorkers, run_gate: RunGa
     code, record, _, _ = run_gate(*DIFFERENT_ENGINES, "--select", "forward-1")
 
     assert code == 0
-    assert "faster by more than delta: is there an explanation?" in record["benchmarks"][0]["reason"]
+    assert record["benchmarks"][0]["reason"].endswith("; faster by more than delta")
 
 
 def test_failing_worker_exits_with_two_and_is_an_error(
@@ -115,7 +117,9 @@ def test_failing_worker_exits_with_two_and_is_an_error(
     assert "SIGKILL" in junit
     assert "SIGKILL" in markdown
     assert Xml.fromstring(junit).get("errors") == "1"
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    output = capsys.readouterr()
+    assert output.err == f"error: {record['reason']}\n"
+    assert "SIGKILL" not in output.out
 
 
 def test_markup_in_names_is_escaped(fake_workers: FakeWorkers, run_gate: RunGate) -> None:
@@ -144,9 +148,11 @@ def test_files_of_the_previous_run_are_kept(fake_workers: FakeWorkers, run_gate:
         (["--select", "forward-1,"], "no benchmark is named ;"),
         (["--delta", "0%"], "not a share between 0 and 100%"),
         (["--delta", "2"], "not a share between 0 and 100%"),
+        (["--delta", "abc"], "--delta: 'abc' is not a share between 0 and 100%: write a percentage such as 2% or a"),
         (["--budget", "0s"], "not a positive duration"),
-        (["--budget", "soon"], "invalid"),
-        (["--threads", "0"], "invalid"),
+        (["--budget", "soon"], "--budget: 'soon' is not a positive duration: write seconds or minutes, as 120s or 2m"),
+        (["--threads", "0"], "--threads: '0' is not a whole number of at least 1"),
+        (["--threads", "two"], "--threads: 'two' is not a whole number of at least 1"),
         (["--dtype", "int8"], "invalid choice"),
         (["--base-python", "/nowhere/python"], "/nowhere/python is not an executable program"),
         (["--json", "/proc/none/gate.json"], "--json /proc/none/gate.json: not in a writable folder"),
@@ -217,6 +223,23 @@ def test_missing_main_branch_is_an_error(repository: Path) -> None:
         default_base()
 
 
+def test_shallow_clone_is_an_error(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git("clone", "--depth", "1", f"file://{repository}", str(tmp_path / "shallow"))
+    monkeypatch.chdir(tmp_path / "shallow")
+
+    with pytest.raises(
+        ComparisonError, match=r"name a commit with --base REV \(a shallow clone needs fetch-depth: 0\)"
+    ):
+        default_base()
+
+
+def test_folder_outside_git_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(ComparisonError, match="not a git repository"):
+        default_base()
+
+
 def test_checkout_leaves_the_repository_unchanged(repository: Path) -> None:
     with checkout("HEAD~1") as folder:
         assert (folder / "file.txt").read_text() == "one"
@@ -243,7 +266,8 @@ def test_commit_without_a_worker_is_an_error(
     code, record, _, _ = run_gate("--base", "HEAD")
 
     assert code == 2
-    assert record["reason"].endswith("two: no benchmarks/worker.py in this commit")
+    expected = "two: no benchmarks/worker.py in this commit: this commit cannot be compared; choose a newer --base"
+    assert record["reason"].endswith(expected)
 
 
 def test_wrong_answer_is_an_error(run_gate: RunGate, tmp_path: Path) -> None:
@@ -260,9 +284,10 @@ def test_wrong_answer_is_an_error(run_gate: RunGate, tmp_path: Path) -> None:
     [
         (
             "fakes:dying",
-            "fakes:dying on cpu in float32: the worker was terminated by SIGABRT; last line of stderr: the last words",
+            "head: lenet by fakes:dying on cpu in float32: the worker was terminated by SIGABRT; "
+            "last line of stderr: the last words",
         ),
-        ("none", "--engine none: not one of"),
+        ("none", "head: lenet by none on cpu in float32: EngineError: --engine none: not one of"),
     ],
 )
 def test_worker_that_dies_or_cannot_start_is_an_error(
@@ -284,7 +309,8 @@ def test_worker_with_another_protocol_is_an_error(run_gate: RunGate, tmp_path: P
     code, record, _, _ = run_gate("--base-python", str(python), "--select", "forward-1")
 
     assert code == 2
-    assert "uses protocol None, this version protocol 1" in record["reason"]
+    expected = "uses protocol None, this version protocol 1: this commit cannot be compared; choose a newer --base"
+    assert expected in record["reason"]
 
 
 def test_ctrl_c_leaves_no_process(fake_engines: Path) -> None:

@@ -53,7 +53,7 @@ def test_conditions_are_tried_in_proportion_to_their_weights() -> None:
     assert next_condition(verdicts, processes=1) == next_condition([], processes=1)
 
 
-def test_rules_of_other_tools_detect_only_a_slower_second_arm() -> None:
+def test_rules_of_other_tools_detect_only_a_slower_second_side() -> None:
     slow, fast = [1.10 + 0.001 * k for k in range(40)], [1.0 + 0.001 * k for k in range(40)]
 
     assert all(rule(**sequential(fast, slow)) for rule in RULES.values())
@@ -98,8 +98,12 @@ def test_verdicts_are_read_as_they_were_written(tmp_path: Path) -> None:
         ("[]", "not a file of this command"),
         ("{}", "not a file of this command"),
         (json.dumps(CONTENT | {"format": 2}), f"format 2, this version continues format {FORMAT}"),
+        (
+            json.dumps(CONTENT | {"stack": {"torch": "1.0"}}),
+            "cannot be continued on another stack; move or delete the file to start a new trial",
+        ),
         (json.dumps(CONTENT | {"stack": {"torch": "1.0"}}), "its torch is 1.0, here it is"),
-        (json.dumps(CONTENT | {"delta": 0.05}), "its delta and budget are (0.05, 60.0), now"),
+        (json.dumps(CONTENT | {"delta": 0.05}), "its delta and time limit are (0.05, 60.0), now"),
     ],
 )
 def test_file_of_another_run_is_an_error_and_is_kept(

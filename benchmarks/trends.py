@@ -1,5 +1,7 @@
 """
-How medians changed over time: `python -m benchmarks.trends FILE...` reads files of `pytest benchmarks --record DIR`.
+How medians changed over time, from run to run: `python -m benchmarks.trends FILE...`.
+
+The files are those that `pytest benchmarks -m benchmark --record DIR` writes.
 
 A series is a benchmark on one stack: the same machine and versions. Runs of different stacks are never compared. A
 series gives no verdict, since a shared runner varies more from one day to the next than most commits change anything;
@@ -21,6 +23,9 @@ from lenet.table import table
 OLDEST_FORMAT = 2
 """The fields read here are the same in all formats since this one."""
 
+COMMAND = "pytest benchmarks -m benchmark --record DIR"
+"""The command that writes the files read here."""
+
 IRRELEVANT = ("hypothesis", "pytest", "scikit-learn")
 """The parts of a stack that do not affect times."""
 
@@ -35,8 +40,10 @@ def read(path: Path) -> dict[str, Any]:
         run = json.loads(path.read_text())
         seconds = {entry["name"]: float(entry["stats"]["median"]) for entry in run["benchmarks"]}
         stack, date, written = dict(run["stack"]), str(run["date"]), run["format"]
+    except FileNotFoundError as error:
+        raise TrendError(f"{path}: no such file") from error
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise TrendError(f"{path}: not a run of these benchmarks ({type(error).__name__}: {error})") from error
+        raise TrendError(f"{path}: not a benchmarks.json, as `{COMMAND}` writes it") from error
     if written not in range(OLDEST_FORMAT, FORMAT + 1):
         raise TrendError(f"{path}: format {written!r}; this version reads formats {OLDEST_FORMAT} to {FORMAT}")
     return {"date": date, "stack": {k: v for k, v in stack.items() if k not in IRRELEVANT}, "seconds": seconds}
@@ -55,7 +62,7 @@ def lines(runs: Iterable[dict[str, Any]]) -> list[str]:
     shown = []
     for series in by_stack(runs):
         names = list(dict.fromkeys(name for run in series for name in run["seconds"]))
-        rows = [["median of a call", *(run["date"] for run in series)]]
+        rows = [["median, then relative to the first run", *(run["date"] for run in series)]]
         rows += [[name, *_row([run["seconds"].get(name) for run in series])] for name in names]
         shown += [headline(series[0]["stack"]), table(rows), ""]
     return shown
@@ -72,9 +79,7 @@ def _row(seconds: list[float | None]) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Print the tables; return 0, or 2 if a file cannot be read."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.trends", description="Medians over time, by stack.")
-    parser.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE", help="written by `pytest benchmarks --record DIR`"
-    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help=f"written by `{COMMAND}`")
     try:
         runs = [read(path) for path in parser.parse_args(arguments).files]
     except TrendError as error:

@@ -48,9 +48,11 @@ RULES: dict[str, Callable[[float, float], bool]] = {
     "Mann-Whitney and 5 % slower": lambda ratio, p: ratio > 1.05 and p < 0.002,
 }
 """
-The rules of other tools, given the ratio of medians and the p-value of samples that were taken one arm after the other.
+Rules like those of other tools, given the ratio of medians (head / base) and the p-value of the Mann-Whitney test.
 
-asv calls a benchmark slower if the Mann-Whitney test has p < 0.002 and the ratio exceeds `--factor`, by default 1.1.
+The samples are taken one side after the other. The first rule is `--benchmark-compare-fail=median:5%` of
+pytest-benchmark. The other two are not asv's rule: asv calls a benchmark slower if the Mann-Whitney test has p < 0.002
+and the ratio exceeds `--factor`, by default 1.1.
 https://github.com/airspeed-velocity/asv/blob/main/asv/_stats.py
 """
 
@@ -64,7 +66,7 @@ def proportion(count: int, total: int) -> str:
 
 
 def rows(verdicts: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """Return the table's rows, header first: the verdicts by condition and load, and what other tools' rules found."""
+    """Return the table's rows, header first: the verdicts by condition and load, and what RULES found."""
     shown = [["head", "load", "failed", "passed", "inconclusive", "pairs", *RULES]]
     for name, processes in product(CONDITIONS, LOADS):
         if own := [v for v in verdicts if (v["condition"], v["background_processes"]) == (name, processes)]:

@@ -1,5 +1,5 @@
 """
-The process that holds one arm of a comparison: `python -m benchmarks.worker ARM`, with the arm as JSON.
+The process that runs one engine, or one side of the gate: `python -m benchmarks.worker ARM`, with an `Arm` as JSON.
 
 It prepares the operation that it is asked for, verifies the answer, and then times calls. `benchmarks/worker_client.py`
 is its parent's side and documents the protocol. The gate starts this module by name in a checkout of another revision.
@@ -31,7 +31,7 @@ from properties.stack import Stack
 
 
 class Bench:
-    """The state of the process: the stack of its arm, what the engine has built, and the task that is timed now."""
+    """The state of the process: the stack, what the engine has built, and the task that is timed now."""
 
     def __init__(self, arm: Arm) -> None:
         torch.set_num_threads(arm.threads)

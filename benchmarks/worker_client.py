@@ -46,16 +46,16 @@ The gate may talk to the worker of another revision, so raise this number whenev
 
 
 class WorkerError(RuntimeError):
-    """A worker failed. The message is one line that names the arm and says what happened."""
+    """A worker failed. The message is one line that names what the worker runs and says what happened."""
 
 
-class NotTimed(WorkerError):  # noqa: N818  # the worker is fine, the arm is not
+class NotTimed(WorkerError):  # noqa: N818  # the worker is fine, the operation is not
     """The operation raised an exception or gave a wrong answer; the worker can still prepare another one."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm of a comparison: a subject, the engine that runs it, the device, the dtype and the CPU threads."""
+    """What a worker runs: a subject, the engine that runs it, the device, the dtype and the number of CPU threads."""
 
     subject: str = "lenet"
     engine: str = "eager"
@@ -92,6 +92,8 @@ class Worker:
     """Environment variables of the process, in addition to its parent's."""
     folder: Path | None = None
     """The working directory of the process. Packages found there take precedence over installed ones."""
+    side: str = ""
+    """`base` or `head` in a gate, which its errors name."""
 
     def __enter__(self) -> Self:
         self.start()
@@ -125,14 +127,17 @@ class Worker:
 
     def wait_until_ready(self) -> None:
         """
-        Wait until the process has loaded its arm; then `operations`, `machine`, `stack` and `root` are set.
+        Wait until the process has loaded what it runs; then `operations`, `machine`, `stack` and `root` are set.
 
-        `root` is the folder that the process imported `benchmarks` from. Raises WorkerError if the arm cannot be loaded
-        or the process uses another protocol.
+        `root` is the folder that the process imported `benchmarks` from. Raises WorkerError if the subject or engine
+        cannot be loaded or the process uses another protocol.
         """
         answer = self._answer(PREPARE_TIMEOUT)
         if answer.get("protocol") != PROTOCOL:
-            raise self._error(f"uses protocol {answer.get('protocol')}, this version protocol {PROTOCOL}")
+            raise self._error(
+                f"uses protocol {answer.get('protocol')}, this version protocol {PROTOCOL}: "
+                "this commit cannot be compared; choose a newer --base"
+            )
         self.operations: list[str] = answer["operations"]
         self.machine: dict[str, str] = answer["machine"]
         self.stack: dict[str, str] = answer["stack"]
@@ -216,7 +221,7 @@ class Worker:
                 answer: dict[str, Any] = json.loads(line)
                 for key, error in (("not timed", NotTimed), ("failed", WorkerError)):
                     if key in answer:
-                        raise error(f"{self.arm}: {answer[key]}")
+                        raise error(f"{self._label}: {answer[key]}")
                 return answer
         raise self._error(_exit_reason(self.process.wait(EXIT_TIMEOUT)))
 
@@ -225,7 +230,11 @@ class Worker:
         size = os.fstat(self.errors.fileno()).st_size
         end = os.pread(self.errors.fileno(), 4096, max(0, size - 4096)).decode(errors="replace")  # moves no offset
         last = next((line.strip() for line in reversed(end.split("\n")) if line.strip()), "none")
-        return WorkerError(f"{self.arm}: the worker {reason}; last line of stderr: {last[:300]}")
+        return WorkerError(f"{self._label}: the worker {reason}; last line of stderr: {last[:300]}")
+
+    @property
+    def _label(self) -> str:
+        return f"{self.side}: {self.arm}" if self.side else str(self.arm)
 
 
 def _exit_reason(code: int) -> str:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lenet import oracle
-from lenet.oracle import Answer, Array, Bounded
+from lenet.oracle import Answer, Array, Budgeted
 from properties.case import Case
 from properties.comparison import assert_gradients, assert_within_budget
 from properties.stack import Stack, float64
@@ -77,7 +77,7 @@ class Workload:
     def verify_logits(self, logits: Tensor) -> None:
         """Raise AssertionError unless every row of the logits (batch,10) is within budget."""
         exact = self.exact.logits
-        repeated = Bounded(np.tile(exact.value, (self.repeats, 1)), np.tile(exact.budget, (self.repeats, 1)))
+        repeated = Budgeted(np.tile(exact.value, (self.repeats, 1)), np.tile(exact.budget, (self.repeats, 1)))
         assert_within_budget(logits, repeated, "logits")
 
     def verify_loss(self, loss: Tensor) -> None:
