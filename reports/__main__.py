@@ -24,8 +24,15 @@ LATEST = Path("reports/latest")
 
 def make(arguments: list[str]) -> int:
     """Write the page, the summary and the files for CI of a run; return 0 if the run passed, 1 if it failed."""
-    parser = argparse.ArgumentParser(prog="python -m reports", description="Write the page and the summary of a run.")
+    parser = argparse.ArgumentParser(
+        prog="python -m reports",
+        description="Write the page and the summary of a run.",
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     folder = _folder(parser, arguments)
+    if folder != LATEST and not folder.is_dir():
+        raise ReportError(f"no folder {folder}; commands are publish, index and diff")
     for name in (*history.PAGES, *exports.NAMES):
         set_aside(folder / name)
     run = load(folder)
@@ -65,6 +72,18 @@ def diff(arguments: list[str]) -> int:
     return 0
 
 
+HELP = """\
+other commands:
+  publish [FOLDER]  copy a run to reports/runs, and write the page of all published runs
+  index             write reports/index.html, the page of all published runs
+  diff A B          print the differences between the runs in the folders A and B
+
+exit codes:
+  0  the run passed; publish, index and diff: done
+  1  the run failed
+  2  a file is missing or invalid
+"""
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {"publish": publish, "index": make_index, "diff": diff}
 
 
@@ -77,7 +96,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ReportError as error:
         print(f"error: {error}", file=sys.stderr)
     except (LookupError, TypeError, ValueError, AttributeError, UndefinedError) as error:
-        print(f"error: a file of the run lacks data for the report: {type(error).__name__} {error}", file=sys.stderr)
+        folders = rest or [str(history.RUNS if command is make_index else LATEST)]
+        problem = f"a file in {' or '.join(folders)} lacks data for the report"
+        print(f"error: {problem}: {type(error).__name__} {error}", file=sys.stderr)
     return 2
 
 

@@ -16,8 +16,14 @@ from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Error, sync_playwright
+try:
+    from axe_playwright_python.sync_playwright import Axe
+    from playwright.sync_api import Browser, Error, sync_playwright
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    print(f"error: {error.name} is not installed; run `tox run -e browser`", file=sys.stderr)
+    sys.exit(2)
 
 from reports.__main__ import LATEST
 

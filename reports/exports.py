@@ -30,7 +30,7 @@ def junit(run: Run) -> str:
         for entry in law.violations:
             failure = Xml.SubElement(test, "failure", message=xml_text(entry["message"]))
             failure.text = xml_text(f"{entry['stack']}\n{entry['counterexample']}\n{entry['command']}")
-        if law.outcome == "not judged":
+        if law.outcome == "not checked":
             Xml.SubElement(test, "skipped", message=xml_text("; ".join(law.skip_reasons)))
     for name in run.errors:
         Xml.SubElement(Xml.SubElement(tests, "testcase", classname="other", name=xml_text(name)), "error")

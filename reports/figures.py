@@ -129,6 +129,7 @@ def roofline(timings: list[Timing], compute: float, bandwidth: float) -> str:
             axes.plot(*zip(*(points[t] for t in own), strict=True), style, color=color, marker="o", label=operation)
             for t in (own[0], own[-1]):
                 axes.annotate(f"{t.batch:,}", points[t], (4, -12), textcoords="offset points", fontsize=8, color=color)
+        axes.margins(y=0.12)  # room for the batch sizes below the lowest points
         axes.set(xscale="log", yscale="log", xlabel="arithmetic intensity, FLOP/byte", ylabel="GFLOP/s")
         axes.legend(frameon=False, loc="lower right")
         return _svg(figure)

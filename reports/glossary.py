@@ -5,11 +5,13 @@ GLOSSARY = {
     "subject": "The implementation that is judged: a network, an update or a training step.",
     "engine": "A way to execute a network's forward pass, such as eager, `torch.compile` or ONNX Runtime.",
     "stack": "A subject, an engine, a device and a dtype, with the versions and the hardware that they run on.",
-    "case": "The small recipe that a law draws at random and builds its tensors from.",
+    "case": "A small recipe for a network, images and targets; Hypothesis draws it, and tensors are built from it.",
     "oracle": "The same network in float64 NumPy, without PyTorch; it computes the reference values.",
-    "budget": "The rounding error that a correct computation of a case may have, computed by the oracle.",
-    "mutant": "A subject with one deliberate fault, which the law that it names must reject.",
-    "twin": "A correct variant that looks different, which no law may reject.",
-    "known issue": "A bug of PyTorch or of an engine that certain stacks must show; a run fails once it is gone.",
+    "budget": "The unit of rounding errors: the spread that rounding alone gives a correct number, as the oracle "
+    "estimates it; up to 8 are allowed.",
+    "mutant": "A subject with one deliberate fault; it states the law that must reject it.",
+    "twin": "A correct variant that looks different; no law may reject it.",
+    "known issue": "A registered bug of PyTorch or of an engine; on the stacks that have it, the failures it causes "
+    "are expected and not counted.",
     "verdict": "The result of a run or of the gate: passed, failed, inconclusive or error.",
 }

@@ -108,7 +108,8 @@ def _time_differences(old: Run, new: Run) -> list[str]:
     different = [(a, b) for a, b in pairs if not (b.q1 <= a.median <= b.q3 or a.q1 <= b.median <= a.q3)]
     lines = [f"{_label(b)}: {b.median / a.median:.2f} times as long" for a, b in different]
     same = len(pairs) - len(different)
-    return [*lines, f"{same} of {len(pairs)} times are within the interquartile range; only the gate gives a verdict"]
+    summary = f"{same} of {len(pairs)} medians lie within the other run's interquartile range"
+    return [*lines, f"{summary}; only the gate gives a verdict"]
 
 
 def _key(timing: Timing) -> tuple[object, ...]:

@@ -63,15 +63,16 @@ def load(folder: Path) -> Run:
         files=names,
     )
     if not run.stacks:
-        raise ReportError(f"{folder / 'laws.json'}: no law was judged")
+        raise ReportError(f"{folder / 'laws.json'}: no law was checked; {_again('laws.json')}")
     judged = {entry["subject"] for entry in laws["laws"]}
     timed = {timing.subject for timing in run.timings}
     if timed - judged:
-        raise ReportError(f"{folder}: benchmarks.json is of {', '.join(timed)}, laws.json of {', '.join(judged)}")
+        subjects = f"benchmarks.json is of {', '.join(timed)}, laws.json of {', '.join(judged)}"
+        raise ReportError(f"{folder}: {subjects}; {_again('benchmarks.json')}, with the same --subject")
     if not run.timings:
-        raise ReportError(f"{folder / 'benchmarks.json'}: nothing was timed")
+        raise ReportError(f"{folder / 'benchmarks.json'}: nothing was timed; {_again('benchmarks.json')}")
     if not run.training.get("history"):
-        raise ReportError(f"{folder / 'training.json'}: no epoch was trained")
+        raise ReportError(f"{folder / 'training.json'}: no epoch was trained; {_again('training.json')}")
     return run
 
 
@@ -81,16 +82,15 @@ def read(path: Path) -> dict[str, Any]:
 
     Raises ReportError if the file is missing, corrupt, of an unknown format, or does not match the schema.
     """
-    writer = WRITERS[path.name]
     if not path.is_file():
-        raise ReportError(f"{path} is missing; `{writer}` writes it")
+        raise ReportError(f"{path} is missing; `{WRITERS[path.name]}` writes it")
     try:
         content = json.loads(path.read_text())
     except (ValueError, OSError) as error:
         state = "empty" if path.stat().st_size == 0 else "corrupt"
-        raise ReportError(f"{path} is {state}: {error}; write it again with `{writer}`") from error
+        raise ReportError(f"{path} is {state}: {error}; {_again(path.name)}") from error
     if not isinstance(content, dict) or "format" not in content or not isinstance(content.get("stack"), dict):
-        raise ReportError(f"{path}: not a file of this project; `{writer}` writes it")
+        raise ReportError(f"{path}: not a file of this project; {_again(path.name)}")
     content = upgrade(path.name, content)
     if content["format"] != FORMAT:
         known = f"this version reads formats {OLDEST} to {FORMAT}"
@@ -98,8 +98,12 @@ def read(path: Path) -> dict[str, Any]:
     if fault := best_match(_validator(path.name).iter_errors(content)):
         message = " ".join(fault.message.split())
         message = message if len(message) <= 200 else f"... {message[-200:]}"
-        raise ReportError(f"{path}: {fault.json_path}: {message}; write it again with `{writer}`")
+        raise ReportError(f"{path}: {fault.json_path}: {message}; {_again(path.name)}")
     return content
+
+
+def _again(name: str) -> str:
+    return f"write it again with `{WRITERS[name]}`"
 
 
 @cache
@@ -113,8 +117,10 @@ def _check_stacks(folder: Path, files: dict[str, dict[str, Any]]) -> None:
     for name in others:
         extra = () if name in OPTIONAL else files[name]["stack"]  # engines may need further packages
         for part in dict.fromkeys([*files[first]["stack"], *extra]):
-            if files[first]["stack"].get(part) != files[name]["stack"].get(part):
-                raise ReportError(f"{folder / name}: {part} differs from {first}; write both on one stack")
+            expected, found = (files[file]["stack"].get(part, "missing") for file in (first, name))
+            if expected != found:
+                problem = f"{part} is {found}, but {expected} in {first}"
+                raise ReportError(f"{folder / name}: {problem}; run both on one stack")
 
 
 def _laws(entries: Iterable[dict[str, Any]]) -> list[Law]:

@@ -43,7 +43,7 @@ class Issue:
 
 @dataclass(frozen=True)
 class Law:
-    """A law with its results on all stacks and in all forms in which it was judged."""
+    """A law with its results on all stacks and in all forms in which it was checked."""
 
     name: str  # of its test function
     chapter: str
@@ -67,10 +67,10 @@ class Law:
 
     @property
     def outcome(self) -> str:
-        """`violated`, `holds`, or `not judged` if every entry was skipped."""
+        """`violated`, `holds`, or `not checked` if every entry was skipped."""
         if self.violations:
             return "violated"
-        return "holds" if any(entry["outcome"] == "passed" for entry in self.entries) else "not judged"
+        return "holds" if any(entry["outcome"] == "passed" for entry in self.entries) else "not checked"
 
     @property
     def skip_reasons(self) -> list[str]:
@@ -191,7 +191,7 @@ class Run:
 
     @property
     def holding(self) -> list[Law]:
-        """The laws that hold on every stack on which they were judged."""
+        """The laws that hold on every stack on which they were checked."""
         return [law for law in self.laws if law.outcome == "holds"]
 
     @property
@@ -210,7 +210,12 @@ class Run:
         """The known issues that any law showed, each once."""
         return sorted({issue for law in self.laws for issue in law.known_issues}, key=str)
 
-    def seen_by(self, issue: Issue) -> list[Law]:
+    @property
+    def common_skip_reasons(self) -> list[str]:
+        """The reasons for which every law was skipped on some stacks."""
+        return sorted(set.intersection(*(set(law.skip_reasons) for law in self.laws)))
+
+    def laws_with(self, issue: Issue) -> list[Law]:
         """The laws that showed a known issue."""
         return [law for law in self.laws if issue in law.known_issues]
 

@@ -137,7 +137,7 @@ def test_diff_prints_a_line_per_difference(tmp_path: Path, files: Files, capsys:
         "more holds: no such law -> holds",
         "new known issue: Steps are lost (pytorch/pytorch#1)",
         "forward, batch size 256 (lenet, cpu, float32, 2 threads): 2.00 times as long",
-        "3 of 4 times are within the interquartile range; only the gate gives a verdict",
+        "3 of 4 medians lie within the other run's interquartile range; only the gate gives a verdict",
     ]
 
 

@@ -39,14 +39,26 @@ BAD: dict[str, tuple[str, Callable[[Any], Any], str]] = {
         lambda content: content | {"format": 4},
         "format 4 is unknown; this version reads formats 2 to 3",
     ),
-    "no laws": ("laws.json", lambda content: content | {"laws": []}, "no law was judged"),
+    "no laws": (
+        "laws.json",
+        lambda content: content | {"laws": []},
+        "no law was checked; write it again with `pytest properties/laws",
+    ),
     "all skipped": (
         "laws.json",
         lambda content: content | {"laws": [entry("test_sums", "skipped")]},
-        "no law was judged",
+        "no law was checked; write it again with `pytest properties/laws",
     ),
-    "no times": ("benchmarks.json", lambda content: content | {"benchmarks": []}, "nothing was timed"),
-    "no epochs": ("training.json", lambda content: content | {"history": []}, "no epoch was trained"),
+    "no times": (
+        "benchmarks.json",
+        lambda content: content | {"benchmarks": []},
+        "nothing was timed; write it again with `pytest benchmarks",
+    ),
+    "no epochs": (
+        "training.json",
+        lambda content: content | {"history": []},
+        "no epoch was trained; write it again with `python -m lenet.train",
+    ),
     "missing field": (
         "laws.json",
         without("threshold"),
@@ -60,12 +72,12 @@ BAD: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "other subject": (
         "laws.json",
         lambda content: content | {"laws": [entry("test_sums", subject="mine.py")]},
-        "benchmarks.json is of lenet, laws.json of mine.py",
+        "benchmarks.json is of lenet, laws.json of mine.py; write it again with `pytest benchmarks",
     ),
     "other stack": (
         "training.json",
         lambda content: content | {"stack": STACK | {"torch": "2.5.1"}},
-        "torch differs from laws.json",
+        "torch is 2.5.1, but 2.13.0 in laws.json; run both on one stack",
     ),
 }
 

@@ -102,8 +102,20 @@ def test_skipped_laws_are_not_counted_as_holding(tmp_path: Path, files: Files) -
 
     assert main([str(tmp_path)]) == 0
     assert ": 2 laws hold, 0 known issues, 0 violations." in page(tmp_path)
-    assert "not judged" in page(tmp_path)
+    assert "2 laws hold, 1 law is not checked, 1 s" in page(tmp_path)
     assert "cuda is not available" in page(tmp_path)
+
+
+def test_reason_that_every_law_was_skipped_for_is_shown_once(tmp_path: Path, files: Files) -> None:
+    skipped = {"outcome": "skipped", "reason": "Skipped: cuda is not available", "examples": 0}
+    files["laws.json"]["laws"] += [entry(law, **skipped) for law in ("test_sums", "test_order")]
+    files["laws.json"]["laws"].append(entry("test_order", "skipped", reason="Skipped: no cuDNN"))
+    write(tmp_path, files)
+    main([str(tmp_path)])
+
+    text = parsed(tmp_path).text
+    assert text.count("cuda is not available") == text.count("Not judged: cuda is not available.") == 1
+    assert text.count("Skipped on some stacks: no cuDNN.") == 1
 
 
 def test_text_from_users_is_escaped(tmp_path: Path, files: Files) -> None:
@@ -135,7 +147,7 @@ def test_known_issues_are_listed_with_the_laws_that_show_them(tmp_path: Path, fi
 
     assert main([str(tmp_path)]) == 0
     shown, summary = page(tmp_path), (tmp_path / "summary.md").read_text()
-    assert ": 2 laws hold, 1 known issue, 0 violations." in shown
+    assert ": 2 laws hold (1 of them apart from known issues), 1 known issue, 0 violations." in shown
     assert "pytorch/pytorch#1" in shown
     assert '<a href="https://github.com/pytorch/pytorch/issues/1">pytorch/pytorch#1</a>' in shown
     assert '<td class="soft law"><p>sums holds</p></td>' in shown
@@ -162,8 +174,8 @@ def test_gate_and_its_trial_are_shown(tmp_path: Path, gated: Files) -> None:
     shown, summary = Page(), (tmp_path / "summary.md").read_text()
     shown.feed(page(tmp_path))
     assert not shown.external
-    assert "above delta,\n1.5 %" in shown.text
-    slowdown = "forward-1 takes 1.050 times as long as base (1.020 to unbounded)"
+    assert "above delta, the tolerated slowdown,\n1.5 %" in shown.text
+    slowdown = "forward-1 takes 1.050 times as long as base (interval 1.020 to unbounded)"
     assert f"Gate failed: slower: forward-1. {slowdown}." in shown.text
     assert "0 of 20: 0.0% (0.0% to 16.8%)" in shown.text
     assert "20 of 20: 100.0%" in shown.text
@@ -208,11 +220,14 @@ def test_roofline_needs_only_forward_passes(tmp_path: Path, files: Files) -> Non
 
 def test_verdict_includes_the_training_step_of_the_gate(tmp_path: Path, gated: Files) -> None:
     gated["gate.json"]["benchmarks"][0]["name"] = "training-step-64"
+    gated["gate.json"]["compared"] = ["base: lenet at c112b5b Rename a test", "head: lenet"]
     write(tmp_path, gated)
 
     assert main([str(tmp_path)]) == 0
-    slowdown = "training step takes 1.050 times as long as base (1.020 to unbounded)"
-    assert f"0 violations; {slowdown}." in parsed(tmp_path).text
+    slowdown = "training step takes 1.050 times as long as on the base commit (interval 1.020 to unbounded)"
+    text = parsed(tmp_path).text
+    assert f"0 violations; {slowdown}." in text
+    assert 'Compared: base: lenet at c112b5b "Rename a test"; head: lenet.' in text
 
 
 def test_comparisons_of_training_are_shown(tmp_path: Path, files: Files) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,9 @@ def test_readme_has_the_glossary(term: str) -> None:
 
 
 def test_readme_quotes_the_published_run() -> None:
-    (run,) = (load(path.parent) for path in ROOT.glob("reports/runs/*/laws.json"))
+    """It is the newest one, as `tox run -e report` prints it: without the gate, which another command runs."""
+    newest = max((load(path.parent) for path in ROOT.glob("reports/runs/*/laws.json")), key=lambda run: run.date)
+    run = replace(newest, gate=None)
     verdict = f"PASSED: {sentences.verdict(run)}"
     figures = f"{sentences.evidence(run)} {sentences.speed(run)}"
 

@@ -56,7 +56,7 @@ def test_published_run_does_not_differ_from_itself(capsys: pytest.CaptureFixture
 
     (line,) = capsys.readouterr().out.splitlines()
     count = len(load(PUBLISHED).timings)
-    assert line.startswith(f"{count} of {count} times are within the interquartile range")
+    assert line.startswith(f"{count} of {count} medians lie within the other run's interquartile range")
 
 
 @pytest.mark.parametrize("content", [{}, {"laws": 1}, {"laws": [1, {"law": [], "known": 3}]}, {"matrix": ["a"]}])
