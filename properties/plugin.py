@@ -19,7 +19,7 @@ import pytest
 import torch
 from hypothesis import Phase, is_hypothesis_test, seed, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from lenet import engines, subject
 from lenet.engines import Engine, EngineError
