@@ -282,7 +282,7 @@ KNOWN_ISSUES = (
         fixed_in=(2, 14),
         engines=INDUCTOR,
         affects=on_cpu(torch.float32, torch.bfloat16),
-        # In float32 always seen on an AMD EPYC; on an Intel Xeon always with max-autotune, sometimes with compiled.
+        # In float32, an AMD EPYC showed it in every run; an Intel Xeon by max-autotune, but by compiled in one law only.
         intermittent=(torch.float32, torch.bfloat16),
         expected_failures=(
             expected_failure("large_batch_counts_are_exact", always, batch=600),

@@ -61,12 +61,19 @@ def cross_entropy_targets(stack: Stack, case: Case, kind: str) -> tuple[Case, Te
     Return the case and its targets for `F.cross_entropy`.
 
     With `kind="indices"` the targets are class indices (N,), and those of the returned case are one-hot. With
-    `kind="probabilities"` they are the case's own targets (N,10).
+    `kind="weights"` they are the case's own targets (N,10): arbitrary weights of the classes, also negative.
     """
-    if kind == "probabilities":
+    if kind == "weights":
         return case, stack.targets(case)
     case = replace(case, targets="one-hot")
     return case, stack.targets(case).argmax(dim=1)
+
+
+def gradient_of(images: Tensor) -> Tensor:
+    """Return the images' `.grad`; raises AssertionError if the backward pass has not computed it."""
+    __tracebackhide__ = True
+    assert images.grad is not None, "images.grad is None: the backward pass computes no input gradient"
+    return images.grad
 
 
 def constant_images(stack: Stack, case: Case, value: float) -> Tensor:

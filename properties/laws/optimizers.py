@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from torch import Tensor, nn, optim
 
+from lenet.exact_sgd import SGD
 from lenet.training import SGD_FORMS
-from lenet.update import SGD
 from properties.stack import Stack
 from properties.strategies import Vectors
 

@@ -88,9 +88,10 @@ def test_micro_batch_gradients_accumulate_to_batch_gradients(stack: Stack, case:
 @given(case=cases(), to_none=st.booleans(), frozen=st.sampled_from(["", *SHAPES]))
 def test_zero_grad_discards_earlier_gradients(stack: Stack, case: Case, to_none: bool, frozen: str) -> None:
     """
-    `zero_grad` sets every `.grad` to None, or to zeros on request, so the next backward gives its gradient alone.
+    `net.zero_grad()` sets every `.grad` to None, or with `set_to_none=False` to zeros, discarding earlier gradients.
 
-    This includes a parameter that is frozen when `zero_grad` is called. Rejects: a gradient that survives.
+    The next backward pass then gives its own gradient alone. This includes a parameter that is frozen when `zero_grad`
+    is called. Rejects: a gradient that survives.
     """
     net = stack.net(case)
     before = backward(stack, net, case)
@@ -119,7 +120,7 @@ def test_no_gradient_accumulates_under_no_grad(stack: Stack, case: Case) -> None
     """
     Under `torch.no_grad()` no graph is recorded, `backward` raises, and every `.grad` stays unchanged.
 
-    Rejects: a graph that is recorded nevertheless.
+    Rejects: a network that enables gradients itself.
     """
     net = stack.net(case)
     before = backward(stack, net, case)
@@ -143,9 +144,9 @@ def test_backward_through_freed_graph_raises(stack: Stack, case: Case) -> None:
     """
     A second backward through a graph that was not retained raises RuntimeError.
 
-    It is correct to add the same gradient again to parameters that are reached before the freed part. The backward pass
-    starts from the sum of the logits, which saves nothing, so that it is the network's own graph that is freed.
-    Rejects: a pass over freed buffers.
+    Parameters that backward reaches before the freed nodes may already have received the gradient a second time. The
+    first pass starts from the sum of the logits, which saves nothing, so that it is the network's own graph that is
+    freed. Rejects: a pass over freed buffers.
     """
     net = stack.net(case)
     total = net(stack.images(case)).sum()

@@ -176,7 +176,7 @@ def test_network_is_unchanged_after_an_error(stack: Stack, case: Case, size: tup
     """
     After an error the network gives the same logits as before for valid images, bit for bit.
 
-    Rejects: a buffer, a flag or a size that the invalid batch has changed.
+    The invalid batches must raise. Rejects: a buffer, a flag or a size that the invalid batch has changed.
     """
     net = stack.net(case)
     before = net(stack.images(case))

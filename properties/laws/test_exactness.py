@@ -17,6 +17,7 @@ from properties.case import Case
 from properties.comparison import assert_exact
 from properties.laws.networks import (
     INTEGER_WEIGHTS,
+    gradient_of,
     ordinary_cases,
     source_blocks,
     with_exact_scaling,
@@ -51,7 +52,7 @@ def test_integer_logits_and_gradients_are_exact(stack: Stack, case: Case) -> Non
 
     assert_exact(logits, stack.tensor(exact.logits.value), "logits")
     assert exact.input_gradient is not None
-    assert_exact(images.grad, stack.tensor(exact.input_gradient.value), "images.grad")
+    assert_exact(gradient_of(images), stack.tensor(exact.input_gradient.value), "images.grad")
     for name, gradient in gradients(net).items():
         assert_exact(gradient, stack.tensor(exact.gradients[name].value), f"{name}.grad")
 
@@ -122,7 +123,7 @@ def test_one_hot_weights_route_gradients_to_pixels(stack: Stack, seed: int, logi
 
     expected = torch.zeros_like(images)
     expected[0, 0, row + int(down), column + int(right)] = 1
-    assert_exact(images.grad, expected, "images.grad")
+    assert_exact(gradient_of(images), expected, "images.grad")
 
 
 @torch.no_grad()
@@ -186,7 +187,7 @@ def test_large_batch_counts_are_exact(stack: Stack, batch: int) -> None:
 
     The counts are multiples of the batch size, 600 or 4,096. They are judged where the dtype holds them exactly; in
     float64 at 600 only, because no batch that fits in memory exceeds its exact counts. Rejects: an accumulator that is
-    too narrow and stagnates at 256 or 2,048, a batch that is truncated or counted twice.
+    too narrow and saturates at 256 or 2,048, a batch that is truncated or counted twice.
     """
     if stack.dtype is torch.float64 and batch > 600:
         pytest.skip("no batch that fits in memory exceeds the exact counts of float64")

@@ -14,12 +14,13 @@ from torch import Tensor
 
 import lenet
 from lenet import oracle
-from lenet.oracle import SHAPES, Bounded
+from lenet.oracle import SHAPES, Budgeted
 from properties.case import LAYOUTS, Case
 from properties.comparison import assert_exact, assert_gradients, assert_within_budget
 from properties.laws.networks import (
     STALE_GRAPH,
     cross_entropy_targets,
+    gradient_of,
     ordinary_cases,
     source_blocks,
     with_exact_scaling,
@@ -45,14 +46,15 @@ def test_gradients_agree_with_the_oracle(stack: Stack, case: Case) -> None:
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("targets", ["indices", "probabilities"])
+@pytest.mark.parametrize("targets", ["indices", "weights"])
 @given(case=cases())
 def test_cross_entropy_gradients_agree_with_the_oracle(stack: Stack, targets: str, case: Case) -> None:
     """
     The gradients of the cross-entropy are within the rounding budget of their exact values.
 
-    With respect to the logits the exact gradient is (softmax - targets) / N. Rejects: an additional softmax before the
-    loss, a gradient that is not divided by N.
+    With respect to the logits the exact gradient is (s * softmax - targets) / N, where s is the sum of an image's
+    targets; class indices count as one-hot targets. Rejects: an additional softmax before the loss, a gradient that is
+    not divided by N.
     """
     case, loss_targets = cross_entropy_targets(stack, case, targets)
     net = stack.net(case)
@@ -68,15 +70,15 @@ def test_input_gradients_agree_with_the_oracle(stack: Stack, case: Case) -> None
     """
     The gradient of the loss with respect to every pixel is within the rounding budget of its exact value.
 
-    In every memory layout of the images. Rejects: a convolution whose input gradient does not match its weight
-    gradient.
+    This holds in every memory layout of the images. Rejects: a convolution whose input gradient does not match its
+    weight gradient.
     """
     images, exact = stack.images(case).requires_grad_(), stack.exact(case, with_input_gradient=True).input_gradient
     assert exact is not None
 
     F.mse_loss(stack.net(case)(images), stack.targets(case)).backward()
 
-    assert_within_budget(images.grad, exact, "images.grad")
+    assert_within_budget(gradient_of(images), exact, "images.grad")
 
 
 class MeanSquaredError(torch.autograd.Function):
@@ -113,13 +115,14 @@ def test_custom_autograd_function_joins_the_graph(stack: Stack, case: Case) -> N
 
 
 @given(case=cases())
-def test_graph_reaches_every_parameter_once(stack: Stack, case: Case) -> None:
+def test_graph_reaches_exactly_the_parameters(stack: Stack, case: Case) -> None:
     """
     From the loss's `grad_fn`, `next_functions` lead to each of the ten parameters and to no other leaf.
 
-    The reference network reaches each parameter by exactly one edge; another network can have several edges to a
-    parameter that it uses in several places. Rejects: an unused parameter, another tensor in place of a parameter, an
-    additional leaf.
+    A leaf is a tensor that requires a gradient and that no operation has computed, such as a parameter. The graph of
+    the reference network has exactly one edge to each parameter; another network can have several edges to a parameter
+    that it uses in several places. Rejects: an unused parameter, another tensor in place of a parameter, an additional
+    leaf.
     """
     net = stack.net(case)
 
@@ -159,7 +162,8 @@ def test_gradient_of_sum_is_sum_of_gradients(stack: Stack, first: Case, second: 
     Backward of the sum of two losses gives the sum of their gradients bit for bit.
 
     If the network uses a parameter in several places, its gradient is within the rounding budget, because the graph
-    determines the order of its terms. Rejects: a graph that is traversed twice where two paths meet.
+    determines the order of its terms. Rejects: a backward pass that uses values of the latest forward pass instead of
+    its own, a parameter that gets the gradient of only one of the losses.
     """
     net = stack.net(first)
     separate = []
@@ -181,7 +185,7 @@ def test_gradient_of_sum_is_sum_of_gradients(stack: Stack, first: Case, second: 
             assert_within_budget(gradient, exact[name], f"{name}.grad")
 
 
-def sum_of_gradients(stack: Stack, first: Case, second: Case) -> dict[str, Bounded]:
+def sum_of_gradients(stack: Stack, first: Case, second: Case) -> dict[str, Budgeted]:
     """Return the exact sum of the gradients of both cases' losses, computed by the first case's network."""
     other = stack.solve(first, stack.images(second), stack.targets(second), oracle.mse)
     return oracle.accumulated_gradients([stack.exact(first), other], stack.precision)
@@ -251,7 +255,7 @@ def test_pooling_tie_sends_gradient_to_first_element(stack: Stack, seed: int, lo
 
     expected = torch.zeros_like(images)
     expected[0, 0, row, column] = 1
-    assert_exact(images.grad, expected, "images.grad")
+    assert_exact(gradient_of(images), expected, "images.grad")
 
 
 @pytest.mark.engine

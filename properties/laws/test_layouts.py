@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lenet import oracle
+from lenet.exact_sgd import SGD
 from lenet.oracle import SHAPES
-from lenet.update import SGD
 from properties.case import LAYOUTS, Case
 from properties.comparison import assert_gradients, assert_rounded, assert_within_budget
 from properties.stack import Stack, float64, lay_out
@@ -51,7 +51,7 @@ def test_results_are_correct_in_any_memory_layout(
     """
     net, exact = stack.net(case), stack.exact(case)
     bases = lay_out_parameters(net, layouts)
-    canaries = [base.isnan() for base in bases]
+    outside = [base.isnan() for base in bases]  # masks of the elements next to the parameters
 
     logits = net(stack.images(case).requires_grad_(with_gradient))
     nn.functional.mse_loss(logits, stack.targets(case)).backward()
@@ -62,8 +62,8 @@ def test_results_are_correct_in_any_memory_layout(
     for name, (value, gradient) in before.items():
         assert_within_budget(torch.from_numpy(gradient), exact.gradients[name], f"{name}.grad")
         assert_rounded(net.get_parameter(name), SGD(lr).step(value, gradient, None, stack.precision)[0], name)
-    for base, outside in zip(bases, canaries, strict=True):
-        assert torch.equal(base.isnan(), outside), "an element next to a parameter in memory was written"
+    for base, mask in zip(bases, outside, strict=True):
+        assert torch.equal(base.isnan(), mask), "an element next to a parameter in memory was written"
 
 
 @given(case=cases(batches=FEW), formats=st.lists(st.sampled_from(["contiguous", "channels_last"]), max_size=3))

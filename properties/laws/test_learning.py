@@ -11,7 +11,7 @@ import torch
 
 from lenet import digits, oracle
 from lenet.digits import Digits, one_hot
-from lenet.oracle import THRESHOLD, Bounded
+from lenet.oracle import THRESHOLD, Budgeted
 from lenet.training import Settings, batches, train
 from properties.case import Case
 from properties.ledger import current_ledger
@@ -27,10 +27,10 @@ def test_training_on_digits_matches_the_oracle(stack: Stack) -> None:
     After training on real digits the network predicts the same classes as the oracle, and its loss has decreased.
 
     `train_step` and the oracle, in float64, train from the same initial parameters on the same batches. Rounding errors
-    grow over thousands of steps, so a test digit is compared only if the oracle's two largest logits differ by more
-    than 2 * THRESHOLD times the drift of the logits between the oracle's run and perturbed runs. The loss must decrease
-    in every epoch. If at most half of the digits can be compared, the law is skipped as inconclusive. It is always
-    skipped in 16 bits, where rounding leaves 39% of the digits in float16, and none in bfloat16. Rejects: a fault that
+    grow over the 180 steps, so a test digit is compared only if the oracle's two largest logits differ by more than 2 *
+    THRESHOLD times the drift of the logits between the oracle's run and perturbed runs. The loss must decrease in every
+    epoch. If at most half of the digits can be compared, the law is skipped as inconclusive. It is always skipped in 16
+    bits, where rounding leaves 39% of the digits comparable in float16, and none in bfloat16. Rejects: a fault that
     shows only after many steps.
     """
     if stack.dtype in (torch.float16, torch.bfloat16):
@@ -72,7 +72,7 @@ def digits_on(stack: Stack, data: Digits) -> Digits:
 
 
 @lru_cache
-def oracle_run(dtype: torch.dtype) -> tuple[Bounded, list[float]]:
+def oracle_run(dtype: torch.dtype) -> tuple[Budgeted, list[float]]:
     """Train the oracle; return its logits for the test digits and its mean loss in each epoch."""
     data, precision = digits.load(), precision_of(dtype)
     images, targets = float64(data.train_images.to(dtype)), float64(one_hot(data.train_labels))

@@ -15,9 +15,9 @@ from torch import Tensor, amp, nn, optim
 
 from lenet import oracle
 from lenet.engines.eager import deterministic_algorithms
+from lenet.exact_sgd import SGD
 from lenet.oracle import Answer
 from lenet.training import SGD_FORMS
-from lenet.update import SGD
 from properties.case import Case
 from properties.comparison import assert_exact, assert_gradients, assert_within_budget
 from properties.laws.networks import constant_images

@@ -28,10 +28,10 @@ def test_assigned_parameter_is_registered(stack: Stack) -> None:
     net.offset = torch.ones(3)
 
     names = [name for name, _ in net.named_parameters()]
-    assert names in (["scale", *SHAPES], [*SHAPES, "scale"])
-    assert any(parameter is net.scale for parameter in net.parameters())
-    assert "scale" in net.state_dict()
-    assert "offset" not in net.state_dict()
+    assert names in (["scale", *SHAPES], [*SHAPES, "scale"]), f"named_parameters() yields {names}"
+    assert any(parameter is net.scale for parameter in net.parameters()), "parameters() does not yield net.scale itself"
+    assert "scale" in net.state_dict(), "the state_dict does not contain the assigned Parameter"
+    assert "offset" not in net.state_dict(), "the state_dict contains the assigned plain tensor"
 
 
 @given(case=cases(), dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]))
@@ -70,11 +70,14 @@ def test_to_device_moves_every_parameter(stack: Stack, target: str) -> None:
 
     for name, parameter in net.named_parameters():
         assert parameter.device.type == device.type, f"{name} is on {parameter.device}"
-        assert (parameter.shape, parameter.dtype) == (before[name].shape, before[name].dtype)
+        old = before[name]
+        assert parameter.shape == old.shape, f"{name} has shape {tuple(parameter.shape)}, expected {tuple(old.shape)}"
+        assert parameter.dtype == old.dtype, f"{name} is {parameter.dtype}, expected {old.dtype}"
         if target != "meta":
-            assert_exact(parameter.cpu(), before[name], name)
+            assert_exact(parameter.cpu(), old, name)
     logits = net(torch.zeros(1, 1, 32, 32, device=device, dtype=stack.dtype))
-    assert (logits.shape, logits.device.type) == ((1, 10), device.type)
+    assert logits.shape == (1, 10), f"the logits have shape {tuple(logits.shape)}, expected (1, 10)"
+    assert logits.device.type == device.type, f"the logits are on {logits.device}, expected {device}"
 
 
 @given(case=cases(batches=(1,)), lr=learning_rates())

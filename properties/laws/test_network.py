@@ -32,7 +32,12 @@ Net(
 )"""
 
 NETWORKS = 10
-"""Number of new networks: enough to reject zeros, 1/2 away from uniform, in the 6 biases of conv1."""
+"""
+Number of new networks.
+
+Ten give 60 initial values of conv1.bias, the smallest parameter: enough to reject zeros, whose distribution function
+differs from the uniform one by up to 1/2.
+"""
 
 FALSE_ALARM = 1e-12
 """Probability, over seeds, that a correctly distributed parameter is rejected; the law itself uses one fixed seed."""
@@ -40,9 +45,9 @@ FALSE_ALARM = 1e-12
 
 @pytest.mark.engine
 @given(case=cases(batches=(1,)))
-def test_one_image_gives_ten_logits(stack: Stack, case: Case) -> None:
+def test_logits_have_shape_dtype_and_device(stack: Stack, case: Case) -> None:
     """
-    One 1x1x32x32 image gives logits of shape (1, 10), in the network's dtype and on its device.
+    The logits of one image (1, 1, 32, 32) have shape (1, 10), the network's dtype and its device.
 
     Rejects: a missing batch dimension, an output that is cast to another dtype or left on another device.
     """
@@ -55,7 +60,7 @@ def test_one_image_gives_ten_logits(stack: Stack, case: Case) -> None:
 
 @pytest.mark.engine
 @given(batch=st.sampled_from([0, 1, 2, 3, 7, 64]) | st.integers(0, 100), seed=st.integers(0, 2**32 - 1))
-def test_every_image_gives_ten_logits(stack: Stack, batch: int, seed: int) -> None:
+def test_batch_of_n_images_gives_n_rows_of_logits(stack: Stack, batch: int, seed: int) -> None:
     """
     A batch of N images gives logits of shape (N, 10), for every N.
 
@@ -74,7 +79,7 @@ def test_intermediate_shapes_match_the_tutorial(stack: Stack, case: Case) -> Non
 
     conv1 gives 6x28x28, pooled to 6x14x14; conv2 gives 16x10x10, pooled to 16x5x5 and flattened to 400 features. The
     shapes are recorded where the network calls its submodules conv1, conv2 and fc1; the law skips a network that calls
-    none of them. Rejects: padding, another stride, missing pooling where the next layer accepts its input nevertheless.
+    none of them. Rejects: padding, another stride, missing pooling if the next layer accepts the larger maps.
     """
     expected = {
         "output of conv1": (6, 28, 28),
@@ -122,7 +127,7 @@ def test_parameters_match_the_tutorial(stack: Stack) -> None:
     assert shapes == SHAPES, f"the parameters' shapes are {shapes}, expected {SHAPES}"
     assert list(shapes) == list(SHAPES), f"the parameters' order is {list(shapes)}, expected {list(SHAPES)}"
     assert count == 61_706, f"the parameters have {count:,} elements, expected 61,706"
-    assert not untrained, f"{', '.join(untrained)} must be leaves that require gradients"
+    assert not untrained, f"{', '.join(untrained)} must be nn.Parameters with requires_grad=True"
 
 
 @torch.no_grad()
@@ -145,12 +150,13 @@ def test_parameters_do_not_overlap_in_memory(stack: Stack) -> None:
 
 def test_initialization_is_uniform_and_independent(stack: Stack) -> None:
     """
-    New parameters are independent and uniform in +-1/sqrt(fan_in), like those of nn.Conv2d and nn.Linear.
+    New parameters are independent and uniform in +-1/sqrt(k), where k is the number of inputs of one unit.
 
-    No element is larger than the bound, and the empirical distribution of n elements is as close to the uniform
-    distribution as the Dvoretzky-Kiefer-Wolfowitz inequality with Massart's constant (1990, Ann. Probab. 18(3))
-    allows: P(distance > d) <= 2 exp(-2 n d**2). No two networks start with the same values in any parameter. Rejects:
-    zeros, constants, equal units, another width, a normal distribution, a random seed that the network sets.
+    nn.Conv2d and nn.Linear initialize them so. No element is larger than the bound, and the empirical distribution of n
+    elements is as close to the uniform distribution as the Dvoretzky-Kiefer-Wolfowitz inequality with Massart's
+    constant (1990, Ann. Probab. 18(3)) allows: P(distance > d) <= 2 exp(-2 n d**2). No two networks start with the same
+    values in any parameter. Rejects: zeros, constants, equal units, another width, a normal distribution, a random seed
+    that the network sets.
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)

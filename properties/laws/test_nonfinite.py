@@ -323,7 +323,7 @@ def largest_number(stack: Stack) -> float:
 @given(case=cases(weights=("one-hot",), batches=BATCHES_WITH_NNPACK), exponent=st.integers(1, 14))
 def test_largest_number_is_preserved_and_next_overflows(stack: Stack, kernels: str, case: Case, exponent: int) -> None:
     """
-    A logit equal to the largest finite number is computed exactly, and one of the next power of two is inf.
+    A logit of the largest finite number is exact, and a logit of the smallest power of two above it is inf.
 
     The weights are 0 or 1, and in the last layer 0 or a power of two, so nothing is rounded before. Rejects: clamping,
     saturation, an intermediate overflow, as in a Fourier transform or before a division by the number of terms.

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn, optim
 
 from lenet.engines.eager import deterministic_algorithms
+from lenet.exact_sgd import SGD
 from lenet.training import SGD_FORMS
-from lenet.update import SGD
 from properties.case import Case
 from properties.comparison import assert_exact, assert_rounded
 from properties.laws.optimizers import FORM, buffer_of, give_gradients, optimizer_of, parameters_of
@@ -152,7 +152,7 @@ def test_missing_gradient_differs_from_zero_gradient(stack: Stack, form: str, ve
     optimizer.step()
     without_gradient, with_zero_gradient = parameters[0], parameters[1:]
     buffer = buffer_of(optimizer, without_gradient)
-    assert buffer is not None
+    assert buffer is not None, "a parameter has no momentum buffer after its first step"
     before = [without_gradient.detach().clone(), buffer.clone()]
 
     without_gradient.grad = None
@@ -205,7 +205,7 @@ def test_optimizer_step_leaves_gradients_unchanged(stack: Stack, form: str, vect
         before = [(parameter.grad, parameter.grad.clone()) for parameter in parameters]
         optimizer.step()
         for i, (parameter, (grad, values)) in enumerate(zip(parameters, before, strict=True)):
-            assert parameter.grad is grad
+            assert parameter.grad is grad, f"the `.grad` of parameter {i} is another tensor after step {step + 1}"
             assert_exact(grad, values, f"gradient {i} after step {step + 1}")
 
 
@@ -234,40 +234,40 @@ def test_maximize_equals_minimize_with_negated_gradients(stack: Stack, form: str
 
 
 @FORM
-@given(case=placed(), sgd=settings())
-def test_optimizer_step_is_correct_in_any_memory_layout(stack: Stack, form: str, case: Placed, sgd: SGD) -> None:
+@given(placed=placed(), sgd=settings())
+def test_optimizer_step_is_correct_in_any_memory_layout(stack: Stack, form: str, placed: Placed, sgd: SGD) -> None:
     """
     Optimizer steps are correct for any memory layout of the parameter, its gradient and its buffer.
 
     Each of the three has its own layout (contiguous, channels_last, transposed, strided or offset), which changes from
     step to step. Rejects: elements that are paired by their position in memory instead of by their index.
     """
-    for parameter, optimizer, _ in steps_in_layouts(stack, form, case, sgd):
+    for parameter, optimizer, _ in steps_in_layouts(stack, form, placed, sgd):
         assert_step(stack, optimizer, [parameter], [sgd])
 
 
 @FORM
-@given(case=placed(), sgd=settings())
-def test_optimizer_step_writes_only_its_parameter(stack: Stack, form: str, case: Placed, sgd: SGD) -> None:
+@given(placed=placed(), sgd=settings())
+def test_optimizer_step_writes_only_its_parameter(stack: Stack, form: str, placed: Placed, sgd: SGD) -> None:
     """
     If a parameter, gradient or buffer is a view, a step leaves the rest of the underlying tensor unchanged.
 
     Rejects: a kernel that iterates over memory instead of over the view.
     """
-    for _, optimizer, views in steps_in_layouts(stack, form, case, sgd):
+    for _, optimizer, views in steps_in_layouts(stack, form, placed, sgd):
         bases = [view._base for view in views if view._base is not None]
-        outside = [base.isnan() for base in bases]
-        for base, canaries in zip(bases, outside, strict=True):
-            base[canaries] = 1.0
+        outside = [base.isnan() for base in bases]  # masks of the elements next to the view
+        for base, mask in zip(bases, outside, strict=True):
+            base[mask] = 1.0
 
         optimizer.step()
 
-        for base, canaries in zip(bases, outside, strict=True):
-            assert (base[canaries] == 1.0).all(), "the step wrote an element outside of the view"
+        for base, mask in zip(bases, outside, strict=True):
+            assert (base[mask] == 1.0).all(), "the step wrote an element outside of the view"
 
 
 def steps_in_layouts(
-    stack: Stack, form: str, case: Placed, sgd: SGD
+    stack: Stack, form: str, placed: Placed, sgd: SGD
 ) -> Iterator[tuple[nn.Parameter, optim.SGD, list[Tensor]]]:
     """
     Yield, before each step, the parameter, its optimizer, and the tensors that the step uses in their drawn layouts.
@@ -275,12 +275,12 @@ def steps_in_layouts(
     These tensors are the parameter's values, its gradient and, from the second step on, its momentum buffer if it has
     one. The caller takes the step.
     """
-    parameter = nn.Parameter(stack.tensor(case.values(0)))
+    parameter = nn.Parameter(stack.tensor(placed.values(0)))
     optimizer = optimizer_of([parameter], sgd, form)
-    for step, (parameter_layout, gradient_layout, buffer_layout) in enumerate(case.layouts):
+    for step, (parameter_layout, gradient_layout, buffer_layout) in enumerate(placed.layouts):
         views = [
             lay_out(parameter.detach(), parameter_layout),
-            lay_out(stack.tensor(case.values(step + 1)), gradient_layout),
+            lay_out(stack.tensor(placed.values(step + 1)), gradient_layout),
         ]
         parameter.grad = None
         parameter.data = views[0]
@@ -347,7 +347,7 @@ def test_loaded_optimizer_state_is_independent(stack: Stack, form: str, vectors:
     give_gradients(stack, parameters, vectors, 1)
     optimizer.step()
 
-    assert len(copies) == len(buffers)
+    assert len(copies) == len(buffers), "a parameter has no momentum buffer after the state is loaded"
     for i, (buffer, before) in enumerate(zip(buffers, copies, strict=True)):
         assert buffer is not None
         assert_exact(buffer, before, f"momentum buffer {i} of the other optimizer")
@@ -366,7 +366,8 @@ def test_optimizer_leaves_given_group_dicts_unchanged(stack: Stack, sgd: SGD, ot
     optim.SGD(groups, **asdict(sgd))
     second = optim.SGD(groups, **asdict(other))
 
-    assert [second.param_groups[0][name] for name in asdict(other)] == list(asdict(other).values())
+    got = {name: second.param_groups[0][name] for name in asdict(other)}
+    assert got == asdict(other), f"the second optimizer has the settings {got}, expected {asdict(other)}"
 
 
 @given(lr=learning_rates(), new_lr=learning_rates())
@@ -382,7 +383,8 @@ def test_groups_do_not_share_a_learning_rate_tensor(stack: Stack, lr: float, new
 
     optimizer.param_groups[0]["lr"].fill_(new_lr)
 
-    assert float(optimizer.param_groups[1]["lr"]) == lr
+    other_lr = float(optimizer.param_groups[1]["lr"])
+    assert other_lr == lr, f"the learning rate of the other group is {other_lr}, expected {lr}"
 
 
 @pytest.mark.parametrize(

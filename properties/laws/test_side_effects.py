@@ -239,8 +239,8 @@ def test_no_graph_is_recorded_under_no_grad_or_inference_mode(
     Under `torch.no_grad()` and `torch.inference_mode()` the logits require no gradient and have no graph.
 
     Outside of these modes the same call records a graph. Logits computed under `no_grad` are ordinary tensors, which a
-    later graph can use. Rejects: a graph that is recorded nevertheless and keeps its memory, inference tensors that
-    leak.
+    later graph can use. Rejects: a network that enables gradients itself, so that the graph keeps its memory; logits
+    under `no_grad` that are inference tensors.
     """
     net, images = stack.net(case), stack.images(case)
 
@@ -350,7 +350,7 @@ def test_load_with_assign_uses_the_given_tensors(stack: Stack, case: Case) -> No
     net.load_state_dict(state, assign=True)
 
     untrained = [name for name, p in net.named_parameters() if not (isinstance(p, nn.Parameter) and p.requires_grad)]
-    assert not untrained, f"{', '.join(untrained)} must be Parameters that require gradients"
+    assert not untrained, f"{', '.join(untrained)} must be nn.Parameters with requires_grad=True"
     copied = [name for name, p in net.named_parameters() if p.data_ptr() != state[name].data_ptr()]
     assert not copied, f"{', '.join(copied)} must share the memory of the given tensors"
     assert_exact(net(stack.images(case)), stack.logits(case), "logits")

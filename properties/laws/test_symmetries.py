@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from torch import Tensor, nn
 
-from lenet.oracle import Bounded
+from lenet.oracle import Budgeted
 from properties.case import Case
 from properties.comparison import assert_exact, assert_gradients, assert_within_budget
-from properties.laws.networks import INTEGER_WEIGHTS, feature_maps_or_skip, with_exact_sums
+from properties.laws.networks import INTEGER_WEIGHTS, feature_maps_or_skip, gradient_of, with_exact_sums
 from properties.stack import Stack
 from properties.strategies import cases
 
@@ -27,9 +27,9 @@ SEVERAL = (2, 3, 5, 8)
 """Batch sizes with more than one image."""
 
 
-def rows(bounded: Bounded, index: np.ndarray[tuple[int], np.dtype[np.int64]] | list[int] | slice) -> Bounded:
+def rows(budgeted: Budgeted, index: np.ndarray[tuple[int], np.dtype[np.int64]] | list[int] | slice) -> Budgeted:
     """Return the given rows of an exact tensor with their budgets."""
-    return Bounded(bounded.value[index], bounded.budget[index])
+    return Budgeted(budgeted.value[index], budgeted.budget[index])
 
 
 @pytest.mark.engine
@@ -89,7 +89,7 @@ def test_repeated_images_repeat_logits(stack: Stack, case: Case, times: int) -> 
 @given(case=cases(batches=SEVERAL), other=cases(batches=(1,)), index=st.integers(0, 7))
 def test_logits_depend_only_on_their_own_image(stack: Stack, case: Case, other: Case, index: int) -> None:
     """
-    Replacing one image of a batch leaves the logits of all other images unchanged bit for bit.
+    Replacing one image of a batch leaves the logits of all other images bit-identical.
 
     Rejects: batch normalization, leakage from one image to the next.
     """
@@ -118,7 +118,8 @@ def test_input_gradient_is_zero_for_other_images(stack: Stack, case: Case, index
     net(images)[index].sum().backward()
 
     others = [i for i in range(case.batch) if i != index]
-    assert_exact(images.grad[others], torch.zeros_like(images.grad[others]), "the gradient of the other images")
+    gradient = gradient_of(images)[others]
+    assert_exact(gradient, torch.zeros_like(gradient), "the gradient of the other images")
 
 
 @pytest.mark.engine
@@ -144,7 +145,7 @@ def test_permuting_channels_and_units_preserves_logits(stack: Stack, case: Case,
     for name, gradient in exact.gradients.items():
         permute = permutations[name]
         value, budget = (permute(torch.from_numpy(part)).numpy() for part in (gradient.value, gradient.budget))
-        assert_within_budget(net.get_parameter(name).grad, Bounded(value, budget), f"{name}.grad")
+        assert_within_budget(net.get_parameter(name).grad, Budgeted(value, budget), f"{name}.grad")
 
 
 Permutation = Callable[[Tensor], Tensor]

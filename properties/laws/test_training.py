@@ -1,4 +1,4 @@
-"""The law of training steps in any order: a state machine takes them and compares the network with a model of it."""
+"""The law of training steps in any order: a state machine takes them and checks the network's state after each."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from hypothesis.strategies import SearchStrategy
 from torch import Tensor, nn, optim
 
 from lenet import oracle
+from lenet.exact_sgd import SGD
 from lenet.oracle import SHAPES, Answer
 from lenet.training import SGD_FORMS
-from lenet.update import SGD
 from properties.case import Case
 from properties.comparison import assert_exact, assert_rounded, assert_within_budget
 from properties.laws.networks import STALE_GRAPH
@@ -39,7 +39,7 @@ Tensors: TypeAlias = Mapping[str, Tensor]
 """Tensors by parameter name. A mapping of gradients leaves out those that are None."""
 
 STEPS_PER_RUN = 12
-"""The largest number of steps in a run. Sixteen faults that it was tried on need one to eight of the right steps."""
+"""The largest number of steps in a run. Each of sixteen known faults was found within one to eight suitable steps."""
 
 MAX_KEPT = 3
 """How many graphs and replaced networks a run keeps: enough to use the latest or an earlier one."""
@@ -167,12 +167,12 @@ def assert_state(net: nn.Module, expected: State, owner: str) -> None:
 
 class TrainingMachine(RuleBasedStateMachine):
     """
-    Takes the steps of training on a network in any order, and compares the network with its model after each step.
+    Takes the steps of training on a network in any order, and compares the network with its expected state after each.
 
-    The model is `expected`, the state that the network must have. A rule takes a step on the network and updates the
-    model. If the result of the step is determined exactly, the model's new state is computed from the old one.
-    Otherwise the rule judges the network's new values, within budget or roundings, and copies them into the model, so
-    that errors do not accumulate. The invariant then compares network and model bit for bit.
+    A rule takes a step on the network and updates `expected`, the state that the network must have. If the result of
+    the step is determined exactly, the new expected state is computed from the old one. Otherwise the rule judges the
+    network's new values, within budget or roundings, and copies them into the expected state, so that errors do not
+    accumulate. The invariant then compares the network with its expected state bit for bit.
     """
 
     def __init__(self, stack: Stack) -> None:
@@ -198,8 +198,8 @@ class TrainingMachine(RuleBasedStateMachine):
             self.freeze_or_unfreeze(frozen)
 
     @invariant()
-    def networks_match_the_model(self) -> None:
-        """The network has the model's state, and networks that were replaced have not changed since."""
+    def networks_have_the_expected_state(self) -> None:
+        """The network has the expected state, and networks that were replaced have not changed since."""
         assert_state(self.net, self.expected, "the network's")
         for net, state in self.replaced:
             assert_state(net, state, "the replaced network's")
@@ -224,7 +224,8 @@ class TrainingMachine(RuleBasedStateMachine):
         grads = torch.autograd.grad(loss, list(trainable.values()), retain_graph=True)
         by_parameter = dict(zip(trainable, grads, strict=True))
         for parameter, gradient in by_parameter.items():
-            assert_within_budget(gradient, answer.gradients[parameter], f"the gradient of {name} by {parameter}")
+            what = f"the gradient of {name} with respect to {parameter}"
+            assert_within_budget(gradient, answer.gradients[parameter], what)
         append_latest(self.graphs, Graph(name, loss, by_parameter))
 
     @precondition(lambda self: self.graphs)
@@ -371,7 +372,7 @@ class TrainingMachine(RuleBasedStateMachine):
             self.discard_graphs()  # their saved tensors have mixed dtypes now
 
     def oracle_answer(self, case: Case) -> Answer:
-        """Return the oracle's answer for the case's images and targets and the model's current parameters."""
+        """Return the oracle's answer for the case's images and targets and the expected parameters."""
         images, targets = float64(self.stack.images(case)), float64(self.stack.targets(case))
         parameters = {name: float64(value) for name, value in self.expected.parameters.items()}
         return oracle.solve(parameters, images, targets, self.stack.precision, seed=case.seed)
@@ -402,7 +403,7 @@ class TrainingMachine(RuleBasedStateMachine):
             graph.status = "unusable"
 
     def check_update(self, lr: float) -> None:
-        """Judge an update by the model's gradients, and copy the updated parameters into the model."""
+        """Judge an update by the expected gradients, and copy the updated parameters into the expected state."""
         parameters = dict(self.expected.parameters)
         updated = rounded_to(observed_state(self.net).parameters, self.stack.dtype)
         for name, gradient in self.expected.gradients.items():
@@ -413,7 +414,7 @@ class TrainingMachine(RuleBasedStateMachine):
         self.mark_graphs_stale(self.expected.gradients)
 
     def save_parameters(self) -> None:
-        """Save the network's state_dict to a file in memory, with the model's parameters next to it."""
+        """Save the network's state_dict to a file in memory, and keep the expected parameters with it."""
         file = io.BytesIO()
         torch.save(self.net.state_dict(), file)
         self.saved = file.getvalue(), self.expected.parameters
@@ -445,9 +446,9 @@ class TrainingMachine(RuleBasedStateMachine):
         self.graphs = [graph for graph in self.graphs if graph.status == "unusable"]
 
 
-def test_training_in_any_order_matches_the_model(stack: Stack) -> None:
+def test_training_in_any_order_gives_the_expected_state(stack: Stack) -> None:
     """
-    Training steps in any order change parameters, gradients and frozen state only as a model predicts.
+    After training steps in any order, parameters, gradients and frozen state are the expected ones.
 
     The steps are forward, backward through valid, retained, freed and stale graphs, zero_grad, updates by `sgd_update`
     and `optim.SGD`, train_step, save and load, deepcopy, freezing and dtype conversion. Results are compared bit for

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 
 from lenet import oracle
-from lenet.oracle import SHAPES, Array, Bounded
+from lenet.oracle import SHAPES, Array, Budgeted
 from properties.case import Case
 from properties.comparison import assert_exact, assert_gradients, assert_within_budget
 from properties.laws.networks import new_network
@@ -127,10 +127,10 @@ def test_gradients_match_finite_differences(stack: Stack, case: Case, name: str,
         quotient = (losses[0] - losses[1]) / (2 * step)
         derivative = float64((net.get_parameter(name).grad * tangent).sum())
         budget = exact.loss.budget / step + directional_derivative(stack, exact.gradients[name], tangent).budget
-        assert_within_budget(quotient, Bounded(derivative, budget), "the finite difference")
+        assert_within_budget(quotient, Budgeted(derivative, budget), "the finite difference")
 
 
-def directional_derivative(stack: Stack, gradient: Bounded, tangent: Tensor) -> Bounded:
+def directional_derivative(stack: Stack, gradient: Budgeted, tangent: Tensor) -> Budgeted:
     """
     Return the directional derivative: the gradient times the tangent, summed over all elements.
 
@@ -138,8 +138,8 @@ def directional_derivative(stack: Stack, gradient: Bounded, tangent: Tensor) -> 
     """
     weights = float64(tangent)
     budget = np.sum(gradient.budget * np.abs(weights))
-    largest_sum = oracle.bounded(np.sum(np.abs(gradient.value * weights)), budget, stack.precision)
-    return Bounded(np.sum(gradient.value * weights), largest_sum.budget)
+    largest_sum = oracle.budgeted(np.sum(np.abs(gradient.value * weights)), budget, stack.precision)
+    return Budgeted(np.sum(gradient.value * weights), largest_sum.budget)
 
 
 @given(case=smooth_cases(), name=parameter_names(), seed=st.integers(0, 2**32 - 1))
@@ -165,7 +165,7 @@ def test_hessian_vector_products_match_finite_differences(stack: Stack, case: Ca
     for other, got in product.items():
         quotient = float64((gradients_at[0][other] - gradients_at[1][other]) / (2 * step))
         budget = exact.gradients[other].budget / step
-        assert_within_budget(got, Bounded(quotient, budget), f"the Hessian-vector product for {other}")
+        assert_within_budget(got, Budgeted(quotient, budget), f"the Hessian-vector product for {other}")
 
 
 def hessian_vector_product(stack: Stack, case: Case, net: nn.Module, tangent: Parameters) -> Parameters:
@@ -201,8 +201,8 @@ def test_forward_over_reverse_matches_reverse_over_reverse(
 
     for other, expected in hessian_vector_product(stack, case, net, {name: tangent}).items():
         budget = exact.gradients[other].budget / STEP_SIZES[0]
-        bounded = Bounded(float64(expected), budget)
-        assert_within_budget(forward[other], bounded, f"the Hessian-vector product for {other}")
+        budgeted = Budgeted(float64(expected), budget)
+        assert_within_budget(forward[other], budgeted, f"the Hessian-vector product for {other}")
 
 
 @given(case=cases(batches=(1, 2, 3)), name=parameter_names(), seed=st.integers(0, 2**32 - 1))

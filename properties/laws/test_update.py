@@ -1,4 +1,4 @@
-"""Laws of the update p <- p - lr * p.grad, by `sgd_update` and by each implementation of `optim.SGD`."""
+"""Laws of the update `weight - lr * gradient`, by `sgd_update` and by each implementation of `optim.SGD`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hypothesis.strategies import SearchStrategy
 from torch import nn, optim
 
 from lenet import oracle
+from lenet.exact_sgd import SGD
 from lenet.training import SGD_FORMS
-from lenet.update import SGD
 from properties.case import Case
 from properties.comparison import assert_exact, assert_rounded, assert_within_budget
 from properties.laws.optimizers import FORM, give_gradients, parameters_of
@@ -65,7 +65,7 @@ def assert_updated(stack: Stack, before: list[nn.Parameter], after: list[nn.Para
 @given(vectors=vectors(), lr=learning_rates())
 def test_manual_update_matches_the_formula(stack: Stack, vectors: Vectors, lr: float) -> None:
     """
-    `sgd_update` sets every element to p - lr * p.grad, within three roundings.
+    `sgd_update` sets every element to `weight - lr * gradient`, within three roundings.
 
     These are the roundings of the learning rate, the product and the difference. The parameters have 1 to 48,000
     elements, below, at and above SIMD widths. Rejects: a wrong sign, a squared or doubled learning rate, a hidden
@@ -82,7 +82,7 @@ def test_manual_update_matches_the_formula(stack: Stack, vectors: Vectors, lr: f
 @given(vectors=vectors(), lr=learning_rates())
 def test_optimizer_update_matches_the_formula(stack: Stack, form: str, vectors: Vectors, lr: float) -> None:
     """
-    `optim.SGD` sets every element to p - lr * p.grad, within three roundings.
+    `optim.SGD` sets every element to `weight - lr * gradient`, within three roundings.
 
     Rejects: pytorch/pytorch#191763, where the fused implementation skipped every full SIMD block of bfloat16 and
     float16 parameters.
@@ -102,7 +102,7 @@ def test_manual_and_optimizer_updates_agree_at_powers_of_two(
     """
     At a learning rate of 2**-k, `sgd_update` and `optim.SGD` give bit-identical parameters.
 
-    The product lr * p.grad is exact at such a rate, so that only the difference is rounded. Rejects: an update that
+    The product lr * gradient is exact at such a rate, so that only the difference is rounded. Rejects: an update that
     rounds more often than necessary.
     """
     lr = exact_learning_rate(stack, lr)
@@ -144,7 +144,7 @@ def test_manual_and_optimizer_training_agree_at_powers_of_two(stack: Stack, form
 @given(case=digit_cases(), lr=learning_rates())
 def test_every_training_update_matches_the_formula(stack: Stack, form: str, case: Case, lr: float) -> None:
     """
-    In training on digits, every update sets the parameters to p - lr * p.grad, within three roundings.
+    In training on digits, every update sets the parameters to `weight - lr * gradient`, within three roundings.
 
     Each of five updates of the Net's ten parameters is made by `sgd_update` and, on a copy, by `optim.SGD`, at any
     learning rate. Rejects: a fault that occurs only at these sizes or only after some steps.
@@ -181,10 +181,11 @@ def test_update_leaves_gradients_unchanged(stack: Stack, form: str, vectors: Vec
     update(stack, form, parameters, lr)
 
     for i, (parameter, grad, before) in enumerate(zip(parameters, grads, copies, strict=True)):
-        assert parameter.grad is grad
         assert grad is not None
+        assert parameter.grad is grad, f"the `.grad` of parameter {i} is another tensor than before"
         assert_exact(grad, before, f"gradient {i}")
-    assert [p.data_ptr() for p in parameters] == addresses
+    moved = [i for i, p in enumerate(parameters) if p.data_ptr() != addresses[i]]
+    assert not moved, f"parameters {moved} are at another memory address than before"
 
 
 @MANUAL_OR_FORM
@@ -195,7 +196,7 @@ def test_parameter_without_gradient_is_skipped(
     """
     An update leaves parameters whose `.grad` is None unchanged and updates the others.
 
-    Rejects: an error, an update that stops at the first None, an update by a gradient that does not exist.
+    Rejects: an update that raises for None, stops at the first None, or replaces None by a gradient of zeros.
     """
     before, after = parameters_with_gradients(stack, vectors), parameters_with_gradients(stack, vectors)
     without = {i % len(after) for i in skipped}
@@ -205,7 +206,7 @@ def test_parameter_without_gradient_is_skipped(
     update(stack, form, after, lr)
 
     for i in without:
-        assert after[i].grad is None
+        assert after[i].grad is None, f"the update has set the `.grad` of parameter {i}"
         assert_exact(after[i], before[i], f"parameter {i}")
     others = [i for i in range(len(after)) if i not in without]
     assert_updated(stack, [before[i] for i in others], [after[i] for i in others], lr)
@@ -215,7 +216,7 @@ def test_parameter_without_gradient_is_skipped(
 @given(case=cases(), earlier=cases(), lr=learning_rates())
 def test_training_step_agrees_with_the_oracle(stack: Stack, case: Case, earlier: Case, lr: float) -> None:
     """
-    `train_step` returns the detached loss before its update and sets each parameter to p - lr * p.grad.
+    `train_step` returns the detached loss before its update and sets each parameter to `weight - lr * gradient`.
 
     Loss and parameters are within budget of the oracle's. The network has gradients from an earlier batch, which the
     step must discard. Rejects: `zero_grad` that is missing or late, two backward passes, an update before backward, a

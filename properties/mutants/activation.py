@@ -69,7 +69,7 @@ class LogSoftmaxOnLogits(StagedNet):
 
 
 @mutant("Net", law="pooled_feature_maps_equal_next_layer_inputs", category=Category.ACTIVATION)
-class LeakyRelu(StagedNet):
+class SecondReluLeaky(StagedNet):
     """The ReLU after conv2 is leaky: it multiplies negative values by 0.01, and so still commutes with scaling."""
 
     def relu2(self, maps: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class LeakyRelu(StagedNet):
 
 
 @mutant("Net", law="power_of_two_scaling_between_layers_preserves_logits", category=Category.ACTIVATION)
-class Relu6(StagedNet):
+class ThirdReluIsRelu6(StagedNet):
     """fc1 is followed by ReLU6, which clips at 6, far above the activations of ordinary images."""
 
     def relu3(self, units: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class StraightThroughFunction(torch.autograd.Function):
 
 
 @mutant("Net", law="gradients_agree_with_the_oracle", category=Category.COMPUTATION_MODEL)
-class StraightThroughRelu(StagedNet):
+class FirstReluStraightThrough(StagedNet):
     """The ReLU after conv1 also passes the gradients of negative inputs, like a straight-through estimator."""
 
     def relu1(self, maps: Tensor) -> Tensor:

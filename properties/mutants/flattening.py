@@ -9,7 +9,7 @@ from properties.mutants import Category, mutant
 from properties.mutants.staged import StagedNet
 
 
-@mutant("Net", law="one_image_gives_ten_logits", category=Category.TENSOR_SHAPE)
+@mutant("Net", law="logits_have_shape_dtype_and_device", category=Category.TENSOR_SHAPE)
 class FlattensBatchDimension(StagedNet):
     """`torch.flatten` without `start_dim=1` also flattens the batch: the logits of one image have shape (10,)."""
 

@@ -77,7 +77,7 @@ class ActivationGradientClipped(StagedNet):
 
 
 @mutant("Net", law="second_backward_adds_exactly", category=Category.COMPUTATION_MODEL)
-class GradientOverwritten(StagedNet):
+class Fc3BiasGradientOverwritten(StagedNet):
     """Each backward pass overwrites the `.grad` of fc3's bias instead of adding to it."""
 
     def __init__(self) -> None:
@@ -112,7 +112,7 @@ class SmallerBatchHasNoGradient(StagedNet):
 
 
 @mutant("Net", law="gradients_accumulate_in_place", category=Category.COMPUTATION_MODEL)
-class GradientReallocated(StagedNet):
+class Conv1WeightGradientReallocated(StagedNet):
     """After each backward pass, the `.grad` of conv1's weight is a new tensor with the same values."""
 
     def __init__(self) -> None:
@@ -257,7 +257,7 @@ class GraphRecordedUnderNoGrad(StagedNet):
             return super().forward(images)
 
 
-@mutant("Net", law="graph_reaches_every_parameter_once", category=Category.COMPUTATION_MODEL)
+@mutant("Net", law="graph_reaches_exactly_the_parameters", category=Category.COMPUTATION_MODEL)
 class UnregisteredLeafInGraph(StagedNet):
     """The logits are multiplied by a leaf tensor (1.0) that requires a gradient but is not a registered parameter."""
 
@@ -334,7 +334,7 @@ class BackwardNotDifferentiable(StagedNet):
 @mutant(
     "Net", law="forward_over_reverse_matches_reverse_over_reverse", category=Category.COMPUTATION_MODEL, dtype="float64"
 )
-class BackwardLosesTangent(StagedNet):
+class ForwardOverReverseDerivativeIsZero(StagedNet):
     """The backward pass through fc2's ReLU supports double backward, but its forward-mode derivative is always 0."""
 
     class WithoutTangent(Function):

@@ -135,7 +135,7 @@ class Fc2BackwardInTf32(AlteredLayer):
 
 
 @mutant("Net", law="gradients_agree_with_the_oracle", category=Category.NUMERICS)
-class Fc3WeightOffByOneIn1000(AlteredLayer):
+class Fc3WeightErrorOf1eMinus3(AlteredLayer):
     """fc3's weights have a relative error of 1e-3."""
 
     layer_name = "fc3"
@@ -146,7 +146,7 @@ class Fc3WeightOffByOneIn1000(AlteredLayer):
 
 
 @mutant("Net", law="gradients_agree_with_the_oracle", category=Category.NUMERICS)
-class Conv1WeightOffByOneIn100000(AlteredLayer):
+class Conv1WeightErrorOf1eMinus5(AlteredLayer):
     """conv1's weights have a relative error of 1e-5."""
 
     layer_name = "conv1"
@@ -157,7 +157,7 @@ class Conv1WeightOffByOneIn100000(AlteredLayer):
 
 
 @mutant("Net", law="gradients_agree_with_the_oracle", category=Category.NUMERICS, dtype="float64")
-class Conv1WeightOffByOneIn1000000(AlteredLayer):
+class Conv1WeightErrorOf1eMinus6(AlteredLayer):
     """conv1's weights have a relative error of 1e-6, far above the precision of float64."""
 
     layer_name = "conv1"
@@ -222,7 +222,7 @@ def cross_entropy_backward_in_bfloat16(logits: Tensor, targets: Tensor, **option
 
 @mutant("Net", law="large_batch_counts_are_exact", category=Category.NUMERICS)
 class BiasGradientSummedInFloat16(AlteredLayer):
-    """The gradient of fc3's bias is accumulated over the batch in float16, where a sum of ones stagnates at 2,048."""
+    """The gradient of fc3's bias is accumulated over the batch in float16, where a sum of ones saturates at 2,048."""
 
     layer_name = "fc3"
 
@@ -266,7 +266,7 @@ class NegativePixelsIgnored(AlteredImages):
         return images.clamp(min=0)
 
 
-@mutant("Net", law="logits_agree_with_the_oracle", category=Category.NUMERICS)
+@mutant("Net", law="mse_loss_agrees_with_the_oracle", category=Category.NUMERICS)
 class ReluSaturatesAt10000(StagedNet):
     """The first ReLU saturates at 10,000, far above the activations of digits."""
 

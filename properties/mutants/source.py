@@ -62,7 +62,7 @@ RELATIVES = {
 """The replacements to make, of Cosmic Ray's operators that replace a symbol: inverse, negation, boundary."""
 
 LAWS = {
-    "update": "test_comparison laws/test_update laws/test_optimizer",
+    "exact_sgd": "test_comparison laws/test_update laws/test_optimizer",
     "net": "laws/test_network laws/test_forward laws/test_errors",
     "training": "laws/test_update laws/test_errors",
     "checkpoint": "",

@@ -176,7 +176,7 @@ class BatchMeanSubtracted(StagedNet):
 
 
 @mutant("Net", law="permuting_images_permutes_logits", category=Category.BATCH)
-class PreviousImageAdded(StagedNet):
+class PreviousActivationsAdded(StagedNet):
     """1/64 of the previous image's last hidden activations is added to those of each image."""
 
     def relu4(self, units: Tensor) -> Tensor:
@@ -433,7 +433,7 @@ class StateDictCopies(StagedNet):
 # Graphs and memory
 
 
-@mutant("Net", law="graph_reaches_every_parameter_once", category=Category.COMPUTATION_MODEL)
+@mutant("Net", law="graph_reaches_exactly_the_parameters", category=Category.COMPUTATION_MODEL)
 class FeaturesDetached(StagedNet):
     """The features are detached from the graph, so that the convolutions get no gradient."""
 

@@ -42,7 +42,7 @@ def zero_grad_only_after_update(net: nn.Module, images: Tensor, targets: Tensor,
     return loss.detach()
 
 
-@mutant("train_step", law="training_in_any_order_matches_the_model", category=Category.API)
+@mutant("train_step", law="training_in_any_order_gives_the_expected_state", category=Category.API)
 def gradients_cleared_after_update(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
     """Gradients are also cleared after the update, so that the caller cannot read them."""
     loss = train_step(net, images, targets, lr)
@@ -95,12 +95,12 @@ def fc3_not_updated(net: nn.Module, images: Tensor, targets: Tensor, lr: float) 
 
 
 @mutant("train_step", law=STEP, category=Category.PROCESS)
-def biases_not_updated(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+def only_weights_updated(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
     """Only the weights are updated, not the biases."""
     return train_step(net, images, targets, lr, update=lambda parameters, lr: sgd_update([*parameters][::2], lr))
 
 
-@mutant("train_step", law="training_in_any_order_matches_the_model", category=Category.PROCESS)
+@mutant("train_step", law="training_in_any_order_gives_the_expected_state", category=Category.PROCESS)
 def frozen_parameters_trained(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
     """The step calls `requires_grad_()` on all parameters first, which also trains frozen ones."""
     net.requires_grad_()

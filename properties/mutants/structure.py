@@ -16,16 +16,16 @@ from properties.mutants.staged import StagedNet
 
 
 @mutant("Net", law="logits_agree_with_the_oracle", category=Category.LAYER_PROPERTIES)
-class Fc1Has119Units(StagedNet):
-    """fc1 has 119 units instead of 120: its last output is always zero."""
+class Fc1LastUnitIsZero(StagedNet):
+    """The output of fc1's last unit is always zero, as if fc1 had 119 units."""
 
     def relu3(self, units: Tensor) -> Tensor:
         return F.pad(F.relu(units)[:, :-1], (0, 1))
 
 
 @mutant("Net", law="permuting_channels_and_units_preserves_logits", category=Category.LAYER_PROPERTIES)
-class Conv2Has15Filters(StagedNet):
-    """conv2 has 15 filters instead of 16: its last feature map is always zero."""
+class Conv2LastMapIsZero(StagedNet):
+    """conv2's last feature map is always zero, as if conv2 had 15 filters."""
 
     def relu2(self, maps: Tensor) -> Tensor:
         return F.pad(F.relu(maps)[:, :-1], (0, 0, 0, 0, 0, 1))
@@ -128,7 +128,7 @@ class FirstInputs(nn.Linear):
         return units[:, : self.out_features]
 
 
-@mutant("Net", law="graph_reaches_every_parameter_once", category=Category.LAYER)
+@mutant("Net", law="graph_reaches_exactly_the_parameters", category=Category.LAYER)
 class Fc2Skipped(StagedNet):
     """fc2 is skipped: fc3 reads the first 84 of fc1's 120 units."""
 
@@ -137,7 +137,7 @@ class Fc2Skipped(StagedNet):
         self.fc2 = FirstInputs(120, 84)
 
 
-@mutant("Net", law="one_image_gives_ten_logits", category=Category.TENSOR_SHAPE)
+@mutant("Net", law="logits_have_shape_dtype_and_device", category=Category.TENSOR_SHAPE)
 class BatchOfOneSqueezed(StagedNet):
     """The logits of a batch of one image have shape (10,) instead of (1, 10)."""
 
@@ -145,7 +145,7 @@ class BatchOfOneSqueezed(StagedNet):
         return super().forward(images).squeeze(0)
 
 
-@mutant("Net", law="every_image_gives_ten_logits", category=Category.BATCH)
+@mutant("Net", law="batch_of_n_images_gives_n_rows_of_logits", category=Category.BATCH)
 class LastImageOfOddBatchDropped(StagedNet):
     """The last image of a batch of odd size has no logits, unless it is the only one."""
 
@@ -296,7 +296,7 @@ class LinearWithPlainBias(nn.Linear):
         rest[-2].remove(f"{prefix}bias")  # the list of unexpected keys
 
 
-@mutant("Net", law="graph_reaches_every_parameter_once", category=Category.API)
+@mutant("Net", law="graph_reaches_exactly_the_parameters", category=Category.API)
 class Fc3BiasIsPlainTensor(StagedNet):
     """fc3's bias is a plain tensor: it gets a gradient, but `parameters()` does not list it."""
 

@@ -101,4 +101,4 @@ def test_readme_states_the_numbers_of_the_table() -> None:
     counts = {(str(len(table[group])), group) for group in ("laws", "mutants", "twins")}
     assert set(re.findall(r"(\d+) (laws|mutants|twins)", readme)) == counts
     assert f"correct for {correct_diagnoses(table)} of {len(mutants)} mutants" in readme
-    assert f"first kill: median {median(examples):g}, worst {max(examples)}." in readme
+    assert f"after a median of {median(examples):g} example, and after {max(examples)} in the worst case." in readme

@@ -12,7 +12,7 @@ pytest.importorskip("cosmic_ray", reason="installed by `tox run -e source-mutant
 from properties.mutants import source
 from properties.mutants.source import Judgement, Mutation, Outcome
 
-SUBTRACTED = Mutation("update", "core/ReplaceBinaryOperator_Sub_Add", 0)
+SUBTRACTED = Mutation("exact_sgd", "core/ReplaceBinaryOperator_Sub_Add", 0)
 
 
 def test_every_module_of_lenet_is_mutated_and_its_test_files_exist() -> None:
@@ -34,10 +34,10 @@ def test_symbols_are_replaced_only_by_their_nearest_relatives() -> None:
 
 
 def test_mutation_is_one_change_of_the_source() -> None:
-    line, before, after = source.changed_lines(source._source("update"), source.mutated(SUBTRACTED))
+    line, before, after = source.changed_lines(source._source("exact_sgd"), source.mutated(SUBTRACTED))
 
-    assert SUBTRACTED in source.mutations("update")
-    assert before == re.sub(r"\s+", " ", source._source("update").splitlines()[line - 1]).strip()
+    assert SUBTRACTED in source.mutations("exact_sgd")
+    assert before == re.sub(r"\s+", " ", source._source("exact_sgd").splitlines()[line - 1]).strip()
     expression = "return np.abs(difference + (remainder - self.low))"
     assert (before, after) == (expression, expression.replace("-", "+"))
 
@@ -80,7 +80,7 @@ def test_survivor_and_unused_explanation_are_problems(monkeypatch: pytest.Monkey
     ]
 
     assert source.problems(judged) == [
-        "lenet/update.py:7 survives core/ReplaceBinaryOperator_Sub_Add: a - b  ->  a + b",
+        "lenet/exact_sgd.py:7 survives core/ReplaceBinaryOperator_Sub_Add: a - b  ->  a + b",
         "explained but not made: update: x + 1  ->  x - 1",
     ]
     assert source.summary(judged)[1].split() == ["update", "2", "1", "0", "0", "1"]
