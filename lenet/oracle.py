@@ -425,8 +425,8 @@ def cross_entropy(logits: Array, targets: Array, rounding: _Rounding, repeats: i
     """
     Return the mean over the images of -sum(targets * log_softmax(logits)), and its gradient.
 
-    The targets are probabilities, one-hot or not. The logarithms are stored, and the gradient's softmax is their
-    exponential.
+    The targets may be any weights, such as probabilities or one-hot labels. The logarithms are stored, and the
+    softmax in the gradient is their exponential.
     """
     shifted = logits - logits.max(axis=-1, keepdims=True, initial=-np.inf)
     total = np.exp(shifted).sum(axis=-1, keepdims=True)
