@@ -1,5 +1,5 @@
 """
-The six steps of the tutorial's training, numbered below, and the loop that repeats them.
+The six steps of the tutorial's training, marked `step 1` to `step 6`, and the loop that repeats them.
 
 `python -m lenet.train` trains the network on real digits.
 """
@@ -70,7 +70,8 @@ SGD_FORMS: dict[str, dict[str, Any]] = {
 """
 The implementations of `optim.SGD`, and the arguments that select each.
 
-One parameter at a time; all parameters at once, operation by operation; all operations in one kernel.
+`for-loop` updates one parameter at a time, `foreach` does each operation for all parameters at once, and `fused` does
+all operations in one kernel.
 """
 
 MAX_SEED = 2**32 - 1  # the largest seed of NumPy

@@ -282,7 +282,7 @@ KNOWN_ISSUES = (
         fixed_in=(2, 14),
         engines=INDUCTOR,
         affects=on_cpu(torch.float32, torch.bfloat16),
-        # In float32, an AMD EPYC showed it in every run; an Intel Xeon by max-autotune, but by compiled in one law only.
+        # In float32 an AMD EPYC showed it in every run, an Intel Xeon by max-autotune in all laws, by compiled in one.
         intermittent=(torch.float32, torch.bfloat16),
         expected_failures=(
             expected_failure("large_batch_counts_are_exact", always, batch=600),
@@ -593,10 +593,11 @@ on the stacks that it affects. On the examples that the issue applies to, any fa
 accepted, also one with another cause. Any other failure is a violation as usual.
 
 An expected failure must occur. Each issue has a counterexample for every law that it makes fail. Before such a law
-judges an affected stack, it runs the counterexample. If the law holds on it, the issue is not expected there; if the
-subject is the reference network, the run fails and reports that the issue no longer occurs. (Dtypes are exempt in which
-an issue depends on what was compiled before.) Every run ends with a list of the known issues that occurred, with the
-stacks on which their failures were not counted.
+judges an affected stack, it runs the counterexample. If the law holds on it, the issue no longer occurs. For the
+reference network (run eagerly, or by an engine that has the issue) the run then fails: set `fixed_in` in
+`known_issues.py`, or narrow `affects`. For other subjects and engines the issue is then just not expected. (Exempt are
+dtypes in which an issue occurs or not depending on what was compiled before.) Every run ends with a list of the known
+issues that occurred, with the stacks on which their failures were not counted.
 
 This page is generated from `properties/known_issues.py` by
 `python -m properties.known_issues --output properties/KNOWN_ISSUES.md`. Versions are those of PyTorch; most versions
@@ -608,7 +609,7 @@ def page() -> str:
     """Return the page of known issues as Markdown."""
     pytorch = [issue for issue in KNOWN_ISSUES if not issue.engines]
     engines = [issue for issue in KNOWN_ISSUES if issue.engines]
-    columns = ("issue", "reference", "stacks", "laws that fail", "oldest version tested with it", "fixed in")
+    columns = ("issue", "reference", "stacks", "laws that fail", "expected from version", "first fixed version")
     header = f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}\n"
     sections = [("PyTorch", pytorch), ("Engines", engines)]
     tables = [f"\n## {name}\n\n{header}" + "".join(map(_row, issues)) for name, issues in sections]

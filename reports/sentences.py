@@ -16,7 +16,7 @@ COMMIT = re.compile(r" at ([0-9a-f]{7,40}) (.+)$", re.DOTALL)
 def verdict(run: Run) -> str:
     """One sentence with the stack, the number of laws that hold, known issues and violations; no names from a user."""
     apart = sum(bool(law.known_issues) for law in run.holding)
-    counts = [_hold(len(run.holding)) + (f" ({apart} of them apart from known issues)" if apart else "")]
+    counts = [_hold(len(run.holding)) + (f" ({apart} of them except on examples of known issues)" if apart else "")]
     counts += [_plural(len(run.known_issues), "known issue"), _plural(len(run.violated), "violation")]
     counts += [_plural(len(run.errors), "error")] if run.errors else []
     counts += [] if run.finished else ["stopped before the end"]

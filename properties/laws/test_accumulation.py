@@ -29,7 +29,7 @@ def backward(stack: Stack, net: nn.Module, case: Case) -> dict[str, Tensor]:
 @given(first=cases(), second=cases())
 def test_second_backward_adds_exactly(stack: Stack, first: Case, second: Case) -> None:
     """
-    Backward on one batch and then on another leaves the sum of both gradients in `.grad` bit for bit.
+    A backward pass on one batch and then one on another leave the sum of both gradients in `.grad` bit for bit.
 
     Rejects: overwriting, averaging, a first gradient that is lost or counted twice.
     """
@@ -144,9 +144,9 @@ def test_backward_through_freed_graph_raises(stack: Stack, case: Case) -> None:
     """
     A second backward through a graph that was not retained raises RuntimeError.
 
-    Parameters that backward reaches before the freed nodes may already have received the gradient a second time. The
-    first pass starts from the sum of the logits, which saves nothing, so that it is the network's own graph that is
-    freed. Rejects: a pass over freed buffers.
+    The sum of the logits saves no tensors, so the error comes from tensors that the network saved and the first pass
+    freed. Parameters that the second pass reaches before them may have received their gradient a second time. Rejects:
+    a second pass that uses freed tensors.
     """
     net = stack.net(case)
     total = net(stack.images(case)).sum()

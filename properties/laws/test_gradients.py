@@ -159,7 +159,7 @@ def _edges_to_leaves(root: Any) -> Counter[int]:
 @given(first=cases(), second=cases())
 def test_gradient_of_sum_is_sum_of_gradients(stack: Stack, first: Case, second: Case) -> None:
     """
-    Backward of the sum of two losses gives the sum of their gradients bit for bit.
+    A backward pass from the sum of two losses gives the sum of their gradients bit for bit.
 
     If the network uses a parameter in several places, its gradient is within the rounding budget, because the graph
     determines the order of its terms. Rejects: a backward pass that uses values of the latest forward pass instead of

@@ -359,17 +359,17 @@ def test_scaled_micro_batches_step_like_unscaled_ones(stack: Stack, case: Case, 
     """
     skip_if_float16(stack)
     net = stack.net(case)
-    twin = copy.deepcopy(net)
-    scaler, optimizer = scaler_of(stack), optim.SGD(twin.parameters(), **asdict(sgd))
+    net_copy = copy.deepcopy(net)
+    scaler, optimizer = scaler_of(stack), optim.SGD(net_copy.parameters(), **asdict(sgd))
 
     for images, targets in zip(stack.images(case).split(1), stack.targets(case).split(1), strict=True):
         (F.mse_loss(net(images), targets) / case.batch).backward()
-        scaler.scale(F.mse_loss(twin(images), targets) / case.batch).backward()
+        scaler.scale(F.mse_loss(net_copy(images), targets) / case.batch).backward()
     scaler.unscale_(optimizer)
 
-    for name, gradient in gradients(twin).items():
+    for name, gradient in gradients(net_copy).items():
         assert_exact(gradient, net.get_parameter(name).grad, f"{name}.grad")
     optim.SGD(net.parameters(), **asdict(sgd)).step()
     scaler.step(optimizer)
-    for name, parameter in twin.named_parameters():
+    for name, parameter in net_copy.named_parameters():
         assert_exact(parameter, net.get_parameter(name), name)

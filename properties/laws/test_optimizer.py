@@ -445,10 +445,10 @@ def test_closure_is_evaluated_once_and_its_loss_returned(
     """
     net = stack.net(case)
     optimizer, losses = optimizer_of(net.parameters(), sgd, form), []
-    twin = copy.deepcopy(net)
-    expected_loss = stack.loss(twin, case)
+    net_copy = copy.deepcopy(net)
+    expected_loss = stack.loss(net_copy, case)
     expected_loss.backward()
-    optimizer_of(twin.parameters(), sgd, form).step()
+    optimizer_of(net_copy.parameters(), sgd, form).step()
 
     def closure() -> Tensor:
         optimizer.zero_grad(set_to_none=to_none)
@@ -462,7 +462,7 @@ def test_closure_is_evaluated_once_and_its_loss_returned(
     assert len(losses) == 1, f"the closure was called {len(losses)} times"
     assert loss is losses[0], "`step` did not return the closure's loss"
     assert_exact(loss, expected_loss, "loss")
-    for (name, parameter), expected in zip(net.named_parameters(), twin.parameters(), strict=True):
+    for (name, parameter), expected in zip(net.named_parameters(), net_copy.parameters(), strict=True):
         assert_exact(parameter, expected, name)
 
 

@@ -321,15 +321,15 @@ class TrainingMachine(RuleBasedStateMachine):
         """A deep copy has the same parameters, frozen alike, and shares no memory; its gradients are equal or None."""
         self.steps.append(f"deepcopy, continue with the {'copy' if train_copy else 'original'}")
 
-        twin = copy.deepcopy(self.net)
+        net_copy = copy.deepcopy(self.net)
 
-        copied_gradients = {name: g for name, g in self.expected.gradients.items() if name in gradients(twin)}
+        copied_gradients = {name: g for name, g in self.expected.gradients.items() if name in gradients(net_copy)}
         copied_state = replace(self.expected, gradients=copied_gradients)
         if train_copy:
-            self.replace_net(twin)
+            self.replace_net(net_copy)
             self.expected = copied_state
         else:
-            append_latest(self.replaced, (twin, copied_state))
+            append_latest(self.replaced, (net_copy, copied_state))
 
     @rule(prefix=parameter_prefixes())
     def freeze_or_unfreeze(self, prefix: str) -> None:
@@ -450,7 +450,7 @@ def test_training_in_any_order_gives_the_expected_state(stack: Stack) -> None:
     """
     After training steps in any order, parameters, gradients and frozen state are the expected ones.
 
-    The steps are forward, backward through valid, retained, freed and stale graphs, zero_grad, updates by `sgd_update`
+    The steps are forward, backward through valid, stale and unusable graphs, zero_grad, updates by `sgd_update`
     and `optim.SGD`, train_step, save and load, deepcopy, freezing and dtype conversion. Results are compared bit for
     bit or within budget. Rejects: a gradient that is overwritten, lost or given to a frozen parameter, memory that
     copies share, a parameter that an update leaves out, state that is kept between steps.

@@ -125,18 +125,18 @@ def test_manual_and_optimizer_training_agree_at_powers_of_two(stack: Stack, form
     keeps state from one step to the next.
     """
     net = stack.net(case)
-    twin = copy.deepcopy(net)
+    net_copy = copy.deepcopy(net)
     lr = exact_learning_rate(stack, lr)
-    optimizer = optim.SGD(twin.parameters(), lr=lr, **SGD_FORMS[form])
+    optimizer = optim.SGD(net_copy.parameters(), lr=lr, **SGD_FORMS[form])
 
     for step in range(TRAINING_STEPS):
         net.zero_grad()
         stack.loss(net, case).backward()
         stack.subject.sgd_update(net.parameters(), lr)
         optimizer.zero_grad()
-        stack.loss(twin, case).backward()
+        stack.loss(net_copy, case).backward()
         optimizer.step()
-        for (name, manual), optimized in zip(net.named_parameters(), twin.parameters(), strict=True):
+        for (name, manual), optimized in zip(net.named_parameters(), net_copy.parameters(), strict=True):
             assert_exact(optimized, manual, f"{name} after step {step + 1}")
 
 
@@ -155,13 +155,13 @@ def test_every_training_update_matches_the_formula(stack: Stack, form: str, case
         stack.loss(net, case).backward()
         before = {name: float64(p).copy() for name, p in net.named_parameters()}
         grads = {name: float64(gradient) for name, gradient in gradients(net).items()}
-        twin = copy.deepcopy(net)
-        for parameter, original in zip(twin.parameters(), net.parameters(), strict=True):
+        net_copy = copy.deepcopy(net)
+        for parameter, original in zip(net_copy.parameters(), net.parameters(), strict=True):
             parameter.grad = original.grad
-        optim.SGD(twin.parameters(), lr=lr, **SGD_FORMS[form]).step()
+        optim.SGD(net_copy.parameters(), lr=lr, **SGD_FORMS[form]).step()
         stack.subject.sgd_update(net.parameters(), lr)
         for name, old in before.items():
-            for update_name, updated in (("sgd_update", net), (f"optim.SGD, {form}", twin)):
+            for update_name, updated in (("sgd_update", net), (f"optim.SGD, {form}", net_copy)):
                 exact, _ = SGD(lr).step(old, grads[name], None, stack.precision)
                 assert_rounded(updated.get_parameter(name), exact, f"{name} after {update_name}")
 
