@@ -208,7 +208,7 @@ def test_text_on_other_rules_has_the_published_figures() -> None:
 
 
 def test_settings_are_those_of_the_code() -> None:
-    assert {row[1]: int(row[0]) for row in table("exit code")} == EXIT_CODES | {"stopped": 130}
+    assert {row[1]: int(row[0]) for row in table("exit code")} == EXIT_CODES | {"(no verdict)": 130}
     assert f"the tolerated slowdown ({100 * DELTA:g} %, `--delta`)" in TEXT
     assert f"By default it is {BUDGET:g} s times the number of benchmarks" in TEXT
     rates = Rates.of(len(DEFAULT))
