@@ -7,7 +7,7 @@ GLOSSARY = {
     "stack": "A subject, an engine, a device and a dtype, with the versions and the hardware that they run on.",
     "case": "A small recipe for a network, images and targets; Hypothesis draws it, and tensors are built from it.",
     "oracle": "The same network in float64 NumPy, without PyTorch; it computes the reference values.",
-    "budget": "The unit of errors: the typical error that rounding alone causes, as the oracle estimates; 8 are allowed.",
+    "budget": "The unit of errors: the typical error from rounding alone, as the oracle estimates it; 8 are allowed.",
     "mutant": "A subject with one deliberate fault, registered with the law that must reject it.",
     "twin": "A correct variant that looks different; no law may reject it.",
     "known issue": "A registered bug of PyTorch or of an engine; on the stacks that have it, the failures it causes "
