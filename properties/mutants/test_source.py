@@ -71,7 +71,7 @@ def test_every_explanation_is_a_sentence_about_a_line_of_the_source() -> None:
 
 def test_survivor_and_unused_explanation_are_problems(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        source, "explained", lambda: {("update", "x + 1", "x - 1"): "None.", ("net", "y", "z"): "None."}
+        source, "explained", lambda: {("exact_sgd", "x + 1", "x - 1"): "None.", ("net", "y", "z"): "None."}
     )
     judged = [
         Judgement(SUBTRACTED, 7, "a - b", "a + b", Outcome.SURVIVED, "", 1.0),
@@ -81,6 +81,6 @@ def test_survivor_and_unused_explanation_are_problems(monkeypatch: pytest.Monkey
 
     assert source.problems(judged) == [
         "lenet/exact_sgd.py:7 survives core/ReplaceBinaryOperator_Sub_Add: a - b  ->  a + b",
-        "explained but not made: update: x + 1  ->  x - 1",
+        "explained but not made: exact_sgd: x + 1  ->  x - 1",
     ]
-    assert source.summary(judged)[1].split() == ["update", "2", "1", "0", "0", "1"]
+    assert source.summary(judged)[1].split() == ["exact_sgd", "2", "1", "0", "0", "1"]
