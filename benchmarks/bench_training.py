@@ -20,7 +20,7 @@ from torch import nn, optim
 from benchmarks.latency import CONFIDENCE, PERCENTILES, QUERIES, percentile
 from benchmarks.memory import min_forward_memory, min_training_memory, peak
 from benchmarks.roofline import copied_bytes, forward_bytes, last_level_cache, training_bytes
-from benchmarks.workload import BATCHES, LR, Workload
+from benchmarks.workload import LR, TIMED_BATCHES, Workload
 from lenet.exact_sgd import SGD
 from lenet.net import FORWARD_FLOPS, TRAINING_FLOPS
 from lenet.timer import timer
@@ -29,9 +29,9 @@ from properties.comparison import assert_rounded
 from properties.stack import Stack, dtype_name, float64
 
 pytestmark = pytest.mark.benchmark(timer=timer, max_time=0.25, min_rounds=5, warmup=False)
-batches = pytest.mark.parametrize("batch", BATCHES)
+batches = pytest.mark.parametrize("batch", TIMED_BATCHES)
 # The parts of a step omit the largest batch size, which would add 44 s on two cores; the complete step includes it.
-batches_of_parts = pytest.mark.parametrize("batch", BATCHES[:-1])
+batches_of_parts = pytest.mark.parametrize("batch", TIMED_BATCHES[:-1])
 
 
 def note(benchmark: BenchmarkFixture, stack: Stack, threads: int, operation: str, **figures: Any) -> None:

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from benchmarks.arguments import positive_int
 from benchmarks.worker_client import Arm, NotTimed, Startup, Worker, WorkerError
-from benchmarks.workload import BATCHES, DISTINCT
+from benchmarks.workload import DISTINCT, TIMED_BATCHES
 from lenet import engines
 from lenet.engines import PEERS, Engine, EngineError
 from lenet.files import set_aside, writable, write_atomically
@@ -371,10 +371,10 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--batches",
         type=_batches,
-        default=BATCHES[:-1],
+        default=TIMED_BATCHES[:-1],
         metavar="SIZES",
         help=f"comma-separated; above {DISTINCT}, multiples of {DISTINCT}; "
-        f"default {','.join(map(str, BATCHES[:-1]))}; training steps are timed only at {TRAINING}",
+        f"default {','.join(map(str, TIMED_BATCHES[:-1]))}; training steps are timed only at {TRAINING}",
     )
     parser.add_argument("--threads", type=positive_int, default=os.cpu_count() or 1, help="default: all cores")
     parser.add_argument("--device", default="cpu", help="default %(default)s")

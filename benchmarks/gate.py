@@ -30,11 +30,11 @@ from benchmarks.arguments import positive_int
 from benchmarks.comparison import OPERATIONS, ComparisonError, Side, compare
 from benchmarks.gate_report import FORMATS, PURPOSES, Outcome, terminal
 from benchmarks.worker_client import Arm, WorkerError
-from benchmarks.workload import BATCHES
+from benchmarks.workload import TIMED_BATCHES
 from lenet.files import set_aside, writable, write_atomically
 from lenet.oracle import PRECISIONS
 
-NAMES = tuple(f"{operation}-{batch}" for operation in OPERATIONS for batch in BATCHES)
+NAMES = tuple(f"{operation}-{batch}" for operation in OPERATIONS for batch in TIMED_BATCHES)
 DEFAULT = ("forward-1", "forward-256", "training-step-64")
 """A benchmark of latency, one of throughput and one of training."""
 

@@ -15,7 +15,7 @@ from benchmarks.comparison import ComparisonError
 from benchmarks.fakes import MACHINE, ROOT, FakeWorkers, interrupt, remaining_processes, start_command
 from benchmarks.gate import NAMES, checkout, default_base, main
 from benchmarks.gate_report import FORMATS
-from properties.test_options import FAULTY
+from properties.testing import FAULTY
 
 RunGate = Callable[..., tuple[int, dict, str, str]]
 

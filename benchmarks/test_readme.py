@@ -17,7 +17,7 @@ from benchmarks.gate import BUDGET, DEFAULT, DELTA, EXIT_CODES
 from benchmarks.gate_trial import REPLAYS, SAMPLE_SECONDS
 from benchmarks.latency import QUERIES
 from benchmarks.trial_table import RULES
-from benchmarks.workload import BATCHES
+from benchmarks.workload import TIMED_BATCHES
 
 RUN = ROOT / "reports/runs/2026-11-23_amd-epyc_torch-2.13.0"
 README = (ROOT / "benchmarks/README.md").read_text()
@@ -219,7 +219,7 @@ def test_settings_are_those_of_the_code() -> None:
     assert f"at most {100 * MISS_RATE:g} %." in TEXT
     assert f"{QUERIES:,} forward passes" in TEXT
     assert f"None of {len(DEFAULT) * REPLAYS:,} replays, {REPLAYS:,} per benchmark, failed" in TEXT
-    *sizes, largest = (f"{batch:,}" for batch in BATCHES)
+    *sizes, largest = (f"{batch:,}" for batch in TIMED_BATCHES)
     assert f"Batch sizes are {', '.join(sizes)} and {largest} (loss and backward: up to {sizes[-1]})" in TEXT
 
 

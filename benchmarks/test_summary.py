@@ -14,7 +14,7 @@ import pytest
 from benchmarks.fakes import benchmark_entry
 from benchmarks.latency import QUERIES
 from benchmarks.summary import summary
-from properties.test_options import run
+from properties.testing import run
 
 ONE_OF_EACH = "1-threads and cpu-float32 and (copy or matrix or (-1] and (forward or step)))"
 

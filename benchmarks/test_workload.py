@@ -11,7 +11,7 @@ import torch
 from benchmarks.workload import Workload
 from lenet import subject
 from properties.stack import Stack
-from properties.test_options import FAULTY, run
+from properties.testing import FAULTY, run
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from properties.stack import Stack, float64
 LR = 2.0**-20
 """The learning rate of timed training steps: so small that thousands of steps do not change the work they do."""
 
-BATCHES = (1, 4, 16, 64, 256, 1024, 4096, 8192)
+TIMED_BATCHES = (1, 4, 16, 64, 256, 1024, 4096, 8192)
 """The batch sizes that are timed: a single image, batches that fit into a cache, and batches that exceed it."""
 
 DISTINCT = 16

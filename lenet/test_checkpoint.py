@@ -11,7 +11,7 @@ import torch
 
 from lenet import Net, checkpoint, digits
 from lenet.checkpoint import CheckpointError
-from lenet.test_training import SETTINGS, first_digits, four_batches, same_parameters, trained
+from lenet.testing import SETTINGS, first_digits, four_batches, same_parameters, trained
 from lenet.training import Progress, initial_net, train
 
 

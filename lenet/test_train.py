@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from lenet import Net, checkpoint, digits, feature_maps, train, training
-from lenet.test_training import SETTINGS, four_batches, same_parameters, trained
+from lenet.testing import SETTINGS, four_batches, same_parameters, trained
 from lenet.training import MAX_SEED, Epoch, Progress, Settings
 
 

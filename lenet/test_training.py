@@ -7,34 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lenet import Net, digits, training
-from lenet.digits import Digits
+from lenet import Net, training
+from lenet.testing import SETTINGS, first_digits, four_batches, same_parameters, trained
 from lenet.training import MAX_SEED, SGD_FORMS, Progress, Settings, initial_net, train
-
-SETTINGS = Settings(epochs=2, batch=64)
-
-
-def first_digits(count: int) -> Digits:
-    """The first `count` training digits, and as many test digits."""
-    data = digits.load()
-    parts = data.train_images, data.train_labels, data.test_images, data.test_labels
-    return Digits(data.name, *(part[:count] for part in parts))
-
-
-def four_batches() -> Digits:
-    """Digits for four batches of SETTINGS, the last of them smaller."""
-    return first_digits(200)
-
-
-def trained(settings: Settings, data: Digits) -> tuple[Net, Progress]:
-    net, progress = initial_net(settings), Progress()
-    for _ in train(net, data, settings, progress):
-        pass
-    return net, progress
-
-
-def same_parameters(first: Net, second: Net) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
 
 
 def test_manual_and_optimizer_updates_train_identically_at_a_power_of_two() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from lenet import digits, oracle
-from lenet.test_training import SETTINGS, four_batches, trained
+from lenet.testing import SETTINGS, four_batches, trained
 from lenet.training import batches, initial_net
 from lenet.training_comparison import comparisons
 

@@ -13,7 +13,7 @@ from lenet import subject
 from properties import known_issues
 from properties.known_issues import KNOWN_ISSUES, UNREPORTED, expected_issues, page
 from properties.stack import Stack
-from properties.test_options import run
+from properties.testing import run
 
 LAW = "test_optimizer_update_matches_the_formula"
 WHERE = f"properties/laws/test_update.py::{LAW}[lenet-cpu-float32-foreach]"

@@ -13,7 +13,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from lenet.fingerprint import FORMAT
-from properties.test_options import run, run_module
+from properties.testing import run, run_module
 from reports import figures
 from reports.__main__ import main
 from reports.conftest import Files, write

@@ -18,14 +18,14 @@ from reports.conftest import parsed
 from reports.history import PAGES
 from reports.loading import load, read
 from reports.run import CHAPTERS
-from reports.upgrades import OLDEST, STEPS, upgrade
+from reports.upgrades import OLDEST, UPGRADES, upgrade
 
 PUBLISHED = Path(__file__).parent / "runs" / "2026-11-23_amd-epyc_torch-2.13.0"
 RENAMED = json.loads(resources.files("reports").joinpath("renamed.json").read_text())
 
 
 def test_every_older_format_has_a_step() -> None:
-    assert list(STEPS) == list(range(OLDEST, FORMAT))
+    assert list(UPGRADES) == list(range(OLDEST, FORMAT))
 
 
 def test_renamed_laws_chapters_and_known_issues_exist() -> None:

@@ -18,7 +18,7 @@ OLDEST = 2
 
 def upgrade(name: str, content: dict[str, Any]) -> dict[str, Any]:
     """Return the content of the file `name` in the current format; content of any other format is unchanged."""
-    for old, step in STEPS.items():
+    for old, step in UPGRADES.items():
         if content["format"] == old:
             step(name, content)
             content["format"] = old + 1
@@ -60,7 +60,7 @@ def _from_2_to_3(name: str, content: dict[str, Any]) -> None:
                 _rename(verdict, beside="background_processes", found="slowdown", suspicion="first_round")
 
 
-STEPS: dict[int, Callable[[str, dict[str, Any]], None]] = {2: _from_2_to_3}
+UPGRADES: dict[int, Callable[[str, dict[str, Any]], None]] = {2: _from_2_to_3}
 """The step from each older format to the next."""
 
 

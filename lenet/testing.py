@@ -1,0 +1,36 @@
+"""Helpers of the tests: short training runs."""
+
+from __future__ import annotations
+
+import torch
+
+from lenet import Net, digits
+from lenet.digits import Digits
+from lenet.training import Progress, Settings, initial_net, train
+
+SETTINGS = Settings(epochs=2, batch=64)
+
+
+def first_digits(count: int) -> Digits:
+    """The first `count` training digits, and as many test digits."""
+    data = digits.load()
+    parts = data.train_images, data.train_labels, data.test_images, data.test_labels
+    return Digits(data.name, *(part[:count] for part in parts))
+
+
+def four_batches() -> Digits:
+    """Digits for four batches of SETTINGS, the last of them smaller."""
+    return first_digits(200)
+
+
+def trained(settings: Settings, data: Digits) -> tuple[Net, Progress]:
+    """The network after a whole run, and the progress at its end."""
+    net, progress = initial_net(settings), Progress()
+    for _ in train(net, data, settings, progress):
+        pass
+    return net, progress
+
+
+def same_parameters(first: Net, second: Net) -> bool:
+    """Whether two networks have the same parameters bit for bit."""
+    return all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
