@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from lenet import Net, checkpoint, digits, feature_maps, train, training
+from lenet.digits import Digits
 from lenet.testing import SETTINGS, four_batches, same_parameters, trained
 from lenet.training import MAX_SEED, Epoch, Progress, Settings
 
@@ -44,6 +45,35 @@ def test_command_trains_and_records_and_does_not_overwrite_an_earlier_run(
 
     assert train.main(command) == 2
     assert "holds an earlier run" in capsys.readouterr().err
+
+
+def test_comparison_prints_and_records_what_each_training_reaches(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded: list[dict[str, list[Epoch]]] = []
+    compared = {"optim.SGD": [Epoch(0.5, 0.25), Epoch(0.125, 0.75)], "the oracle": [Epoch(0.5, 0.5), Epoch(0.25, 1.0)]}
+    monkeypatch.setattr(train, "comparisons", lambda data, settings: compared)
+
+    assert train._compare(four_batches(), SETTINGS, recorded.append) == 0
+
+    printed = "optim.SGD: test accuracy 75.0%, loss 0.1250\nthe oracle: test accuracy 100.0%, loss 0.2500\n"
+    assert capsys.readouterr().out == printed
+    assert recorded == [compared]
+
+
+def test_ctrl_c_stops_a_comparison_and_records_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(data: Digits, settings: Settings) -> None:
+        raise KeyboardInterrupt
+
+    recorded: list[dict[str, list[Epoch]]] = []
+    monkeypatch.setattr(train, "comparisons", interrupt)
+
+    assert train._compare(four_batches(), SETTINGS, recorded.append) == 130
+
+    assert capsys.readouterr().err == "stopped the comparison\n"
+    assert not recorded
 
 
 @pytest.mark.parametrize(
@@ -127,6 +157,22 @@ def test_setting_at_the_limit_of_its_range_is_accepted(tmp_path: Path, name: str
 def test_setting_out_of_range_is_rejected(arguments: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         train.main(arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "--epochs 0: must be at least 1\n"),
+        (["--seed", "-1"], "--seed -1: must be at least 0 and at most 4294967295\n"),
+    ],
+)
+def test_error_names_the_range_of_a_setting(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit):
+        train.main(arguments)
+
+    assert capsys.readouterr().err.endswith(message)
 
 
 def test_folders_that_are_files_are_rejected(tmp_path: Path) -> None:
