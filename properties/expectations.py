@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import Phase, currently_in_test_context, settings, target
 from hypothesis.errors import StopTest, UnsatisfiedAssumption
 
@@ -38,17 +39,22 @@ def _counted(law: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(law)
     def counted(*args: Any, **drawn: Any) -> None:
         __tracebackhide__ = True
+        assert_device_works()
         ledger = current_ledger()
         ledger.begin_example({name: value for name, value in drawn.items() if not isinstance(value, Stack)})
-        expected = [failure for _, failure in ledger.known_issues if failure.applies_to(drawn)]
+        expected = [(issue, failure) for issue, failure in ledger.known_issues if failure.applies_to(drawn)]
         if expected and not currently_in_test_context():
             return  # a law that draws nothing: its only example is the counterexample, which has been run already
+        if any(issue.stops_device for issue, _ in expected):
+            return
         try:
             law(*args, **drawn)
+            synchronize(drawn.get("stack"))
         except (UnsatisfiedAssumption, StopTest, pytest.skip.Exception):
             raise
         except (Exception, pytest.fail.Exception) as error:
-            if not any(isinstance(error, failure.raises) for failure in expected):
+            note_stopped_device(drawn.get("stack"), error)
+            if not any(isinstance(error, failure.raises) for _, failure in expected):
                 ledger.first_failure = ledger.first_failure or ledger.examples
                 raise
             ledger.discard_expected_failure()
@@ -58,6 +64,33 @@ def _counted(law: Callable[..., None]) -> Callable[..., None]:
 
     counted.counted = True  # type: ignore[attr-defined]
     return counted
+
+
+_stopped_device: list[str] = []
+"""Why the GPU of this process no longer works, if it does not: after some errors, every later call on it fails."""
+
+
+def synchronize(stack: Stack | None) -> None:
+    """Wait for the GPU, so that an error in a kernel is raised in the example that it belongs to."""
+    if stack is not None and stack.device.type == "cuda":
+        torch.cuda.synchronize(stack.device)
+
+
+def note_stopped_device(stack: Stack | None, error: BaseException) -> None:
+    """Remember the error if after it the GPU does not work any more in this process."""
+    if stack is None or stack.device.type == "cpu":
+        return
+    try:
+        torch.ones(1, device=stack.device).cpu()
+    except RuntimeError:
+        _stopped_device.append(f"{stack.device} no longer works in this process: {str(error).splitlines()[0]}")
+
+
+def assert_device_works() -> None:
+    """Raise RuntimeError if the GPU of this process has stopped working: nothing more can be judged on it."""
+    __tracebackhide__ = True
+    if _stopped_device:
+        raise RuntimeError(f"not judged: {_stopped_device[0]}; run this law again without the one that failed before")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -82,6 +115,8 @@ def pytest_runtest_call(item: pytest.Item) -> None:
 def _occurs(item: pytest.Function, arguments: dict[str, Any], issue: KnownIssue, failure: ExpectedFailure) -> bool:
     """Whether the law fails on the issue's counterexample; raises AssertionError if it must, but does not."""
     __tracebackhide__ = True
+    if issue.stops_device:
+        return True  # its counterexample would end every judgement on this device
     law = getattr(item.obj, "hypothesis", None)
     try:
         (law.inner_test if law else item.obj)(**{**arguments, **failure.counterexample})

@@ -56,10 +56,11 @@ class KnownIssue:
     reference: str  # owner/repository#number, or UNREPORTED
     affects: StackFilter
     expected_failures: tuple[ExpectedFailure, ...]
-    since: tuple[int, int] = (2, 13)  # the oldest PyTorch version tested with it; most earlier ones were not tested
+    since: tuple[int, int] = (2, 11)  # the oldest PyTorch version tested with it; most earlier ones were not tested
     fixed_in: tuple[int, int] | None = None  # the first PyTorch version without it; None if no release is known
     engines: tuple[str, ...] = ()  # the engines that have it; if empty, PyTorch's operators have it
     intermittent: tuple[torch.dtype, ...] = ()  # dtypes in which it depends on what was compiled before
+    stops_device: bool = False  # whether the GPU does not work any more after it: then its examples are left out
 
     def must_occur(self, stack: Stack) -> bool:
         """
@@ -102,6 +103,12 @@ def on_cpu(*dtypes: torch.dtype) -> StackFilter:
     """Return the stacks of these dtypes on the CPU; of all dtypes if none is given."""
     description = f"{_names(dtypes)} on the CPU" if dtypes else "CPU"
     return StackFilter(description, lambda stack: stack.device.type == "cpu" and (not dtypes or stack.dtype in dtypes))
+
+
+def on_cuda(*dtypes: torch.dtype) -> StackFilter:
+    """Return the stacks of these dtypes on NVIDIA GPUs; of all dtypes if none is given."""
+    description = f"{_names(dtypes)} on CUDA" if dtypes else "CUDA"
+    return StackFilter(description, lambda stack: stack.device.type == "cuda" and (not dtypes or stack.dtype in dtypes))
 
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:
@@ -184,6 +191,11 @@ def fused_momentum(form: str, sgd: SGD, **others: Any) -> bool:
     return form == "fused" and sgd.momentum > 0
 
 
+def channels_last_double(layout: str, shape: tuple[int, ...], **others: Any) -> bool:
+    """An odd number of channels, next to each other in memory."""
+    return layout in ("channels_last", "transposed") and shape[1] % 2 == 1
+
+
 def foreach_nesterov(form: str, sgd: SGD, **others: Any) -> bool:
     """Foreach with Nesterov momentum, and no setting for which it copies the gradients first."""
     return form == "foreach" and sgd.nesterov and not sgd.weight_decay and not sgd.maximize
@@ -257,6 +269,7 @@ def largest(applies_to: Callable[..., bool], batch: int, kernels: str = "default
 
 PLAIN, MOMENTUM, NESTEROV = SGD(lr=0.5), SGD(lr=0.5, momentum=0.5), SGD(lr=0.5, momentum=0.5, nesterov=True)
 ONE, TWO, BLOCK, BLOCKS = (Vectors(sizes=sizes) for sizes in ((1,), (1, 1), (16,), (16, 16)))
+ACROSS_CONVOLUTION = Placed(layouts=(("contiguous", "channels_last", "contiguous"),))
 ACROSS = Placed("conv1.bias", layouts=(("contiguous", "strided", "contiguous"),))
 INSIDE = Placed("conv1.bias", layouts=(("strided", "contiguous", "contiguous"),))
 
@@ -272,6 +285,14 @@ FULL_BLOCKS: dict[str, dict[str, Any]] = {
     "late_first_gradient_is_treated_as_first_step": {"vectors": BLOCKS, "sgd": PLAIN},
     "missing_gradient_differs_from_zero_gradient": {"vectors": BLOCKS, "sgd": MOMENTUM},
     "optimizer_step_is_correct_in_any_memory_layout": {"placed": Placed(), "sgd": PLAIN},
+    "maximize_equals_minimize_with_negated_gradients": {"vectors": BLOCK, "sgd": PLAIN},
+    "grad_scaler_step_equals_unscaled_step": {"vectors": BLOCK, "sgd": PLAIN, "unscale": False},
+    "grad_scaler_skips_step_with_nonfinite_gradients": {
+        "vectors": BLOCK,
+        "sgd": PLAIN,
+        "position": 0,
+        "nonfinite": float("inf"),
+    },
 }
 """Arguments with a full SIMD block, by law."""
 
@@ -332,6 +353,15 @@ KNOWN_ISSUES = (
         ),
     ),
     KnownIssue(
+        title="optim.SGD(fused=True) on CUDA raises an internal error if parameter and gradient layouts differ",
+        reference=UNREPORTED,
+        affects=on_cuda(),
+        expected_failures=tuple(
+            expected_failure(law, fused_views, RuntimeError, form="fused", placed=ACROSS_CONVOLUTION, sgd=PLAIN)
+            for law in ("optimizer_step_is_correct_in_any_memory_layout", "optimizer_step_writes_only_its_parameter")
+        ),
+    ),
+    KnownIssue(
         title="optim.SGD(fused=True) writes to memory outside a parameter that is a strided view",
         reference=UNREPORTED,
         affects=on_cpu(),
@@ -344,7 +374,7 @@ KNOWN_ISSUES = (
     KnownIssue(
         title="optim.SGD(fused=True) updates parameters unnoticed by autograd: older graphs silently use new values",
         reference=UNREPORTED,
-        affects=on_cpu(),
+        affects=ANY_STACK,
         expected_failures=(
             expected_failure(
                 "backward_after_step_raises_or_uses_saved_values", fused, form="fused", vectors=ONE, sgd=PLAIN
@@ -417,6 +447,24 @@ KNOWN_ISSUES = (
                 position=0,
                 nonfinite=float("inf"),
             ),
+        ),
+    ),
+    KnownIssue(
+        title="max_pool2d of channels_last maps in float64 stops the GPU if their number of channels is odd",
+        reference=UNREPORTED,
+        affects=on_cuda(torch.float64),
+        stops_device=True,
+        expected_failures=tuple(
+            expected_failure(
+                "max_pooling_is_exact_for_nonfinite_values",
+                channels_last_double,
+                form=form,
+                shape=(1, 33, 2, 2),
+                share=0.0,
+                layout="channels_last",
+                seed=0,
+            )
+            for form in ("F.max_pool2d", "with indices", "nn.MaxPool2d")
         ),
     ),
     KnownIssue(

@@ -30,6 +30,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 """The options that each engine passes to `torch.compile`, in addition to `fullgraph=True` and `dynamic=True`."""
 
+USING_CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
+"""The engines whose results on a GPU are memory that their next call overwrites, as PyTorch documents."""
+
 RECOMPILE_LIMIT = 32
 """
 How often one network may be compiled.
@@ -101,11 +104,19 @@ def build_compiled(net: nn.Module, name: str) -> Run:
 
     It is compiled at the first call, and again for each new kind of input. Networks of one class and dtype share their
     compiled code. Images are converted to the standard layout first, so that other layouts cause no recompilation.
+    Logits in the memory of a CUDA graph are copied, as the error message of PyTorch advises.
     Raises if the network does not compile to one graph, or (within `without_fallback`) at the recompile limit.
     """
     key = (name, type(net), next(net.parameters()).dtype)
     forward = _forwards[key] = _forwards.get(key) or compile_forward(name)
-    return lambda images: forward(net, to_standard_layout(images))
+
+    def run(images: Tensor) -> Tensor:
+        if name not in USING_CUDA_GRAPHS or images.device.type != "cuda":
+            return forward(net, to_standard_layout(images))
+        torch.compiler.cudagraph_mark_step_begin()
+        return forward(net, to_standard_layout(images)).clone()
+
+    return run
 
 
 def build_frozen(net: nn.Module) -> Run:

@@ -24,8 +24,9 @@ def build_cuda_graph(net: nn.Module) -> Run:
     graph = torch.cuda.CUDAGraph()
     buffers: list[Tensor] = []  # the images that the graph reads and the logits that it writes
 
+    @torch.inference_mode(False)  # a buffer made in inference mode could not be written outside it
     @torch.no_grad()
-    def run(images: Tensor) -> Tensor:
+    def replay(images: Tensor) -> Tensor:
         if not buffers:
             buffers.extend(_capture(graph, net, images))
         static_images, static_logits = buffers
@@ -35,9 +36,9 @@ def build_cuda_graph(net: nn.Module) -> Run:
             )
         static_images.copy_(images)
         graph.replay()
-        return static_logits.clone()
+        return static_logits
 
-    return run
+    return lambda images: replay(images).clone()
 
 
 def _capture(graph: torch.cuda.CUDAGraph, net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -48,7 +48,7 @@ def without_onednn() -> AbstractContextManager[object]:
 @contextmanager
 def with_tf32() -> Iterator[None]:
     """Round the operands of convolutions and matrix products to TF32 (11 significant bits) on NVIDIA's tensor cores."""
-    backends: Any = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    backends = _backends_with_tf32()
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:
@@ -78,11 +78,22 @@ def disable_tf32() -> None:
     """Disable TF32 on CUDA for this process: by default, cuDNN's convolutions round float32 operands to TF32."""
     if torch.cuda.is_available():
         if hasattr(torch.backends.cudnn, "conv"):
-            torch.backends.cudnn.conv.fp32_precision = "ieee"
-            torch.backends.cuda.matmul.fp32_precision = "ieee"
+            for backend in _backends_with_tf32():
+                backend.fp32_precision = "ieee"
         else:  # before torch 2.9
             torch.backends.cudnn.allow_tf32 = False
             torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def _backends_with_tf32() -> tuple[Any, ...]:
+    """
+    Return everything that has a setting for TF32.
+
+    Recurrent layers included: if theirs differed from that of convolutions, reading `cudnn.allow_tf32`, as
+    `torch.export` does, would raise (pytorch/pytorch#179445).
+    """
+    cudnn: Any = torch.backends.cudnn
+    return cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul
 
 
 ENGINES = (

@@ -18,9 +18,19 @@ from lenet.engines.eager import deterministic_algorithms
 from lenet.exact_sgd import SGD
 from lenet.training import SGD_FORMS
 from properties.case import Case
-from properties.comparison import assert_exact, assert_rounded
-from properties.laws.optimizers import FORM, buffer_of, give_gradients, optimizer_of, parameters_of
-from properties.stack import Stack, float64, lay_out
+from properties.comparison import assert_exact
+from properties.laws.optimizers import (
+    FORM,
+    assert_step,
+    assert_stepped,
+    buffer_of,
+    copy_state,
+    exact_step,
+    give_gradients,
+    optimizer_of,
+    parameters_of,
+)
+from properties.stack import Stack, lay_out
 from properties.strategies import Placed, Vectors, cases, learning_rates, placed, settings, vectors
 
 OPTIMIZER_STEPS = 3
@@ -29,29 +39,6 @@ OPTIMIZER_STEPS = 3
 def momentum_settings() -> st.SearchStrategy[SGD]:
     """Settings with momentum, for which the optimizer keeps a buffer per parameter."""
     return settings().filter(lambda sgd: sgd.momentum > 0)
-
-
-def assert_step(stack: Stack, optimizer: optim.SGD, parameters: list[nn.Parameter], sgd: list[SGD]) -> None:
-    """
-    Take a step, then assert that every parameter and momentum buffer has its documented value, within its roundings.
-
-    `sgd` holds the settings of each parameter.
-    """
-    exact = []
-    for parameter, own in zip(parameters, sgd, strict=True):
-        assert parameter.grad is not None
-        buffer = buffer_of(optimizer, parameter)
-        before = [float64(part).copy() if part is not None else None for part in (parameter, parameter.grad, buffer)]
-        exact.append(own.step(*before, stack.precision))
-
-    optimizer.step()
-
-    for i, (parameter, (updated, velocity)) in enumerate(zip(parameters, exact, strict=True)):
-        assert_rounded(parameter, updated, f"parameter {i}")
-        buffer = buffer_of(optimizer, parameter)
-        if velocity is not None:
-            assert buffer is not None, f"parameter {i} has no momentum buffer"
-            assert_rounded(buffer, velocity, f"momentum buffer {i}")
 
 
 @FORM
@@ -213,8 +200,9 @@ def test_optimizer_step_leaves_gradients_unchanged(stack: Stack, form: str, vect
 @given(vectors=vectors(), sgd=settings())
 def test_maximize_equals_minimize_with_negated_gradients(stack: Stack, form: str, vectors: Vectors, sgd: SGD) -> None:
     """
-    `optim.SGD(maximize=True)` gives the same bits as `maximize=False` with negated gradients.
+    A step of `optim.SGD(maximize=True)` equals one of `maximize=False` with negated gradients, within its roundings.
 
+    Not bit for bit: a compiler may fuse a multiplication and an addition in one of the two and not in the other.
     Rejects: `maximize` that is ignored, or that also negates the weight decay.
     """
     maximized, minimized = parameters_of(stack, vectors), parameters_of(stack, vectors)
@@ -222,15 +210,18 @@ def test_maximize_equals_minimize_with_negated_gradients(stack: Stack, form: str
     minimizer = optimizer_of(minimized, replace(sgd, maximize=False), form)
 
     for step in range(OPTIMIZER_STEPS):
-        for parameters, optimizer in ((maximized, maximizer), (minimized, minimizer)):
-            give_gradients(stack, parameters, vectors, step)
-            if optimizer is minimizer:
-                for parameter in parameters:
-                    parameter.grad.neg_()
-            optimizer.step()
+        give_gradients(stack, maximized, vectors, step)
+        give_gradients(stack, minimized, vectors, step)
+        exact = exact_step(stack, maximizer, maximized, [replace(sgd, maximize=True)] * len(maximized))
+        for parameter in minimized:
+            parameter.grad.neg_()
 
-    for i, (got, want) in enumerate(zip(maximized, minimized, strict=True)):
-        assert_exact(got, want, f"parameter {i}")
+        maximizer.step()
+        minimizer.step()
+
+        assert_stepped(maximizer, maximized, exact)
+        assert_stepped(minimizer, minimized, exact)
+        copy_state(maximizer, maximized, minimizer, minimized)
 
 
 @FORM
