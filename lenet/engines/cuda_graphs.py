@@ -6,6 +6,8 @@ https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 
 from __future__ import annotations
 
+import gc
+
 import torch
 from torch import Tensor, nn
 
@@ -49,8 +51,14 @@ def _capture(graph: torch.cuda.CUDAGraph, net: nn.Module, images: Tensor) -> tup
         for _ in range(WARMUP_CALLS):
             net(static_images)
     torch.cuda.current_stream().wait_stream(side_stream)
-    with torch.cuda.graph(graph):
-        static_logits: Tensor = net(static_images)
+    collecting = gc.isenabled()
+    gc.disable()  # if an older graph were freed during the capture, the capture would fail
+    try:
+        with torch.cuda.graph(graph):
+            static_logits: Tensor = net(static_images)
+    finally:
+        if collecting:
+            gc.enable()
     return static_images, static_logits
 
 

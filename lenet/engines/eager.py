@@ -45,18 +45,23 @@ def without_onednn() -> AbstractContextManager[object]:
     return torch.backends.mkldnn.flags(enabled=False)
 
 
+# By `allow_tf32`, not by `fp32_precision`, which since torch 2.9 can do the same: after it is set, reading `allow_tf32`
+# raises (pytorch/pytorch#179445), and torch.export reads it.
+TF32_SETTINGS: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+"""What has a setting `allow_tf32`: cuDNN's convolutions, and matrix products."""
+
+
 @contextmanager
 def with_tf32() -> Iterator[None]:
     """Round the operands of convolutions and matrix products to TF32 (11 significant bits) on NVIDIA's tensor cores."""
-    backends = _backends_with_tf32()
-    before = [backend.fp32_precision for backend in backends]
+    before = [settings.allow_tf32 for settings in TF32_SETTINGS]
     try:
-        for backend in backends:
-            backend.fp32_precision = "tf32"
+        for settings in TF32_SETTINGS:
+            settings.allow_tf32 = True
         yield
     finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+        for settings, allowed in zip(TF32_SETTINGS, before, strict=True):
+            settings.allow_tf32 = allowed
 
 
 @contextmanager
@@ -76,24 +81,8 @@ def deterministic_algorithms(fill_uninitialized_memory: bool = False, warn_only:
 
 def disable_tf32() -> None:
     """Disable TF32 on CUDA for this process: by default, cuDNN's convolutions round float32 operands to TF32."""
-    if torch.cuda.is_available():
-        if hasattr(torch.backends.cudnn, "conv"):
-            for backend in _backends_with_tf32():
-                backend.fp32_precision = "ieee"
-        else:  # before torch 2.9
-            torch.backends.cudnn.allow_tf32 = False
-            torch.backends.cuda.matmul.allow_tf32 = False
-
-
-def _backends_with_tf32() -> tuple[Any, ...]:
-    """
-    Return everything that has a setting for TF32.
-
-    Recurrent layers included: if theirs differed from that of convolutions, reading `cudnn.allow_tf32`, as
-    `torch.export` does, would raise (pytorch/pytorch#179445).
-    """
-    cudnn: Any = torch.backends.cudnn
-    return cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul
+    for settings in TF32_SETTINGS:
+        settings.allow_tf32 = False
 
 
 ENGINES = (
