@@ -22,10 +22,23 @@ from properties.stack import float64, gradients
 def assert_exact(got: Tensor, want: Tensor, what: str) -> None:
     """Assert the same shape, dtype and equal values: NaN equals NaN, 0 equals -0."""
     __tracebackhide__ = True
+    _assert_equal(got, want, what, signed_zeros=False)
+
+
+def assert_same_bits(got: Tensor, want: Tensor, what: str) -> None:
+    """Assert the same shape, dtype and values, also the same sign of zero; NaN equals NaN, whatever its payload."""
+    __tracebackhide__ = True
+    _assert_equal(got, want, what, signed_zeros=True)
+
+
+def _assert_equal(got: Tensor, want: Tensor, what: str, signed_zeros: bool) -> None:
+    __tracebackhide__ = True
     _assert_shape(got.shape, want.shape, what)
     assert got.dtype == want.dtype, f"{what} has dtype {got.dtype}, expected {want.dtype}"
     actual, expected = float64(got), float64(want)
     wrong = ~((actual == expected) | (np.isnan(actual) & np.isnan(expected)))
+    if signed_zeros:
+        wrong |= (actual == 0) & (expected == 0) & (np.signbit(actual) != np.signbit(expected))
     if wrong.any():
         at = np.unravel_index(wrong.argmax(), wrong.shape)
         raise AssertionError(

@@ -39,7 +39,7 @@ def _counted(law: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(law)
     def counted(*args: Any, **drawn: Any) -> None:
         __tracebackhide__ = True
-        assert_device_works()
+        assert_device_works(drawn.get("stack"))
         ledger = current_ledger()
         ledger.begin_example({name: value for name, value in drawn.items() if not isinstance(value, Stack)})
         expected = [(issue, failure) for issue, failure in ledger.known_issues if failure.applies_to(drawn)]
@@ -57,6 +57,7 @@ def _counted(law: Callable[..., None]) -> Callable[..., None]:
             if not any(isinstance(error, failure.raises) for _, failure in expected):
                 ledger.first_failure = ledger.first_failure or ledger.examples
                 raise
+            ledger.forgiven += 1
             ledger.discard_expected_failure()
         ledger.partly_judged += ledger.has_unjudged
         if ledger.error_share and currently_in_test_context() and Phase.target in settings().phases:
@@ -66,8 +67,8 @@ def _counted(law: Callable[..., None]) -> Callable[..., None]:
     return counted
 
 
-_stopped_device: list[str] = []
-"""Why the GPU of this process no longer works, if it does not: after some errors, every later call on it fails."""
+_stopped: list[BaseException] = []
+"""The error after which the GPU of this process no longer works, if there was one: then every call on it fails."""
 
 
 def synchronize(stack: Stack | None) -> None:
@@ -77,20 +78,33 @@ def synchronize(stack: Stack | None) -> None:
 
 
 def note_stopped_device(stack: Stack | None, error: BaseException) -> None:
-    """Remember the error if after it the GPU does not work any more in this process."""
-    if stack is None or stack.device.type == "cpu":
-        return
+    """Remember the error if the GPU does not work any more after it in this process."""
+    if stack is not None and stack.device.type != "cpu" and not works(stack.device):
+        _stopped.append(error)
+
+
+def works(device: torch.device) -> bool:
+    """Whether the device still computes."""
     try:
-        torch.ones(1, device=stack.device).cpu()
+        torch.ones(1, device=device).cpu()
     except RuntimeError:
-        _stopped_device.append(f"{stack.device} no longer works in this process: {str(error).splitlines()[0]}")
+        return False
+    return True
 
 
-def assert_device_works() -> None:
-    """Raise RuntimeError if the GPU of this process has stopped working: nothing more can be judged on it."""
+def assert_device_works(stack: Stack | None) -> None:
+    """
+    Raise an error if the stack is on a GPU that has stopped working: nothing more can be judged on it.
+
+    In the law that stopped it, this is the error that it raised, so that shrinking cannot replace it by another one.
+    """
     __tracebackhide__ = True
-    if _stopped_device:
-        raise RuntimeError(f"not judged: {_stopped_device[0]}; run this law again without the one that failed before")
+    if not _stopped or stack is None or stack.device.type == "cpu":
+        return
+    if current_ledger().first_failure:
+        raise _stopped[0]
+    reason = str(_stopped[0]).splitlines()[0]
+    raise RuntimeError(f"not judged: since an earlier law, the GPU no longer works in this process: {reason}")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -33,6 +33,7 @@ class Ledger:
     examples: int = 0
     first_failure: int = 0  # number, from 1, of the first example that violated the law; 0 if none did
     partly_judged: int = 0  # examples with at least one element that could not be judged
+    forgiven: int = 0  # examples in which a known issue was seen; whatever it does not explain in them was judged
     worst_ratio: float = 0.0  # largest error / budget over all examples; 0 if none was measured
     notes: list[str] = field(default_factory=list)  # results that the law reports besides its verdict
     known_issues: list[tuple[KnownIssue, ExpectedFailure]] = field(
