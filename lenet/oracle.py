@@ -28,7 +28,8 @@ identically and their errors may add up coherently.
 The squared budget of an element is the mean square deviation of its perturbed replicas from the exact one, plus the
 same mean square deviation averaged over its entire tensor. In the 16-bit precisions, which accumulate in float32, a sum
 over a batch may be stored after each image, as PyTorch's convolutions on the CPU do. Where rounding may carry a value
-out of the range of the precision, its budget is infinite, and so are the budgets of all values computed from it.
+out of the range of the precision, its budget is infinite, and so are the budgets of all values computed from it. The
+same holds if a partial sum that may be stored, such as that of any of the images, may be out of the range.
 
 **Decisions.** ReLU and max-pooling select one of several candidates. A gradient is not continuous in this decision, so
 its effect is budgeted separately. The backward passes of all replicas take the decisions of the exact computation. A
@@ -36,13 +37,14 @@ decision is undecided if rounding may flip it: its margin is less than `THRESHOL
 over the replicas. If any decision is undecided, the backward pass is repeated, `REPLICAS` times with random shares of
 the gradient moved between the candidates, and once with the decisions of the last replica, in which near ties are exact
 ties, as on hardware. The variance of the gradients over these passes is added to the square of their budgets. So ties
-and kinks can be judged like any other input.
+and kinks can be judged like any other input. The softmax of large logits is a decision too, see `cross_entropy`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -171,12 +173,14 @@ class _Rounding:
         self.shared: list[Array] = []  # errors that `_shared_errors` has yet to return
         self.random = np.random.default_rng(seed)
 
-    def dot(self, a: Array, b: Array, c: Array | None = None, repeats: int = 1, images: int = 1) -> Array:
+    def dot(
+        self, a: Array, b: Array, c: Array | None = None, repeats: int = 1, images: int = 1, copies: int = 1
+    ) -> Array:
         """
         Return a @ b + c with rounding errors, (R,m,n) @ (R,n,k) -> (R,m,k); axis 0 may be 1 for exact operands.
 
         `repeats` budgets the sum as if each product were the sum of that many equal ones. `images` is the number of
-        images that the sum runs over, see `perturb`.
+        images that the sum runs over, in the order of its terms. For it and for `copies`, see `perturb`.
         """
         z = a @ b if c is None else a @ b + c
         if self.precision is None:
@@ -186,17 +190,41 @@ class _Rounding:
         if unit := self.precision.operand_unit:
             z = np.broadcast_to(z, (self.replicas + 2, *z.shape[1:])).copy()
             z[-1] = _round_to_nearest(a[-1], unit) @ _round_to_nearest(b[-1], unit) + (0.0 if c is None else c[-1])
-        return self.perturb(z, sum_of_squares, a.shape[-1] * repeats, images=images * repeats, products=True)
+
+        def partial_sums() -> Array:
+            by_image = a[0].reshape(a.shape[1], images, -1).swapaxes(0, 1)
+            return _largest_partial_sum(by_image @ b[0].reshape(images, -1, b.shape[-1]))
+
+        return self.perturb(
+            z,
+            sum_of_squares,
+            terms=a.shape[-1] * repeats,
+            images=images * repeats,
+            products=True,
+            copies=copies,
+            partial_sums=partial_sums if images > 1 else None,
+        )
 
     def perturb(
-        self, z: Array, sum_of_squares: Array, terms: int, stored: bool = True, images: int = 1, products: bool = False
+        self,
+        z: Array,
+        sum_of_squares: Array,
+        terms: int,
+        stored: bool = True,
+        images: int = 1,
+        products: bool = False,
+        copies: int = 1,
+        partial_sums: Callable[[], Array] | None = None,
     ) -> Array:
         """
         Return sums z (R,...) of `terms` terms, whose squares add up to `sum_of_squares` (...), with rounding errors.
 
         A result that is not `stored` keeps the precision of the accumulator. A result narrower than the accumulator may
         be stored after each of `images` images. If the terms are `products`, their operands are rounded as well where
-        the precision has an operand unit. Values that may leave the range become infinite in all but the exact replica.
+        the precision has an operand unit. A result that is the sum of `copies` equal ones may underflow in each.
+
+        Values that may leave the range become infinite in all but the exact replica. So do those whose `partial_sums`,
+        given by their largest magnitude (...), may leave it, if the precision may store them.
         """
         if self.precision is None:
             return z
@@ -207,20 +235,49 @@ class _Rounding:
         operands = 2 * self.precision.operand_unit**2 if products else 0.0
         roundings = (terms + 1) * accumulator.unit**2 + stores * result.unit**2 + operands
         scale = np.sqrt(roundings * (sum_of_squares + z[0] ** 2))
-        underflow = np.sqrt(terms + 1) * accumulator.underflow + stores * result.underflow
+        underflow = copies * (np.sqrt(terms + 1) * accumulator.underflow + stores * result.underflow)
         scale += np.where(sum_of_squares > 0, underflow, 0.0)
         z = np.broadcast_to(z, (self.replicas + 2, *z.shape[1:])).copy()
-        shared = self._shared_errors().reshape(-1, *[1] * (z.ndim - 1))
-        z[1:-1] += scale * (self.random.standard_normal((self.replicas, *z.shape[1:]), np.float32) + shared)
+        z[1:-1] += scale * self._errors(z.shape[1:])
         z[-1] = _round_to_nearest(z[-1], result.unit)
-        reach = max(z.max(initial=0.0), -z.min(initial=0.0), np.sqrt(stores * sum_of_squares.max(initial=0.0)))
-        if reach > result.largest / 4 or np.sqrt((terms + 1) * sum_of_squares.max(initial=0.0)) > accumulator.largest:
-            spread = np.sqrt(np.mean((z[1:-1] - z[0]) ** 2, axis=0))
-            partial = np.sqrt((stores - 1) * sum_of_squares)
-            beyond = np.abs(z[0]) + THRESHOLD * spread + partial > result.largest
-            beyond |= np.sqrt((terms + 1) * sum_of_squares) > accumulator.largest  # bounds partial sums: Cauchy-Schwarz
+        cauchy_schwarz = np.sqrt((terms + 1) * sum_of_squares)  # no partial sum is larger
+        reach = max(z.max(initial=0.0), -z.min(initial=0.0), cauchy_schwarz.max(initial=0.0))
+        if not reach <= min(result.largest / 4, accumulator.largest):  # reach is NaN if any replica is
+            largest = np.abs(z[0])
+            if partial_sums and result is not accumulator:
+                largest = np.maximum(largest, partial_sums())
+            beyond = largest + THRESHOLD * _spread(z) > result.largest
+            beyond |= cauchy_schwarz > accumulator.largest
             z[1:] = np.where(beyond, np.copysign(np.inf, z[0]), z[1:])
         return z
+
+    def widen(self, values: Array, function: Callable[[Array], Array], argument: Array) -> Array:
+        """
+        Return values = function(argument), (R,...), with the large errors that too few replicas may not have.
+
+        If s is the spread of the argument, then a value whose argument is off by k * s should be off by at most k
+        budgets, for every k up to THRESHOLD. So the spread of the value has to be at least the largest
+        |function(exact + k * s) - function(exact)| / k. A linear function has this spread already. Where the slope
+        changes within a few s, as at a kink, few or none of the replicas may be beyond it, and their errors are
+        increased at random. An argument of a single replica is exact, as is everything without a precision.
+        """
+        if self.precision is None or len(argument) == 1:
+            return values
+        exact, step = argument[0], _spread(argument)
+        needed = np.zeros(exact.shape)
+        for k in range(1, int(THRESHOLD) + 1):
+            for moved in (exact + k * step, exact - k * step):
+                needed = np.maximum(needed, np.abs(function(moved) - function(exact)) / k)
+        missing = np.sqrt(np.maximum(needed**2 - _spread(values) ** 2, 0.0))
+        widened = values.copy()
+        widened[1:-1] += missing * self._errors(values.shape[1:])
+        return widened
+
+    def _errors(self, shape: tuple[int, ...]) -> Array:
+        """Return the random numbers xi + xi_shared of the perturbed replicas, (replicas, *shape)."""
+        shared = self._shared_errors().reshape(-1, *[1] * len(shape))
+        errors: Array = self.random.standard_normal((self.replicas, *shape), np.float32) + shared
+        return errors
 
     def _shared_errors(self) -> Array:
         """
@@ -233,6 +290,22 @@ class _Rounding:
             basis, _ = np.linalg.qr(self.random.standard_normal((self.replicas, self.replicas)))
             self.shared = list(basis.T * np.sqrt(self.replicas))
         return self.shared.pop()
+
+
+def _spread(replicas: Array) -> Array:
+    """Return the root mean square deviation of the perturbed replicas (R,...) from the exact one."""
+    spread: Array = np.sqrt(np.mean((replicas[1:-1] - replicas[0]) ** 2, axis=0))
+    return spread
+
+
+def _largest_partial_sum(shares: Array) -> Array:
+    """
+    Return the largest magnitude of the partial sums of the images' shares (images,...), added in any order, (...).
+
+    It is that of the sum of all positive or of all negative shares.
+    """
+    largest: Array = np.maximum(np.maximum(shares, 0.0).sum(axis=0), np.maximum(-shares, 0.0).sum(axis=0))
+    return largest
 
 
 def _round_to_nearest(values: Array, unit: float) -> Array:
@@ -264,7 +337,7 @@ class _Gate:
         """
         winner = np.where(self.selected, self.z, 0.0).sum(axis=-1, keepdims=True)
         margin = winner - np.where(self.selected, 0.0, self.z)
-        spread = np.sqrt(np.mean((margin[1:-1] - margin[0]) ** 2, axis=0))
+        spread = _spread(margin)
         with np.errstate(invalid="ignore", divide="ignore"):
             likelihood = np.maximum(np.exp(-((margin[0] / spread) ** 2) / 4), 2 / THRESHOLD)
         return np.where(margin[0] < THRESHOLD * spread, likelihood, 0.0)
@@ -311,8 +384,14 @@ def _im2col(maps: Array) -> Array:
     return patches.reshape(replicas, batch * height * width, channels * 25)
 
 
-def _col2im(delta: Array, weight: Array, batch: int, channels: int, size: int) -> Array:
-    """Add the rows of delta @ weight where `_im2col` took the patches from, -> (R,N,channels,size,size)."""
+def _col2im(
+    delta: Array, weight: Array, batch: int, channels: int, size: int, of: Callable[[Array], Array] | None = None
+) -> Array:
+    """
+    Add the rows of delta @ weight where `_im2col` took the patches from, -> (R,N,channels,size,size).
+
+    With `of`, add this function of each of the 25 addends instead.
+    """
     places = size - 4
     replicas = max(len(delta), len(weight))
     maps = np.zeros((replicas, batch, size, size, channels))
@@ -320,6 +399,7 @@ def _col2im(delta: Array, weight: Array, batch: int, channels: int, size: int) -
     for offset in range(25):
         i, j = divmod(offset, 5)
         part = delta @ filters[..., offset]
+        part = of(part) if of else part
         maps[:, :, i : i + places, j : j + places] += part.reshape(replicas, batch, places, places, channels)
     return maps.transpose(0, 1, 4, 2, 3)
 
@@ -359,12 +439,14 @@ def _forward(p: Parameters, images: Array, rounding: _Rounding) -> _ForwardPass:
     return _ForwardPass(rows, [gate1, gate2, gate3, gate4], layer("fc3", gate4.output))
 
 
-def _backward(p: Parameters, shares: Sequence[NDArray[Any]], delta: Array, rounding: _Rounding) -> dict[str, Array]:
+def _backward(
+    p: Parameters, shares: Sequence[NDArray[Any]], delta: Array, rounding: _Rounding, repeats: int = 1
+) -> dict[str, Array]:
     """
     Return the gradient with respect to each layer's output, R,rows,outputs.
 
     `delta` (R,N,10) is the gradient with respect to the logits. `shares` has, for each gate, the share of the gradient
-    that each of its candidates gets.
+    that each of its candidates gets. All gradients are sums over `repeats` copies of each image.
     """
 
     def weight(layer: str) -> Array:
@@ -372,20 +454,35 @@ def _backward(p: Parameters, shares: Sequence[NDArray[Any]], delta: Array, round
 
     batch = delta.shape[1]
     share1, share2, share3, share4 = shares
-    delta4 = rounding.dot(delta, weight("fc3")) * share4[..., 0]
-    delta3 = rounding.dot(delta4, weight("fc2")) * share3[..., 0]
-    flat = rounding.dot(delta3, weight("fc1"))
+    delta4 = rounding.dot(delta, weight("fc3"), copies=repeats) * share4[..., 0]
+    delta3 = rounding.dot(delta4, weight("fc2"), copies=repeats) * share3[..., 0]
+    flat = rounding.dot(delta3, weight("fc1"), copies=repeats)
     pooled2 = flat.reshape(len(flat), batch, 16, 5, 5)
     delta2 = _rows_of_windows(pooled2.transpose(0, 1, 3, 4, 2)[..., None] * share2)  # R,N*100,16
-    pooled1 = _convolution_input_gradient(delta2, weight("conv2"), (batch, 6, 14), rounding)
+    pooled1 = _convolution_input_gradient(delta2, weight("conv2"), (batch, 6, 14), rounding, repeats)
     delta1 = _rows_of_windows(pooled1.transpose(0, 1, 3, 4, 2)[..., None] * share1)  # R,N*784,6
     return {"conv1": delta1, "conv2": delta2, "fc1": delta3, "fc2": delta4, "fc3": delta}
 
 
-def _convolution_input_gradient(delta: Array, weight: Array, maps: tuple[int, int, int], rounding: _Rounding) -> Array:
-    """Return the gradient with respect to a convolution's input, (R,N,C,size,size) for `maps` (N, C, size)."""
-    sum_of_squares = _col2im(delta[:1] ** 2, weight[:1] ** 2, *maps)[0]
-    return rounding.perturb(_col2im(delta, weight, *maps), sum_of_squares, weight.shape[1] * 25, products=True)
+def _convolution_input_gradient(
+    delta: Array, weight: Array, maps: tuple[int, int, int], rounding: _Rounding, copies: int = 1
+) -> Array:
+    """
+    Return the gradient with respect to a convolution's input, (R,N,C,size,size) for `maps` (N, C, size).
+
+    PyTorch's native kernels store it after each of its 25 offsets, so that the partial sums must be in range. Their
+    roundings count as one: the budget suffices without the others (`properties/calibration.json`).
+    """
+
+    def partial_sums() -> Array:
+        positive = _col2im(delta[:1], weight[:1], *maps, of=lambda part: np.maximum(part, 0.0))
+        negative = _col2im(delta[:1], weight[:1], *maps, of=lambda part: np.maximum(-part, 0.0))
+        largest: Array = np.maximum(positive, negative)[0]
+        return largest
+
+    z, sum_of_squares = _col2im(delta, weight, *maps), _col2im(delta[:1] ** 2, weight[:1] ** 2, *maps)[0]
+    terms = weight.shape[1] * 25
+    return rounding.perturb(z, sum_of_squares, terms, products=True, copies=copies, partial_sums=partial_sums)
 
 
 def _parameter_gradients(
@@ -397,9 +494,16 @@ def _parameter_gradients(
         gradient = rounding.dot(delta.swapaxes(-1, -2), rows[layer], repeats=repeats, images=images)
         gradients[f"{layer}.weight"] = gradient.reshape(-1, *SHAPES[f"{layer}.weight"])
         terms, sum_of_squares = delta.shape[1] * repeats, (delta[0] ** 2).sum(axis=0) / repeats
-        total = delta.sum(axis=1)
-        gradients[f"{layer}.bias"] = rounding.perturb(total, sum_of_squares, terms, images=images * repeats)
+        total, partial_sums = delta.sum(axis=1), partial(_largest_partial_sum_of_rows, delta[0], images)
+        gradients[f"{layer}.bias"] = rounding.perturb(
+            total, sum_of_squares, terms, images=images * repeats, partial_sums=partial_sums
+        )
     return gradients
+
+
+def _largest_partial_sum_of_rows(rows: Array, images: int) -> Array:
+    """Return the largest magnitude of the partial sums of the images' rows (images * positions,outputs), (outputs,)."""
+    return _largest_partial_sum(rows.reshape(images, -1, rows.shape[-1]).sum(axis=1))
 
 
 def _input_gradient(p: Parameters, deltas: dict[str, Array], batch: int, rounding: _Rounding) -> Array:
@@ -418,7 +522,7 @@ def mse(logits: Array, targets: Array, rounding: _Rounding, repeats: int = 1) ->
     square = rounding.perturb(difference**2, np.zeros(targets.shape), 1)
     loss = _mean(square, targets.size, rounding, repeats)
     delta = 2 * difference / max(1, targets.size)
-    return loss, rounding.perturb(delta, delta[0] ** 2, 1)
+    return loss, rounding.perturb(delta, delta[0] ** 2, 1, copies=repeats)
 
 
 def cross_entropy(logits: Array, targets: Array, rounding: _Rounding, repeats: int = 1) -> tuple[Array, Array]:
@@ -427,18 +531,41 @@ def cross_entropy(logits: Array, targets: Array, rounding: _Rounding, repeats: i
 
     The targets may be any weights, such as probabilities or one-hot labels. The logarithms are stored, and the
     softmax in the gradient is their exponential.
+
+    If rounding errors of the logits are larger than 1, as those of large logits are, the softmax is a decision that
+    rounding may flip: it is almost 0 or 1, and near 1/2 only in ties. The logarithm has a kink there. The perturbed
+    replicas show either a flip or nothing, so that their spread says little about a flip that is unlikely, and nothing
+    about shares of a tie. Both are functions of the logits' log odds, whose errors have no such jump, so both are
+    widened by the spread of the log odds.
     """
+    log_odds = _log_odds(logits)
     shifted = logits - logits.max(axis=-1, keepdims=True, initial=-np.inf)
     total = np.exp(shifted).sum(axis=-1, keepdims=True)
     normalizer = rounding.perturb(np.log(total), np.ones(total.shape[1:]), 10, stored=False)
     logarithm = rounding.perturb(shifted - normalizer, shifted[0] ** 2 + normalizer[0] ** 2, 2)
+    logarithm = rounding.widen(logarithm, _log_sigmoid, log_odds)
     terms = rounding.perturb(-targets * logarithm, np.zeros(targets.shape), 1)
     loss = _mean(terms, len(targets), rounding, repeats)
-    sums = targets.sum(axis=-1, keepdims=True)
-    softmax = np.exp(logarithm) * sums
+    softmax = rounding.widen(np.exp(_log_sigmoid(log_odds)), lambda odds: np.exp(_log_sigmoid(odds)), log_odds)
+    sum_of_squares = softmax[0] ** 2 * (shifted[0] ** 2 + normalizer[0] ** 2 + logarithm[0] ** 2)
+    softmax = softmax + rounding.perturb(np.zeros((1, *targets.shape)), sum_of_squares, 2)  # of the stored logarithm
+    softmax = softmax * targets.sum(axis=-1, keepdims=True)
     delta = (softmax - targets) / max(1, len(targets))
     sum_of_squares = (softmax[0] ** 2 + targets**2) / max(1, len(targets)) ** 2
-    return loss, rounding.perturb(delta, sum_of_squares, 10)
+    return loss, rounding.perturb(delta, sum_of_squares, 10, copies=repeats)
+
+
+def _log_odds(logits: Array) -> Array:
+    """Return log(p / (1 - p)) for each p of the softmax of the logits (R,N,10): logit - log(sum(exp(others)))."""
+    others = np.where(np.eye(logits.shape[-1], dtype=bool), -np.inf, logits[..., None, :])
+    largest = others.max(axis=-1)
+    log_odds: Array = logits - largest - np.log(np.exp(others - largest[..., None]).sum(axis=-1))
+    return log_odds
+
+
+def _log_sigmoid(log_odds: Array) -> Array:
+    """Return log(p) of the log odds of p."""
+    return -np.logaddexp(0.0, -log_odds)
 
 
 def dot(logits: Array, targets: Array, rounding: _Rounding, repeats: int = 1) -> tuple[Array, Array]:
@@ -456,7 +583,7 @@ def scaled(loss: Loss, factor: float) -> Loss:
     def times(logits: Array, targets: Array, rounding: _Rounding, repeats: int = 1) -> tuple[Array, Array]:
         value, delta = loss(logits, targets, rounding, repeats)
         value = rounding.perturb(factor * value, np.zeros(()), 1)
-        return value, rounding.perturb(factor * delta, (factor * delta[0]) ** 2, 1)
+        return value, rounding.perturb(factor * delta, (factor * delta[0]) ** 2, 1, copies=repeats)
 
     return times
 
@@ -554,7 +681,7 @@ def solve(
     with np.errstate(invalid="ignore", over="ignore"):  # perturbed replicas may overflow
         run = _forward(p, images, rounding)
         value, delta = loss(run.logits, targets, rounding, repeats)
-        deltas = _backward(p, [gate.selected[None] for gate in run.gates], delta, rounding)
+        deltas = _backward(p, [gate.selected[None] for gate in run.gates], delta, rounding, repeats)
         gradients = _parameter_gradients(deltas, run.rows, rounding, repeats)
         if with_input_gradient:
             gradients["images"] = _input_gradient(p, deltas, len(images), rounding)

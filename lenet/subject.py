@@ -5,6 +5,23 @@ A subject is a module, a file, or an object in one of them: `package.module`, `p
 or `path/to/file.py:Name`. It defines `Net`, `sgd_update`, `train_step` or `replaces`, and `lenet` provides the rest. An
 object may also be a subclass of `nn.Module`, which is used as `Net`, or a function named `sgd_update` or `train_step`.
 `replaces` maps full names of parts of PyTorch to implementations that replace them while the subject is judged.
+
+What the laws demand of a subject:
+
+- `Net` maps images (N,1,32,32) of any N, 0 included, and any memory layout to logits (N,10) in the dtype and on the
+  device of its parameters. Each row depends on its own image alone. `Tensor.view` raises for channels_last maps;
+  `torch.flatten` and `reshape` do not.
+- It raises an error for input that `nn.Conv2d(1, 6, 5)` refuses: another number of channels; fewer than three or more
+  than four dimensions; one or more images of another dtype than the parameters', or on another device, `meta` included;
+  anything but a tensor.
+- For images of another size, or one image (1,32,32) without a batch dimension, it raises an error or gives one row of
+  logits for each image.
+- Afterwards it gives the same logits for valid images as before.
+- Its `state_dict` has the ten entries of `lenet.Net`, and `load_state_dict` raises the errors of `nn.Module`.
+- It may recompute layers by `torch.utils.checkpoint.checkpoint` with `use_reentrant=False`. PyTorch documents that the
+  gradients may then be wrong if weights change between the forward pass and the backward pass, so no law judges them.
+- `train_step` raises or warns, as `F.mse_loss` does, if the targets are not (N,10). If it raises, no parameter changes.
+- A replacement of a part of PyTorch raises an error where that part raises one.
 """
 
 from __future__ import annotations

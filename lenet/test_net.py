@@ -1,6 +1,7 @@
 """Feature maps, operation counts and parameters of the network; the laws judge what it computes."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -9,6 +10,22 @@ from torch import nn
 from lenet import Net, feature_maps
 from lenet.net import FORWARD_FLOPS, TRAINING_FLOPS
 from lenet.oracle import SHAPES
+
+
+@pytest.mark.parametrize("batch", [0, 1, 2, 4, 9, 25])
+@pytest.mark.parametrize(
+    "size", [*((n, n) for n in (31, 33, 34, 35, 36, 52, 72)), (32, 33), (33, 32), (16, 64), (32, 0), (0, 0)]
+)
+def test_images_of_any_other_size_raise(size: tuple[int, int], batch: int) -> None:
+    images = torch.ones(batch, 1, *size)
+
+    with pytest.raises(ValueError, match=re.escape(f"images must be (N, 1, 32, 32), not {tuple(images.shape)}")):
+        Net()(images)
+
+
+def test_unbatched_image_raises() -> None:
+    with pytest.raises(ValueError, match=r"images must be \(N, 1, 32, 32\), not \(1, 32, 32\)"):
+        Net()(torch.ones(1, 32, 32))
 
 
 def test_feature_maps_are_convolutions_after_relu() -> None:

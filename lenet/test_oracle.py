@@ -47,6 +47,7 @@ class Perturbation(NamedTuple):
     stored: bool
     images: int
     products: bool
+    copies: int
     result: Array
 
 
@@ -64,10 +65,12 @@ def perturbations(monkeypatch: pytest.MonkeyPatch) -> list[Perturbation]:
         stored: bool = True,
         images: int = 1,
         products: bool = False,
+        copies: int = 1,
+        partial_sums: Callable[[], Array] | None = None,
     ) -> Array:
-        result = perturb(rounding, z, sum_of_squares, terms, stored, images, products)
+        result = perturb(rounding, z, sum_of_squares, terms, stored, images, products, copies, partial_sums)
         if rounding.precision:
-            calls.append(Perturbation(sum_of_squares, terms, stored, images, products, result))
+            calls.append(Perturbation(sum_of_squares, terms, stored, images, products, copies, result))
         return result
 
     monkeypatch.setattr(oracle._Rounding, "perturb", record)
@@ -222,6 +225,96 @@ def test_cross_entropy_of_large_logits_is_finite() -> None:
     assert 0 < wrong.budget < 1000 * 2.0**-20
 
 
+def deviating(exact: list[float], spread: float) -> Array:
+    """Replicas (R,1,...) of logits whose perturbed ones deviate by `spread` or -`spread` in the first logit."""
+    logits = np.tile(np.array(exact), (oracle.REPLICAS + 2, 1, 1))
+    logits[1:-1:2, 0, 0] += spread
+    logits[2:-1:2, 0, 0] -= spread
+    return logits
+
+
+@pytest.mark.parametrize("spread", [1e2, 1e6, 1e10])
+@pytest.mark.parametrize("margin", [0.0, 0.5, 2.5, 4.5])
+@pytest.mark.parametrize("winner", [0, 1])
+def test_softmax_of_large_logits_may_flip(spread: float, margin: float, winner: int) -> None:
+    """
+    The first two logits are `margin` standard deviations apart, the other eight far below.
+
+    The gradients at any shares of the two, and the losses up to one standard deviation beyond the flip, are within
+    THRESHOLD budgets, although none of the replicas has them if the margin is larger than 1.
+    """
+    exact = [0.0, -margin * spread, *[-100 * spread] * 8]
+    exact[:2] = exact[:2] if winner == 0 else [-margin * spread, 0.0]
+    targets = np.eye(10)[winner : winner + 1]
+
+    loss, delta = oracle.cross_entropy(deviating(exact, spread), targets, oracle._Rounding(PRECISIONS["float32"]))
+
+    assert np.isfinite(delta).all()
+    budget = oracle._estimate(delta, PRECISIONS["float32"])
+    for share in (0.0, 0.5, 1.0):
+        softmax = np.array([[share, 1 - share, *[0.0] * 8]])
+        assert budget.ratio(softmax - targets).max() < THRESHOLD
+    assert oracle._estimate(loss, PRECISIONS["float32"]).ratio(np.array(spread)) < THRESHOLD
+
+
+def test_softmax_of_a_decided_winner_is_exact() -> None:
+    """If the margin is larger than THRESHOLD standard deviations, no gradient but the winner's has a wide budget."""
+    exact = [0.0, -9e6, *[-1e8] * 8]
+
+    _, delta = oracle.cross_entropy(deviating(exact, 1e6), np.eye(10)[:1], oracle._Rounding(PRECISIONS["float32"]))
+
+    assert oracle._estimate(delta, PRECISIONS["float32"]).budget.max() < 2.0**-20
+
+
+def test_small_errors_of_the_logits_are_not_widened() -> None:
+    """The deviations of the gradients are those of the softmax's derivative, p * (1 - p)."""
+    spread, rounding = 2.0**-10, oracle._Rounding(PRECISIONS["float64"])
+    logits = deviating([0.0, 1.0, *[-100.0] * 8], spread)
+
+    _, delta = oracle.cross_entropy(logits, np.eye(10)[:1], rounding)
+
+    p = 1 / (1 + np.exp(1.0))
+    assert 0.98 < oracle._spread(delta)[0, 0] / (spread * p * (1 - p)) < 1.02
+
+
+@pytest.mark.parametrize(
+    ("exact", "needed"), [(0.0, 1.0), (-1.0, 7 / 8), (-3.0, 5 / 8), (-7.5, 0.5 / 8), (-8.0, 0.0), (3.0, 1.0)]
+)
+def test_values_at_a_kink_are_widened_by_what_larger_errors_would_give(exact: float, needed: float) -> None:
+    """For max(x, 0) of an x with a standard deviation of 1; half of the widening's variance is shared."""
+    argument = np.full((REPLICAS + 2, 2_000), exact)
+    argument[1:-1:2] += 1
+    argument[2:-1:2] -= 1
+    rounding = oracle._Rounding(COARSE, replicas=REPLICAS)
+    values = np.maximum(argument, 0.0)
+
+    widened = rounding.widen(values, lambda x: np.maximum(x, 0.0), argument)
+
+    found = oracle._spread(values)[0]
+    expected = np.sqrt(found**2 + 2 * max(needed**2 - found**2, 0.0))
+    assert np.array_equal(widened[[0, -1]], values[[0, -1]])
+    assert abs(np.sqrt(np.mean(oracle._spread(widened) ** 2)) - expected) <= 0.05 * expected  # 64 shared numbers
+
+
+def test_exact_values_are_not_widened() -> None:
+    """Neither those without a precision nor those of an exact argument."""
+    values, argument = np.zeros((1, 3)), np.zeros((1, 3))
+
+    assert oracle._Rounding(COARSE).widen(values, np.abs, argument) is values
+    assert oracle._Rounding(None).widen(np.zeros((8, 3)), np.abs, np.ones((8, 3))).tolist() == np.zeros((8, 3)).tolist()
+
+
+def test_log_odds_of_a_softmax() -> None:
+    """Also of logits so far apart that the softmax is 0 or 1 in float64."""
+    logits = np.random.default_rng(0).standard_normal((2, 3, 10))
+    p = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+
+    assert bits(oracle._log_odds(logits), 30) == bits(np.log(p / (1 - p)), 30)
+    assert bits(oracle._log_sigmoid(oracle._log_odds(logits)), 30) == bits(np.log(p), 30)
+    assert oracle._log_odds(np.array([[[1e9, -1e9, 0.0]]])).tolist() == [[[1e9, -2e9, -1e9]]]
+    assert oracle._log_sigmoid(np.array([1e9, -2e9])).tolist() == [0.0, -2e9]
+
+
 def test_both_gradients_at_a_tie_are_within_budget(parameters: dict[str, Array], batch: tuple[Array, Array]) -> None:
     """All pooling windows of a constant image are tied; a gradient that selects the last candidates is correct."""
     images = np.full((3, 1, 32, 32), 0.5)
@@ -361,7 +454,7 @@ def test_cross_entropy_is_rounded_where_it_is_stored() -> None:
     ("loss", "terms"),
     [
         (oracle.mse, [1, 1, 30 * 7, 1]),
-        (oracle.cross_entropy, [10, 2, 1, 30 * 7, 10]),
+        (oracle.cross_entropy, [10, 2, 1, 30 * 7, 2, 10]),
         (oracle.dot, [30 * 7]),
         (oracle.scaled(oracle.dot, 0.25), [30 * 7, 1, 1]),
     ],
@@ -386,6 +479,9 @@ def test_sums_are_perturbed_by_their_number_of_terms(
     assert counted[-1] == (6 * 5 * 5, 1)
     products = [True] * len(forward) + [False] * len(terms) + [True] * len(backward) + [True, False] * 5 + [True]
     assert [each.products for each in perturbations] == products
+    loss_gradient = 0 if loss is oracle.dot else 1  # the dot product's gradient is the targets, without any rounding
+    copies = [1] * (len(forward) + len(terms) - loss_gradient) + [7] * (loss_gradient + len(backward))
+    assert [each.copies for each in perturbations] == copies + [1] * (2 * len(positions) + 1)
 
 
 def test_loss_is_perturbed_by_the_magnitude_of_the_exact_logits(perturbations: list[Perturbation]) -> None:
@@ -419,7 +515,7 @@ def test_gradient_of_one_squared_error_is_twice_the_error(perturbations: list[Pe
 def test_cross_entropy_is_perturbed_by_the_magnitude_of_the_exact_logits(
     perturbations: list[Perturbation], batch_size: int
 ) -> None:
-    """The normalizer, the log-softmax, the terms, their mean, and the gradient are perturbed, in this order."""
+    """The normalizer, the log-softmax, the terms, their mean, the softmax and the gradient are perturbed in turn."""
     logits = np.random.default_rng(0).standard_normal((oracle.REPLICAS + 2, batch_size, 10))
     targets = np.random.default_rng(1).dirichlet(np.ones(10), batch_size)
 
@@ -433,10 +529,11 @@ def test_cross_entropy_is_perturbed_by_the_magnitude_of_the_exact_logits(
         below**2 + normalizer**2,
         np.zeros(terms.shape),
         np.sum(terms**2) / batch_size**2 / 8,
+        softmax**2 * (below**2 + normalizer**2 + (below - normalizer) ** 2),
         (softmax**2 + targets**2) / batch_size**2,
     ]
     assert [bits(each.sum_of_squares) for each in perturbations] == [bits(size) for size in sizes]
-    assert [each.stored for each in perturbations] == [False, True, True, True, True]
+    assert [each.stored for each in perturbations] == [False, True, True, True, True, True]
 
 
 DEFAULTS: dict[str, object] = {
@@ -447,6 +544,9 @@ DEFAULTS: dict[str, object] = {
     "c": None,
     "stored": True,
     "products": False,
+    "copies": 1,
+    "partial_sums": None,
+    "of": None,
     "loss": oracle.mse,
     "kind": oracle.mse,
     "with_input_gradient": False,
@@ -461,6 +561,9 @@ DEFAULTS: dict[str, object] = {
             oracle._Rounding,
             oracle._Rounding.dot,
             oracle._Rounding.perturb,
+            oracle._col2im,
+            oracle._backward,
+            oracle._convolution_input_gradient,
             oracle._parameter_gradients,
             oracle._estimate,
         ),
@@ -866,32 +969,112 @@ def test_shared_errors_are_standard_and_orthogonal() -> None:
 
 
 @pytest.mark.parametrize(
-    ("z", "sum_of_squares", "terms", "images", "expected"),
+    ("z", "sum_of_squares", "terms", "partial_sum", "expected"),
     [
-        (99.0, 0.0, 0, 1, 99.0),
-        (101.0, 0.0, 0, 1, np.inf),
-        (-99.0, 0.0, 0, 1, -99.0),
-        (-101.0, 0.0, 0, 1, -np.inf),
-        (50.0, 48.0**2, 3, 1, 50.0),  # a single store has no partial sums
-        (50.0, 24.0**2, 3, 5, 50.0),  # 4 partial stores: 50 + sqrt(4 * 24**2)
-        (50.0, 26.0**2, 3, 5, np.inf),
-        (0.0, 51.0**2, 3, 5, np.inf),
-        (0.0, 11.0**2, 3, 100, np.inf),
-        (0.0, 500.0**2, 3, 1, 0.0),  # in the accumulator: sqrt(4 * 500**2)
-        (0.0, 510.0**2, 3, 1, np.inf),
+        (99.0, 0.0, 0, None, 99.0),
+        (101.0, 0.0, 0, None, np.inf),
+        (-99.0, 0.0, 0, None, -99.0),
+        (-101.0, 0.0, 0, None, -np.inf),
+        (50.0, 480.0**2, 3, None, 50.0),  # no partial sum is stored
+        (50.0, 48.0**2, 3, 99.0, 50.0),
+        (50.0, 48.0**2, 3, 101.0, np.inf),
+        (0.0, 48.0**2, 3, 101.0, np.inf),
+        (101.0, 48.0**2, 3, 99.0, np.inf),
+        (0.0, 500.0**2, 3, None, 0.0),  # in the accumulator: sqrt(4 * 500**2)
+        (0.0, 510.0**2, 3, None, np.inf),
     ],
 )
 def test_sum_that_may_overflow_is_infinite(
-    z: float, sum_of_squares: float, terms: int, images: int, expected: float
+    z: float, sum_of_squares: float, terms: int, partial_sum: float | None, expected: float
 ) -> None:
     """Each sum is judged separately; the second one stays in range."""
     numbers, sums_of_squares = np.array([[z, 1.0]]), np.array([sum_of_squares, 0.0])
+    partial_sums = None if partial_sum is None else lambda: np.array([partial_sum, 0.0])
 
-    perturbed = oracle._Rounding(SMALL).perturb(numbers, sums_of_squares, terms, images=images)
+    perturbed = oracle._Rounding(SMALL).perturb(numbers, sums_of_squares, terms, partial_sums=partial_sums)
 
     assert perturbed[0].tolist() == [z, 1.0]
     assert (np.round(perturbed[1:, 0], 6) == expected).all()
     assert (np.round(perturbed[1:, 1], 6) == 1.0).all()
+
+
+def test_nonfinite_replica_does_not_hide_that_another_sum_may_overflow() -> None:
+    z = np.tile([np.nan, 101.0, 1.0], (oracle.REPLICAS + 2, 1))
+    z[0, 0] = 1.0
+
+    perturbed = oracle._Rounding(SMALL).perturb(z, np.zeros(3), 0)
+
+    assert np.isnan(perturbed[1:, 0]).all()
+    assert np.isinf(perturbed[1:, 1]).all()
+    assert np.isfinite(perturbed[:, 2]).all()
+
+
+def test_partial_sums_matter_only_where_they_are_stored_and_near_the_range() -> None:
+    """The accumulator, a result as wide as it, and sums far from the end of the range have none that may overflow."""
+
+    def unused() -> Array:
+        raise AssertionError("these partial sums are not needed")
+
+    alone, wide = replace(SMALL, sum_precision=None), {"stored": False}
+    for precision, sum_of_squares, options in ((SMALL, 12.0**2, {}), (SMALL, 48.0**2, wide), (alone, 48.0**2, {})):
+        perturbed = oracle._Rounding(precision).perturb(
+            np.zeros((1, 1)), np.full(1, sum_of_squares), 3, partial_sums=unused, **options
+        )
+        assert np.isfinite(perturbed).all()
+
+
+@pytest.mark.parametrize(
+    ("shares", "largest"), [([3.0, -1.0, 4.0, -5.0], 7.0), ([3.0, -1.0, -4.0, -5.0], 10.0), ([0.0], 0.0), ([-2.0], 2.0)]
+)
+def test_largest_partial_sum_is_that_of_all_shares_of_one_sign(shares: list[float], largest: float) -> None:
+    assert oracle._largest_partial_sum(np.array(shares)[:, None]) == largest
+
+
+def test_sum_over_images_is_infinite_if_it_overflows_in_some_order() -> None:
+    """The shares of three images are 60, 60 and -70: the first two add up to more than 101, any two others do not."""
+    shares, precision = np.array([60.0, 60.0, -70.0]), replace(SMALL, largest=101.0)
+    delta = np.repeat(shares[None, :, None], 10, axis=2)  # of one row an image
+
+    three, two = np.ones((1, 3, 84)), np.ones((1, 3, 84)) * [[0.5], [1.0], [1.0]]  # shares of 30, 60 and -70
+    for rows, within in ((three, False), (two, True)):
+        weight = oracle._parameter_gradients({"fc3": delta}, {"fc3": rows}, oracle._Rounding(precision))["fc3.weight"]
+        assert np.isfinite(weight[1:]).all() == within
+    for total, within in ((delta, False), (delta * [[0.5], [1.0], [1.0]], True)):
+        bias = oracle._parameter_gradients({"fc3": total}, {"fc3": 0 * three}, oracle._Rounding(precision))["fc3.bias"]
+        assert np.isfinite(bias[1:]).all() == within
+
+
+def test_rows_of_an_image_are_added_before_they_are_stored() -> None:
+    """Two images of three rows, with shares of 90 and -50, although the positive rows add up to 120."""
+    rows = np.array([30.0, 30.0, 30.0, 30.0, -90.0, 10.0])[:, None]
+
+    assert oracle._largest_partial_sum_of_rows(rows, 2) == 90.0
+    for largest, within in ((89.0, False), (91.0, True)):
+        rounding = oracle._Rounding(replace(SMALL, largest=largest))
+        product = rounding.dot(rows.T[None], np.ones((1, 6, 1)), images=2)
+        assert np.isfinite(product[1:]).all() == within
+
+
+def test_input_gradient_is_infinite_if_it_overflows_at_some_offset() -> None:
+    """The pixels that all windows of 5x5 see get 60 - 60 + 60 - ... + 60 = 60, of which 13 * 60 are positive."""
+    delta, weight = np.full((1, 28 * 28, 1), 1.0), np.resize([60.0, -60.0], (1, 1, 25))
+
+    for largest, within in ((779.0, False), (781.0, True)):
+        precision = Precision("range", 2.0**-50, 0.0, largest, Precision("accumulator", 2.0**-50, 0.0, 10_000.0))
+        gradient = oracle._convolution_input_gradient(delta, weight, (1, 1, 32), oracle._Rounding(precision))
+        assert np.isfinite(gradient[1:]).all() == within
+        assert np.round(gradient[:, 0, 0, 16, 16][gradient[:, 0, 0, 16, 16] < 1e3], 6).max() == 60.0
+
+
+def test_copies_underflow_one_by_one() -> None:
+    precision = Precision("subnormal", 2.0**-50, 2.0**-10, 2.0**100)
+
+    def size(copies: int) -> float:
+        rounding = oracle._Rounding(precision, replicas=REPLICAS)
+        perturbed = rounding.perturb(np.zeros((1, 2_000)), np.full(2_000, 2.0**-20), 0, copies=copies)
+        return float(np.sqrt(np.mean(perturbed[1:-1] ** 2)))
+
+    assert np.round(size(32) / size(1), 6) == 32
 
 
 def test_spread_of_the_replicas_counts_toward_overflow() -> None:
@@ -941,7 +1124,7 @@ def test_overflow_has_the_sign_of_the_exact_value() -> None:
     z = np.full((oracle.REPLICAS + 2, 2), [[-50.0, 50.0]])
     z[0] = [50.0, -50.0]
 
-    perturbed = oracle._Rounding(SMALL).perturb(z, np.full(2, 60.0**2), 3, images=5)
+    perturbed = oracle._Rounding(SMALL).perturb(z, np.full(2, 600.0**2), 3)
 
     assert perturbed[0].tolist() == [50.0, -50.0]
     assert (perturbed[1:] == [np.inf, -np.inf]).all()

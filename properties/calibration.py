@@ -1,9 +1,10 @@
 """
 Measure the errors of correct results in budgets of the oracle, from which `lenet.oracle.THRESHOLD` is derived.
 
-`tox run -e calibrate` runs the reference network on thousands of random cases, degenerate ones included, and writes the
-distribution of each case's worst `error / budget` to `properties/calibration.json`. The threshold is the power of two
-above the worst of all cases. No case is excluded.
+`tox run -e calibrate` runs the reference network on random cases, degenerate ones included, with every loss of the
+oracle and at every precision that a computation may claim. It writes the distribution of each case's worst
+`error / budget` and the worst case of each claim, loss and tensor to `properties/calibration.json`. The threshold is
+the power of two above the worst of all cases. No case is excluded.
 """
 
 from __future__ import annotations
@@ -14,87 +15,341 @@ import multiprocessing
 import os
 import shlex
 import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.nn.functional import mse_loss
-from tqdm import tqdm
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.grad import conv2d_input, conv2d_weight
+from torch.overrides import TorchFunctionMode
 
 from lenet import oracle, subject
 from lenet.files import write_atomically
 from lenet.fingerprint import stamp
-from lenet.oracle import PRECISIONS
+from lenet.oracle import PRECISIONS, Answer, Budgeted
 from properties.case import IMAGE_LAYOUTS, IMAGES, TARGETS, WEIGHTS, Case
-from properties.stack import Stack, float64, gradients
+from properties.stack import Stack, dtype_name, float64, gradients, lay_out, precision_of
 from properties.strategies import BATCHES
 
 RESULT = Path(__file__).with_suffix(".json")
 LR = 0.1
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 0.9999, 1.0)
+SAVE_INTERVAL = 120.0  # seconds between two files, so that an interrupted run loses little
+
+CLAIMS = {
+    "float64": ("float64", "float32", "tf32"),
+    "float32": ("float32", "tf32", "bfloat16", "float16", "autocast to bfloat16", "autocast to float16"),
+    "bfloat16": ("bfloat16",),
+    "float16": ("float16",),
+}
+"""
+What is claimed by a computation whose parameters and images have a dtype.
+
+A precision lower than the dtype is claimed for unrounded operands, as by engines. "autocast to" is judged as in the
+laws of mixed precision: the oracle computes with operands that are rounded already.
+"""
+
+FACTORS = (0.5, 1 / 3, 2.0**10)
+"""Factors of scaled losses: of an average, of one in thirds, and of a GradScaler."""
+
+TorchLoss = Callable[[Tensor, Tensor], Tensor]
 
 
-def draw(seed: int) -> Case:
-    """Return a random case: all recipes are equally likely, larger batches are less likely."""
+def _dot(logits: Tensor, targets: Tensor) -> Tensor:
+    return (logits * targets).sum()
+
+
+def _cross_entropy_of_indices(logits: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits, targets.argmax(dim=1))
+
+
+LOSSES: dict[str, tuple[TorchLoss, oracle.Loss]] = {
+    "mse": (F.mse_loss, oracle.mse),
+    "cross-entropy of indices": (_cross_entropy_of_indices, oracle.cross_entropy),
+    "cross-entropy of weights": (F.cross_entropy, oracle.cross_entropy),
+    "dot": (_dot, oracle.dot),
+    "scaled mse": (F.mse_loss, oracle.mse),
+    "scaled cross-entropy": (F.cross_entropy, oracle.cross_entropy),
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A case with the loss, the claim and the number of times that the batch is repeated."""
+
+    case: Case
+    claim: str
+    loss: str = "mse"
+    factor: float = 1.0  # of the loss
+    repeats: int = 1
+
+
+def draw(dtype: str, seed: int) -> Trial:
+    """
+    Return a random trial: all recipes, losses and claims are equally likely, larger batches are less likely.
+
+    One batch in 32 is empty, since it has no errors. Of the batches of one to three images, one in ten is repeated 4
+    times and one in ten 32 times; but for the dot product, which is a sum and no mean.
+    """
     random = np.random.RandomState([seed, 3])
-    weights, images, targets, layout = (
-        choices[random.randint(len(choices))] for choices in (WEIGHTS, IMAGES, TARGETS, IMAGE_LAYOUTS)
+    weights, images, targets, layout, claim, loss = (
+        str(random.choice(choices))
+        for choices in (WEIGHTS, IMAGES, TARGETS, IMAGE_LAYOUTS, CLAIMS[dtype], list(LOSSES))
     )
-    shares = 1 / (1 + np.array(BATCHES))
+    shares = np.array([1 / batch if batch else 1 / 14 for batch in BATCHES])
     batch = int(random.choice(BATCHES, p=shares / shares.sum()))
-    return Case(weights, images, targets, batch, layout, seed)
+    factor = float(random.choice(FACTORS)) if loss.startswith("scaled") else 1.0
+    repeats = int(random.choice([1] * 8 + [4, 32])) if 1 <= batch <= 3 and loss != "dot" else 1
+    if loss == "cross-entropy of indices":
+        targets = "one-hot"
+    return Trial(Case(weights, images, targets, batch, layout, seed), claim, loss, factor, repeats)
 
 
-def ratios(stack: Stack, case: Case) -> dict[str, float]:
-    """Return the worst error / budget of each tensor: logits, loss, gradients, and parameters after a training step."""
-    answer, net = stack.exact(case, with_input_gradient=True), stack.net(case)
-    assert answer.input_gradient is not None
-    before = {name: float64(p).copy() for name, p in net.named_parameters()}
-    images = stack.images(case).requires_grad_()
-    logits = net(images)
-    loss = mse_loss(logits, stack.targets(case))
+class _TF32(torch.autograd.Function):
+    """A convolution or a linear layer, in float32, whose operands are rounded to TF32 in both passes."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(inputs, weight)
+        layer = F.linear if weight.dim() == 2 else F.conv2d
+        return layer(_to_tf32(inputs), _to_tf32(weight), bias)
+
+    @staticmethod
+    def backward(ctx: Any, *deltas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        inputs, weight = (_to_tf32(saved) for saved in ctx.saved_tensors)
+        delta = _to_tf32(deltas[0])
+        if weight.dim() == 2:
+            return delta @ weight, delta.T @ inputs, deltas[0].sum(dim=0)
+        by_inputs = conv2d_input(inputs.shape, weight, delta)
+        return by_inputs, conv2d_weight(inputs, weight.shape, delta), deltas[0].sum(dim=(0, 2, 3))
+
+
+def _to_tf32(numbers: Tensor) -> Tensor:
+    """Round finite float32 numbers to the nearest TF32 number, which has 10 explicit bits of mantissa."""
+    return ((numbers.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+class EmulatedTF32(TorchFunctionMode):
+    """Within this block, convolutions and linear layers compute in TF32, on every device."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.conv2d, F.linear):
+            return _TF32.apply(*args[:3])  # type: ignore[no-untyped-call]
+        return func(*args, **(kwargs or {}))
+
+
+def logits_at(claim: str, net: nn.Module, images: Tensor) -> Tensor:
+    """Return the net's logits in the dtype of the images, computed at the precision of the claim."""
+    name = claim.split()[-1]
+    if name == dtype_name(images.dtype):
+        logits: Tensor = net(images)
+    elif name in ("float32", "tf32"):
+        single = {key: parameter.float() for key, parameter in net.named_parameters()}
+        with EmulatedTF32() if name == "tf32" else nullcontext():
+            logits = torch.func.functional_call(net, single, images.float())
+    else:
+        with torch.autocast(images.device.type, getattr(torch, name)):
+            logits = net(images)
+    return logits.to(images.dtype)
+
+
+class Inputs(NamedTuple):
+    """The inputs of a trial's computation, in the dtype of the stack."""
+
+    net: nn.Module
+    images: Tensor  # N,1,32,32
+    targets: Tensor  # N,10
+
+
+def inputs(stack: Stack, trial: Trial) -> Inputs:
+    """Return the inputs; tiny and huge values are those of the narrower range of the dtype and the claim."""
+    case, claimed = trial.case, oracle.CLAIMS[trial.claim.split()[-1]]
+    narrower = min(stack.stored_precision, claimed, key=lambda precision: precision.largest)
+    net = stack.subject.Net().to(stack.dtype)
+    net.load_state_dict({name: stack.tensor(values) for name, values in case.parameters(narrower).items()})
+    pixels = stack.tensor(case.pixels(narrower))
+    expanded = case.layout == "expanded" and case.batch
+    images = pixels[:1].expand_as(pixels) if expanded else lay_out(pixels, case.layout)
+    return Inputs(net, images, stack.targets(case))
+
+
+def exact_answer(stack: Stack, trial: Trial, given: Inputs) -> Answer:
+    """Return the oracle's answer, with the budgets of the trial's claim."""
+    images, parameters = given.images, {name: p.detach() for name, p in given.net.named_parameters()}
+    if trial.claim.startswith("autocast to"):
+        images = images.to(getattr(torch, trial.claim.split()[-1]))
+        parameters = {name: parameter.to(images.dtype) for name, parameter in parameters.items()}
+        precision = precision_of(images.dtype)
+    else:
+        precision = oracle.claimed_precision(trial.claim, stack.stored_precision.name)
+    loss = LOSSES[trial.loss][1]
+    return oracle.solve(
+        {name: float64(parameter) for name, parameter in parameters.items()},
+        float64(images),
+        float64(given.targets),
+        precision,
+        seed=trial.case.seed,
+        repeats=trial.repeats,
+        loss=loss if trial.factor == 1 else oracle.scaled(loss, trial.factor),
+        with_input_gradient=trial.repeats == 1,
+    )
+
+
+def results(stack: Stack, trial: Trial, given: Inputs, answer: Answer) -> dict[str, tuple[Tensor, Budgeted]]:
+    """
+    Return what the reference network computes, and the exact values: logits, loss, gradients and a step of SGD.
+
+    The gradient of repeated images is spread over their copies, so it is left out. The step is that of a training step:
+    of the mean squared error, in the precision of the dtype.
+    """
+    net, images, targets = given
+    if trial.repeats > 1:
+        images, targets = images.repeat(trial.repeats, 1, 1, 1), targets.repeat(trial.repeats, 1)
+    images.requires_grad_()
+    logits = logits_at(trial.claim, net, images)
+    loss = LOSSES[trial.loss][0](logits, targets)
+    loss = loss if trial.factor == 1 else loss * trial.factor
     loss.backward()
-    got = {"logits": logits, "loss": loss, "images.grad": images.grad}
-    got |= {f"{name}.grad": gradient for name, gradient in gradients(net).items()}
-    exact = {"logits": answer.logits, "loss": answer.loss, "images.grad": answer.input_gradient}
-    exact |= {f"{name}.grad": bounded for name, bounded in answer.gradients.items()}
+    got = gradients(net)
 
-    stack.subject.train_step(net, stack.images(case), stack.targets(case), LR)
-    got |= {f"{name} after a step": parameter for name, parameter in net.named_parameters()}
-    after = oracle.updated_parameters(before, answer, LR, stack.precision)
-    exact |= {f"{name} after a step": bounded for name, bounded in after.items()}
-    return {name: float(exact[name].ratio(float64(got[name])).max(initial=0.0)) for name in got}
+    compared = {"logits": (logits, _repeated(answer.logits, trial.repeats)), "loss": (loss, answer.loss)}
+    if answer.input_gradient is not None:
+        assert images.grad is not None
+        compared["images.grad"] = images.grad, answer.input_gradient
+    compared |= {f"{name}.grad": (got[name], exact) for name, exact in answer.gradients.items()}
+    if trial.loss == "mse" and trial.repeats == 1 and trial.claim == stack.stored_precision.name:
+        before = {name: float64(parameter).copy() for name, parameter in net.named_parameters()}
+        stack.subject.sgd_update(net.parameters(), LR)
+        after = oracle.updated_parameters(before, answer, LR, stack.stored_precision)
+        moved = dict(net.named_parameters())
+        compared |= {f"{name} after a step": (moved[name], exact) for name, exact in after.items()}
+    return compared
 
 
-def _measure(job: tuple[str, int]) -> tuple[Case, dict[str, float], bool]:
-    dtype, seed = job
-    torch.set_num_threads(1)
+def _repeated(exact: Budgeted, times: int) -> Budgeted:
+    return Budgeted(np.tile(exact.value, (times, 1)), np.tile(exact.budget, (times, 1)))
+
+
+class Measured(NamedTuple):
+    """What was measured of a trial."""
+
+    dtype: str
+    trial: Trial
+    ratios: dict[str, float]  # the worst error / budget of each tensor
+    has_undecided: bool
+    unjudged: float  # the share of all elements whose budget is infinite
+
+    @property
+    def worst(self) -> float:
+        """The worst error / budget of all tensors."""
+        return max(self.ratios.values())
+
+
+def measure(dtype: str, trial: Trial) -> Measured:
+    """Return the errors of the reference network on the CPU."""
     stack = Stack(subject.load("lenet"), torch.device("cpu"), getattr(torch, dtype))
-    case = draw(seed)
-    return case, ratios(stack, case), stack.exact(case, with_input_gradient=True).has_undecided
+    given = inputs(stack, trial)
+    answer = exact_answer(stack, trial, given)
+    compared = results(stack, trial, given, answer)
+    ratios = {name: float(exact.ratio(float64(got)).max(initial=0.0)) for name, (got, exact) in compared.items()}
+    infinite = sum(int(np.isinf(exact.budget).sum()) for _, exact in compared.values())
+    count = sum(exact.budget.size for _, exact in compared.values())
+    return Measured(dtype, trial, ratios, answer.has_undecided, infinite / count)
 
 
-def calibrate(dtype: str, cases: int, first: int) -> dict[str, Any]:
-    """Return the distribution over the cases of the seeds first, first + 1, ..., first + cases - 1."""
-    jobs = [(dtype, seed) for seed in range(first, first + cases)]
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        results = list(tqdm(pool.imap_unordered(_measure, jobs, chunksize=16), dtype, total=cases, disable=None))
-    results.sort(key=lambda result: -max(result[1].values()))
-    names = list(dict.fromkeys(name for _, row, _ in results for name in row))
-    columns = {name: [row.get(name, 0.0) for _, row, _ in results] for name in names}
-    columns["worst tensor"] = [max(row.values()) for _, row, _ in results]
-    return {
-        "cases": cases,
-        "seeds": [first, first + cases - 1],
-        "cases with undecided decisions": sum(undecided for _, _, undecided in results),
-        "quantiles": list(QUANTILES),
-        "error / budget": {name: np.quantile(column, QUANTILES).round(3).tolist() for name, column in columns.items()},
-        "worst cases": [
-            {"ratio": round(max(row.values()), 3), "tensor": max(row, key=lambda name: row[name]), "case": repr(case)}
-            for case, row, _ in results[:5]
-        ],
-    }
+def _measure_seed(job: tuple[str, int]) -> Measured:
+    torch.set_num_threads(1)
+    dtype, seed = job
+    return measure(dtype, draw(dtype, seed))
+
+
+@dataclass
+class Distribution:
+    """The errors of all trials of one dtype so far."""
+
+    columns: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))  # by tensor
+    worst: dict[tuple[str, str, str], tuple[float, Trial]] = field(default_factory=dict)  # by claim, loss and tensor
+    counts: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))  # by claim and loss
+    undecided: int = 0
+    judged_in_part: int = 0
+    unjudged: float = 0.0
+
+    def add(self, measured: Measured) -> None:
+        """Add a trial."""
+        trial = measured.trial
+        for name, ratio in measured.ratios.items():
+            self.columns[name].append(ratio)
+            key = trial.claim, trial.loss, name
+            if key not in self.worst or ratio > self.worst[key][0]:
+                self.worst[key] = ratio, trial
+        self.columns["worst tensor"].append(measured.worst)
+        self.counts[trial.claim, trial.loss] += 1
+        self.undecided += measured.has_undecided
+        self.judged_in_part += measured.unjudged > 0
+        self.unjudged += measured.unjudged
+
+    def summary(self, first: int) -> dict[str, Any]:
+        """Return the distribution of the trials of the seeds first, first + 1, ... for the JSON file."""
+        cases = len(self.columns["worst tensor"])
+        by_claim: dict[str, dict[str, Any]] = {}
+        for (claim, loss), count in sorted(self.counts.items()):
+            worst = {
+                tensor: {"ratio": round(ratio, 3), "trial": repr(trial)}
+                for (of_claim, of_loss, tensor), (ratio, trial) in self.worst.items()
+                if (of_claim, of_loss) == (claim, loss)
+            }
+            by_claim.setdefault(claim, {})[loss] = {"cases": count, "worst": worst}
+        largest = sorted(
+            ((ratio, tensor, trial) for (_, _, tensor), (ratio, trial) in self.worst.items()), key=lambda row: -row[0]
+        )
+        return {
+            "cases": cases,
+            "seeds": [first, first + cases - 1],
+            "cases with undecided decisions": self.undecided,
+            "cases judged in part": self.judged_in_part,
+            "share of elements not judged": round(self.unjudged / cases, 6),
+            "quantiles": list(QUANTILES),
+            "error / budget": {
+                name: np.quantile(column, QUANTILES, method="higher").round(3).tolist()
+                for name, column in self.columns.items()
+            },
+            "worst cases": [
+                {"ratio": round(ratio, 3), "tensor": tensor, "trial": repr(trial)}
+                for ratio, tensor, trial in largest[:5]
+            ],
+            "by claim and loss": by_claim,
+        }
+
+
+def calibrate(dtypes: Sequence[str], cases: int, first: int, processes: int, save: Callable[..., None]) -> None:
+    """
+    Measure the trials of the seeds first, first + 1, ..., first + cases - 1 in each dtype.
+
+    `save` gets the summaries by dtype, every SAVE_INTERVAL seconds and at the end.
+    """
+    jobs = [(dtype, seed) for seed in range(first, first + cases) for dtype in dtypes]
+    distributions = {dtype: Distribution() for dtype in dtypes}
+    started = saved = time.monotonic()
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        for done, measured in enumerate(pool.imap(_measure_seed, jobs, chunksize=16), 1):
+            distributions[measured.dtype].add(measured)
+            if measured.worst > oracle.THRESHOLD:
+                print(f"{measured.dtype}: {measured.worst:.1f} budgets in {measured.trial}", flush=True)
+            now = time.monotonic()
+            if now - saved > SAVE_INTERVAL or done == len(jobs):
+                saved = now
+                measured_so_far = {d: each.summary(first) for d, each in distributions.items() if each.counts}
+                save(measured_so_far)
+                worst = max(summary["error / budget"]["worst tensor"][-1] for summary in measured_so_far.values())
+                rate = done / (now - started)
+                print(f"{done:,} of {len(jobs):,} cases, {rate:.0f} cases/s, worst {worst} budgets", flush=True)
 
 
 def main() -> None:
@@ -102,20 +357,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m properties.calibration", description=__doc__.split("\n\n")[0].strip()
     )
-    parser.add_argument("--cases", type=int, default=10_000, help="cases per dtype (default %(default)s)")
+    parser.add_argument("--cases", type=int, default=100_000, help="cases per dtype (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first case (default %(default)s)")
     parser.add_argument("--dtype", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="default: all")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: all cores, %(default)s")
+    parser.add_argument("--merge", nargs="+", type=Path, metavar="FILE", help="merge files of different dtypes instead")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="where to write the distribution")
     options = parser.parse_args()
     if options.cases < 1:
         parser.error(f"--cases {options.cases}: at least 1 is needed")
+    if options.merge:
+        return merge(options.merge, options.output)
     os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # one thread per worker
-    measured = {dtype: calibrate(dtype, options.cases, options.seed) for dtype in options.dtype}
-    content = stamp(shlex.join(["python", "-m", "properties.calibration", *sys.argv[1:]])) | {"dtypes": measured}
-    with write_atomically(options.output) as file:
+    header = stamp(shlex.join(["python", "-m", "properties.calibration", *sys.argv[1:]]))
+
+    def save(dtypes: dict[str, Any]) -> None:
+        _write(options.output, header | {"dtypes": dtypes})
+
+    calibrate(options.dtype, options.cases, options.seed, options.processes, save)
+
+
+def merge(files: Sequence[Path], output: Path) -> None:
+    """Write the distributions of several files, each of other dtypes, to one file, under the first one's stack."""
+    contents = [json.loads(file.read_text()) for file in files]
+    dtypes = {dtype: summary for content in contents for dtype, summary in content["dtypes"].items()}
+    commands = "; ".join(content["command"] for content in contents)
+    _write(output, contents[0] | {"command": commands, "dtypes": {d: dtypes[d] for d in PRECISIONS if d in dtypes}})
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    with write_atomically(path) as file:
         file.write(json.dumps(content, indent=1).encode() + b"\n")
-    worst = max(result["error / budget"]["worst tensor"][-1] for result in measured.values())
-    print(f"worst error / budget of {options.cases:,} cases per dtype: {worst}; written to {options.output}")
 
 
 if __name__ == "__main__":

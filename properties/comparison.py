@@ -1,22 +1,41 @@
 """
 The only three ways to compare numbers: exactly, within the roundings of one expression, and within the oracle's budget.
 
-Each assertion raises AssertionError with a message that names the tensor and its worst element, the actual and the
-expected value, the error, and the number of wrong elements. Errors are recorded in `properties.ledger.current_ledger`.
+Each assertion raises a MismatchError, whose message names the tensor and its worst element, the actual and the expected
+value, the error, and the number of wrong elements. Errors are recorded in `properties.ledger.current_ledger`. Elements
+that a known issue explains are not wrong: the ledger knows the symptoms that the latest example may show.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lenet.exact_sgd import ExactWithBound
-from lenet.oracle import THRESHOLD, Budgeted
+from lenet.oracle import THRESHOLD, Array, Budgeted
 from properties.ledger import current_ledger
 from properties.stack import float64, gradients
+
+Mask: TypeAlias = NDArray[np.bool_]
+
+
+class MismatchError(AssertionError):
+    """Some elements of a tensor are wrong."""
+
+    def __init__(self, tensor: str, actual: Array, expected: Array, wrong: Mask) -> None:
+        super().__init__()
+        self.tensor = tensor  # its name, which may be followed by a description
+        self.actual, self.expected = actual, expected  # all elements, in float64
+        self.wrong = wrong  # which of them are wrong
+
+    def with_message(self, at: tuple[Any, ...], text: str) -> MismatchError:
+        """Return the mismatch with a message about its worst element, `at`, and the number of wrong elements."""
+        self.args = (f"{_element(self.tensor, at)} is {float(self.actual[at])!r}, {text}; {_count(self.wrong)}",)
+        return self
 
 
 def assert_exact(got: Tensor, want: Tensor, what: str) -> None:
@@ -36,14 +55,13 @@ def _assert_equal(got: Tensor, want: Tensor, what: str, signed_zeros: bool) -> N
     _assert_shape(got.shape, want.shape, what)
     assert got.dtype == want.dtype, f"{what} has dtype {got.dtype}, expected {want.dtype}"
     actual, expected = float64(got), float64(want)
-    wrong = ~((actual == expected) | (np.isnan(actual) & np.isnan(expected)))
+    different = ~((actual == expected) | (np.isnan(actual) & np.isnan(expected)))
     if signed_zeros:
-        wrong |= (actual == 0) & (expected == 0) & (np.signbit(actual) != np.signbit(expected))
-    if wrong.any():
-        at = np.unravel_index(wrong.argmax(), wrong.shape)
-        raise AssertionError(
-            f"{_element(what, at)} is {float(actual[at])!r}, expected exactly {float(expected[at])!r}; {_count(wrong)}"
-        )
+        different |= (actual == 0) & (expected == 0) & (np.signbit(actual) != np.signbit(expected))
+    mismatch = _unexplained(what, actual, expected, different)
+    if mismatch.wrong.any():
+        at = np.unravel_index(mismatch.wrong.argmax(), different.shape)
+        raise mismatch.with_message(at, f"expected exactly {float(expected[at])!r}")
 
 
 def assert_rounded(got: Tensor, exact: ExactWithBound, what: str) -> None:
@@ -58,15 +76,18 @@ def assert_rounded(got: Tensor, exact: ExactWithBound, what: str) -> None:
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         error = exact.error_of(actual)
         bounded = np.isfinite(exact.error_bound)
-        ledger.add_error_shares(np.nan_to_num(np.where(bounded, error / exact.error_bound, 0.0), nan=0.0))
+        shares = np.nan_to_num(np.where(bounded, error / exact.error_bound, 0.0), nan=0.0)
+    different = bounded & ~(error <= exact.error_bound)
+    mismatch = _unexplained(what, actual, exact.high, different)
+    ledger.add_error_shares(np.where(different & ~mismatch.wrong, 0.0, shares))
     ledger.has_unjudged |= not bounded.all()
-    wrong = bounded & ~(error <= exact.error_bound)
-    if wrong.any():
+    if mismatch.wrong.any():
         excess = np.nan_to_num(error - exact.error_bound, nan=np.inf)
-        at = np.unravel_index(np.where(wrong, excess, -1.0).argmax(), wrong.shape)
-        raise AssertionError(
-            f"{_element(what, at)} is {float(actual[at])!r}, expected {float(exact.high[at])!r}: the error is "
-            f"{error[at]:.3g}, rounding explains at most {exact.error_bound[at]:.3g}; {_count(wrong)}"
+        at = np.unravel_index(np.where(mismatch.wrong, excess, -1.0).argmax(), different.shape)
+        raise mismatch.with_message(
+            at,
+            f"expected {float(exact.high[at])!r}: the error is {error[at]:.3g}, rounding explains at most "
+            f"{exact.error_bound[at]:.3g}",
         )
 
 
@@ -76,16 +97,27 @@ def assert_within_budget(got: Tensor, exact: Budgeted, what: str) -> None:
     actual, ledger = float64(got), current_ledger()
     _assert_shape(actual.shape, exact.value.shape, what)
     ratio = exact.ratio(actual)
+    different = ratio > THRESHOLD
+    mismatch = _unexplained(what, actual, exact.value, different)
+    ratio = np.where(different & ~mismatch.wrong, 0.0, ratio)
     ledger.worst_ratio = max(ledger.worst_ratio, float(ratio.max(initial=0.0)))
     ledger.add_error_shares(ratio / THRESHOLD)
     ledger.has_unjudged |= bool(np.isinf(exact.budget).any())
-    wrong = ratio > THRESHOLD
-    if wrong.any():
+    if mismatch.wrong.any():
         at = np.unravel_index(ratio.argmax(), ratio.shape)
-        raise AssertionError(
-            f"{_element(what, at)} is {float(actual[at])!r}, the oracle computes {float(exact.value[at])!r}: the error "
-            f"is {ratio[at]:.1f} budgets of {exact.budget[at]:.3g}, at most {THRESHOLD:g} are allowed; {_count(wrong)}"
+        raise mismatch.with_message(
+            at,
+            f"the oracle computes {float(exact.value[at])!r}: the error is {ratio[at]:.1f} budgets of "
+            f"{exact.budget[at]:.3g}, at most {THRESHOLD:g} are allowed",
         )
+
+
+def _unexplained(what: str, actual: Array, expected: Array, different: Mask) -> MismatchError:
+    """Return the mismatch of the elements that are different and that no known issue explains."""
+    mismatch = MismatchError(what, actual, expected, different)
+    if different.any():
+        mismatch.wrong = different & ~current_ledger().explained(mismatch)
+    return mismatch
 
 
 def assert_gradients(net: nn.Module, exact: Mapping[str, Budgeted]) -> None:
@@ -110,7 +142,7 @@ def _element(what: str, at: tuple[Any, ...]) -> str:
     return f"{name}{index}{space}{description}" if "." in name else f"{what}{index}"
 
 
-def _count(wrong: np.ndarray[Any, np.dtype[np.bool_]]) -> str:
+def _count(wrong: Mask) -> str:
     count = int(wrong.sum())
     noun, verb = "element" if wrong.size == 1 else "elements", "is" if count == 1 else "are"
     return f"{count:,} of {wrong.size:,} {noun} {verb} wrong"

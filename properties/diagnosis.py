@@ -5,8 +5,8 @@ The place is that of the mutants whose violated laws are most similar to the sub
 table of the laws that each mutant violates. The similarity of two sets of violated laws is their weighted Jaccard
 index: the weight of the laws in both sets divided by the weight of the laws in either. A law has weight -log(p), where
 p is the fraction of mutants that violate it (Spärck Jones 1972, "A statistical interpretation of term specificity and
-its application in retrieval"): a law that few mutants violate counts more. The diagnosis is meaningful only after a run
-of all laws.
+its application in retrieval"): a law that few mutants violate counts more. If only some laws were run, the mutants are
+compared by these alone, and the diagnosis says how many they are.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from properties.entries import is_violated, reason_not_judged
+
 TABLE = Path(__file__).parent / "mutants" / "table.json"
 SHOWN = 3
 """The number of mutants that a diagnosis names."""
@@ -32,6 +34,8 @@ class Diagnosis:
     violated: dict[str, tuple[int, int]]  # by chapter: the number of violated laws, and of laws that were run
     place: str  # a description; empty if no mutant violates any of the violated laws
     nearest: list[tuple[str, float]]  # the most similar mutants, each with its similarity from 0 to 1
+    run: int  # the number of laws of the table that were run
+    of: int  # the number of laws in the table
 
     def lines(self, subject: str) -> list[str]:
         """Return the diagnosis as it is printed."""
@@ -43,6 +47,10 @@ class Diagnosis:
             lines.append(f"  most likely place of the fault: {self.place}")
             similar = ", ".join(f"{name} ({similarity:.0%})" for name, similarity in self.nearest)
             lines.append(f"  most similar mutants (similarity; 100% = the same violated laws): {similar}")
+        if self.run < self.of:
+            lines.append(
+                f"  the diagnosis rests on {self.run} of {self.of} laws; it is reliable only if all were judged"
+            )
         return lines
 
 
@@ -54,10 +62,10 @@ def mutant_table() -> dict[str, Any]:
 
 
 def diagnose(entries: Iterable[Mapping[str, Any]]) -> Diagnosis:
-    """Return the diagnosis of a subject from its entries in a run's record."""
-    judged = [entry for entry in entries if entry["outcome"] != "skipped"]
-    chapters = {entry["law"]: entry["chapter"] for entry in judged}
-    violated = {entry["law"] for entry in judged if entry["outcome"] == "failed"}
+    """Return the diagnosis of a subject from its entries in a run's record; a law that does not apply counts as run."""
+    run = [entry for entry in entries if not reason_not_judged(entry)]
+    chapters = {entry["law"]: entry["chapter"] for entry in run if entry["outcome"] != "skipped"}
+    violated = {entry["law"] for entry in run if is_violated(entry)}
     of, counts = Counter(chapters.values()), Counter(chapters[law] for law in violated)
     table = mutant_table()
     near = nearest(violated, {mutant: laws & chapters.keys() for mutant, laws in violations(table).items()})
@@ -65,7 +73,15 @@ def diagnose(entries: Iterable[Mapping[str, Any]]) -> Diagnosis:
         {chapter: (counts[chapter], of[chapter]) for chapter in of},
         likely_place(near, table),
         [(mutant.removeprefix("properties.mutants."), similarity) for mutant, similarity in near[:SHOWN]],
+        len({entry["law"] for entry in run} & table["laws"].keys()),
+        len(table["laws"]),
     )
+
+
+def most_specific_first(laws: Iterable[str]) -> list[str]:
+    """Return the laws, those that fewest mutants violate first."""
+    counts = Counter(law for broken in violations(mutant_table()).values() for law in broken)
+    return sorted(set(laws), key=lambda law: (counts[law], law))
 
 
 def violations(table: Mapping[str, Any]) -> dict[str, set[str]]:

@@ -1,8 +1,8 @@
 """
-How a law is run: its examples are counted, and failures that a known issue explains are discarded.
+How a law is run: its examples are counted, and what a known issue explains in them is forgiven.
 
 Before a law judges a stack, each of its known issues must occur: the law must fail on the issue's counterexample. Only
-then are its failures on the other examples to which the issue applies accepted.
+then are its symptoms forgiven in the other examples to which the issue applies. Everything else in them is judged.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _counted(law: Callable[..., None]) -> Callable[..., None]:
-    """Return the law, which records each example in the current ledger and discards its expected failures."""
+    """Return the law, which records each example in the current ledger and forgives what known issues explain."""
     if hasattr(law, "counted"):  # the items of a parametrized law share one function
         return law
 
@@ -42,11 +42,10 @@ def _counted(law: Callable[..., None]) -> Callable[..., None]:
         assert_device_works(drawn.get("stack"))
         ledger = current_ledger()
         ledger.begin_example({name: value for name, value in drawn.items() if not isinstance(value, Stack)})
-        expected = [(issue, failure) for issue, failure in ledger.known_issues if failure.applies_to(drawn)]
-        if expected and not currently_in_test_context():
-            return  # a law that draws nothing: its only example is the counterexample, which has been run already
-        if any(issue.stops_device for issue, _ in expected):
+        if any(issue.stops_device for issue, failure in ledger.known_issues if failure in ledger.expected):
+            ledger.forgiven += 1
             return
+        grad_mode = torch.is_grad_enabled()
         try:
             law(*args, **drawn)
             synchronize(drawn.get("stack"))
@@ -54,11 +53,14 @@ def _counted(law: Callable[..., None]) -> Callable[..., None]:
             raise
         except (Exception, pytest.fail.Exception) as error:
             note_stopped_device(drawn.get("stack"), error)
-            if not any(isinstance(error, failure.raises) for _, failure in expected):
+            explaining = [failure for failure in ledger.expected if failure.explains(error, drawn)]
+            if not explaining:
                 ledger.first_failure = ledger.first_failure or ledger.examples
                 raise
-            ledger.forgiven += 1
-            ledger.discard_expected_failure()
+            ledger.forgive(explaining)
+            ledger.discard_errors()
+        finally:
+            torch.set_grad_enabled(grad_mode)  # only the law about global state fails if the subject leaves it off
         ledger.partly_judged += ledger.has_unjudged
         if ledger.error_share and currently_in_test_context() and Phase.target in settings().phases:
             target(ledger.error_share, label="error / allowed error")
@@ -121,21 +123,24 @@ def pytest_runtest_call(item: pytest.Item) -> None:
     """Check, before a law judges a stack, that the known issues of that stack occur."""
     if isinstance(item, pytest.Function) and item.get_closest_marker("law"):
         arguments: dict[str, Any] = {name: item.funcargs[name] for name in item.callspec.params}
-        issues = expected_issues(item.originalname, arguments["stack"], arguments)
-        occurring = [(issue, failure) for issue, failure in issues if _occurs(item, arguments, issue, failure)]
-        current_ledger().known_issues = occurring
+        ledger = current_ledger()
+        ledger.known_issues = expected_issues(item.originalname, arguments["stack"], arguments)
+        occurring = [pair for pair in ledger.known_issues if _occurs(item, arguments, *pair)]
+        ledger.start_judging(occurring)
 
 
 def _occurs(item: pytest.Function, arguments: dict[str, Any], issue: KnownIssue, failure: ExpectedFailure) -> bool:
-    """Whether the law fails on the issue's counterexample; raises AssertionError if it must, but does not."""
+    """
+    Whether the law shows the issue on its counterexample.
+
+    Raises AssertionError if it must, but does not, and any error that no known issue explains.
+    """
     __tracebackhide__ = True
-    if issue.stops_device:
-        return True  # its counterexample would end every judgement on this device
+    if issue.stops_device or failure.at_random:
+        return True  # its counterexample would end every judgement on this device, or it has none
     law = getattr(item.obj, "hypothesis", None)
-    try:
-        (law.inner_test if law else item.obj)(**{**arguments, **failure.counterexample})
-    except failure.raises:
-        current_ledger().discard_expected_failure()
+    (law.inner_test if law else item.obj)(**{**arguments, **failure.counterexample})
+    if failure in current_ledger().seen:
         return True
     if arguments["stack"].dtype in issue.intermittent:
         return True

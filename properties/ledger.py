@@ -14,9 +14,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lenet.oracle import Array
 
 if TYPE_CHECKING:
+    from properties.comparison import Mask, MismatchError
     from properties.known_issues import ExpectedFailure, KnownIssue
 
 
@@ -43,17 +46,42 @@ class Ledger:
 
     # The latest example:
     drawn: dict[str, Any] = field(default_factory=dict)  # its arguments, without the stack
+    expected: list[ExpectedFailure] = field(default_factory=list)  # what known issues may explain in it
+    seen: list[ExpectedFailure] = field(default_factory=list)  # which of them explained something in it
     error_share: float = 0.0  # its largest error, as a fraction of the allowed error
     has_unjudged: bool = False  # whether some element could not be judged
     worst_ratio_before: float = 0.0
+
+    def start_judging(self, occurring: list[tuple[KnownIssue, ExpectedFailure]]) -> None:
+        """Forget the examples in which known issues were looked for; these are the ones that occur."""
+        self.known_issues = occurring
+        self.examples = self.first_failure = self.partly_judged = self.forgiven = 0
+        self.worst_ratio, self.drawn = 0.0, {}
 
     def begin_example(self, drawn: dict[str, Any]) -> None:
         """Count an example with these arguments."""
         self.examples += 1
         self.drawn, self.error_share, self.has_unjudged, self.worst_ratio_before = drawn, 0.0, False, self.worst_ratio
+        self.expected = [failure for _, failure in self.known_issues if failure.applies_to(drawn)]
+        self.seen = []
 
-    def discard_expected_failure(self) -> None:
-        """Drop the errors of the latest example, which a known issue explains."""
+    def explained(self, mismatch: MismatchError) -> Mask:
+        """Return which of the wrong elements known issues explain, and note which issues those are."""
+        explained = np.zeros_like(mismatch.wrong)
+        for failure in self.expected:
+            elements = mismatch.wrong & failure.explained(mismatch, self.drawn)
+            if elements.any():
+                self.forgive([failure])
+            explained |= elements
+        return explained
+
+    def forgive(self, failures: list[ExpectedFailure]) -> None:
+        """Note that these have explained something in the latest example."""
+        self.forgiven += bool(failures) and not self.seen
+        self.seen += failures
+
+    def discard_errors(self) -> None:
+        """Drop the errors of the latest example: it ended with an error that a known issue explains."""
         self.worst_ratio, self.error_share = self.worst_ratio_before, 0.0
 
     def add_error_shares(self, shares: Array) -> None:

@@ -27,11 +27,12 @@ from lenet.engines.eager import disable_tf32
 from lenet.files import writable
 from lenet.fingerprint import fingerprint, headline
 from lenet.oracle import CLAIMS, PRECISIONS
-from properties import case, expectations, record, terminal
+from properties import case, expectations, preconditions, record, terminal
 from properties.case import Case
 from properties.executed import NOT_FOR_ENGINES
+from properties.preconditions import Unmet
 from properties.stack import Stack, dtype_name
-from properties.strategies import only_case
+from properties.strategies import only_case, seed_of_examples
 
 DEFAULT_DEVICES = ("cpu", "cuda")
 DEFAULT_DTYPES = ("float32", "float64", "bfloat16", "float16")
@@ -219,12 +220,33 @@ def _parameters(item: pytest.Item) -> dict[str, Any]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Run the item with the stack's replacements and settings installed, and with the case of `--case` if given."""
+    """
+    Run the item with the stack's replacements and settings installed, and with the case of `--case` if given.
+
+    A law draws only cases that the subject's network can run.
+    """
     stack = _parameters(item).get("stack")
-    if isinstance(item, pytest.Function) and stack and settings().derandomize and is_hypothesis_test(item.obj):
-        seed(_seed_of_examples(item, stack))(item.obj)
-    with stack.installed() if stack else nullcontext(), only_case(item.config.stash[CASE]):
-        return (yield)
+    number = None
+    if isinstance(item, pytest.Function) and stack and settings().derandomize:
+        number = _seed_of_examples(item, stack)
+        if is_hypothesis_test(item.obj):
+            seed(number)(item.obj)
+    installed = stack.installed() if stack else nullcontext()
+    with installed, only_case(item.config.stash[CASE]), seed_of_examples(number):
+        unmet = _unmet_preconditions(stack) if stack and item.get_closest_marker("law") else {}
+        with preconditions.restricted(unmet) as restrictions:
+            item.stash[record.RESTRICTIONS] = restrictions
+            return (yield)
+
+
+def _unmet_preconditions(stack: Stack) -> Unmet:
+    """Return what the subject's network cannot do; an error if trying it has stopped the GPU."""
+    expectations.assert_device_works(stack)
+    try:
+        return preconditions.unmet_preconditions(stack)
+    except RuntimeError as error:
+        expectations.note_stopped_device(stack, error)
+        raise
 
 
 def _seed_of_examples(item: pytest.Function, stack: Stack) -> int:

@@ -26,12 +26,16 @@ from lenet.oracle import THRESHOLD
 from properties.case import Case
 from properties.executed import NOT_FOR_ENGINES
 from properties.ledger import compiled_graphs, current_ledger
+from properties.preconditions import Restrictions, describe
 from properties.stack import dtype_name
 
 PROPERTY = "law"
 """The name under which a report's user_properties hold a law's entry."""
 
 LAWS = Path(__file__).parent / "laws"
+
+RESTRICTIONS = pytest.StashKey[Restrictions]()
+"""What the network of an item's stack cannot do."""
 
 Entry = dict[str, Any]
 
@@ -61,7 +65,7 @@ def pytest_runtest_makereport(
 def _entry(item: pytest.Function, report: pytest.TestReport) -> Entry:
     failed, skipped = report.outcome == "failed", report.outcome == "skipped"
     stack: Any = item.callspec.params["stack"]
-    ledger = current_ledger()
+    ledger, restrictions = current_ledger(), item.stash.get(RESTRICTIONS, Restrictions())
     return {
         "id": item.nodeid,
         "chapter": item.path.stem.removeprefix("test_"),
@@ -73,6 +77,8 @@ def _entry(item: pytest.Function, report: pytest.TestReport) -> Entry:
         "outcome": report.outcome,
         "examples": 0 if skipped else max(1, ledger.examples),
         "partly_judged": ledger.partly_judged,
+        "forgiven": ledger.forgiven,
+        "not_drawn": [describe(name, restrictions.unmet[name]) for name in sorted(restrictions.needed)],
         "worst_ratio": ledger.worst_ratio,
         "known_issues": [
             {"title": issue.title, "reference": issue.reference, "fixed_in": ".".join(map(str, issue.fixed_in or ()))}

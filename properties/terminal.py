@@ -1,12 +1,73 @@
-"""The summary at the end of a run: the verdict of each stack, skipped laws, known issues, and a diagnosis."""
+"""
+The summary at the end of a run: the verdict of each stack, violated laws, skipped laws, known issues, and a diagnosis.
+
+If many laws are violated, the most specific ones are shown, those that fewest mutants violate; the names of the others
+follow. The record of the run has the reports of all.
+"""
 
 from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 
 from lenet.oracle import THRESHOLD
-from properties.diagnosis import Diagnosis, diagnose
-from properties.record import RECORD, Entry
+from properties.diagnosis import Diagnosis, diagnose, most_specific_first
+from properties.entries import is_violated, outcome, reason_not_judged
+from properties.record import PROPERTY, RECORD, Entry
+
+SHOWN = 10
+"""The number of violated laws that are shown: with a verdict and a diagnosis, they fit a screen of 24 lines."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have the reports of violated laws folded."""
+    config.pluginmanager.register(Folding(), "lenet-folding")
+
+
+class Folding:
+    """Lets pytest print the reports of a subject's most specific violated laws only, unless it is run with -v."""
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_terminal_summary(
+        self, terminalreporter: pytest.TerminalReporter, config: pytest.Config
+    ) -> Iterator[None]:
+        """Hide the other reports while pytest prints its sections FAILURES and short test summary."""
+        failed = terminalreporter.stats.get("failed", [])
+        if not failed or config.get_verbosity() > 0:
+            return (yield)
+        terminalreporter.stats["failed"] = shown = unfolded(failed)
+        yield
+        terminalreporter.stats["failed"] = failed
+        if hidden := len(failed) - len(shown):
+            terminalreporter.write_line(f"{_count(hidden, 'more failure')}, printed with -v")
+
+
+def unfolded(reports: list[pytest.TestReport]) -> list[pytest.TestReport]:
+    """Return the reports to print: of tests that are no laws, and at most SHOWN of laws that each subject violates."""
+    shown, by_subject = [], dict[str, list[tuple[Entry, pytest.TestReport]]]()
+    for report in reports:
+        entry: Entry | None = dict(report.user_properties).get(PROPERTY)  # type: ignore[assignment]
+        if entry is None:
+            shown.append(report)
+        elif is_violated(entry):
+            by_subject.setdefault(entry["subject"], []).append((entry, report))
+    for own in by_subject.values():
+        shown += _most_specific(own)
+    return shown
+
+
+def _most_specific(reports: list[tuple[Entry, pytest.TestReport]]) -> list[pytest.TestReport]:
+    """Return at most SHOWN reports, the most specific laws first: one for each law, then a second one, and so on."""
+    rank = {law: number for number, law in enumerate(most_specific_first(entry["law"] for entry, _ in reports))}
+    earlier: Counter[str] = Counter()
+    keyed = []
+    for entry, report in reports:
+        keyed.append((earlier[entry["law"]], rank[entry["law"]], report))
+        earlier[entry["law"]] += 1
+    chosen = sorted(keyed, key=lambda item: item[:2])[:SHOWN]
+    return [report for _, _, report in sorted(chosen, key=lambda item: item[1])]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -15,12 +76,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if not entries:
         return
     terminalreporter.write_sep("-", "verdict")
-    for stack in dict.fromkeys(entry["stack"] for entry in judged):
-        own = [entry for entry in judged if entry["stack"] == stack]
+    for stack, own in _by(judged, "stack").items():
         failed = any(entry["outcome"] == "failed" for entry in own)
         terminalreporter.write_line(f"{stack}: {_verdict(own)}", red=failed, green=not failed)
-        for note in (note for entry in own for note in entry["notes"]):
-            terminalreporter.write_line(f"  {note}")
+        for line in _remarks(own):
+            terminalreporter.write_line(f"  {line}")
     for reason in dict.fromkeys(entry["reason"] for entry in entries if entry["reason"]):
         terminalreporter.write_line(_skipped(reason, [entry for entry in entries if entry["reason"] == reason]))
     for issue, stacks in _known_issues(entries).items():
@@ -30,41 +90,76 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         )
     if not judged:
         terminalreporter.write_line("ERROR: nothing was judged", red=True)
-    if diagnoses := _diagnoses(judged):
-        terminalreporter.write_sep("-", "diagnosis")
-        for subject, diagnosis in diagnoses.items():
-            terminalreporter.write_line("\n".join(diagnosis.lines(subject)))
+    for subject, diagnosis in _diagnoses(entries).items():
+        terminalreporter.write_sep("-", f"diagnosis of {subject}")
+        terminalreporter.write_line("\n".join(_violated(_by(judged, "subject")[subject])))
+        terminalreporter.write_line("\n".join(diagnosis.lines(subject)))
 
 
 def _verdict(entries: list[Entry]) -> str:
     """Return one line about one stack's entries: laws checked, violated and with known issues, and the worst error."""
-    laws = {entry["law"] for entry in entries}
-    violated = {entry["law"] for entry in entries if entry["outcome"] == "failed"}
-    crashed = {entry["law"] for entry in entries if entry["failure_kind"] == "crash"}
+    outcomes = Counter(map(outcome, _by(entries, "law").values()))
+    crashed = {entry["law"] for entry in entries if entry["failure_kind"] == "crash" and is_violated(entry)}
     known = {entry["law"] for entry in entries if entry["known_issues"]}
-    examples = sum(entry["examples"] for entry in entries)
-    partly_judged = sum(entry["partly_judged"] for entry in entries)
-    graphs = sum(entry["compiled_graphs"] for entry in entries)
-    worst = max(entries, key=lambda entry: float(entry["worst_ratio"]))
-    counts = f"{_count(len(laws), 'law')} checked, {len(violated)} violated"
+    counts = f"{_count(outcomes['holds'] + outcomes['violated'], 'law')} checked, {outcomes['violated']} violated"
     counts += f" ({len(crashed)} crashed)" if crashed else ""
     counts += f", {len(known)} with known issues" if known else ""
-    drawn = _count(examples, "example")
-    drawn += f" ({partly_judged / examples:.2%} judged only in part)" if partly_judged else ""
-    drawn += f" in {_count(graphs, 'compiled graph')}" if graphs else ""
+    counts += f", {outcomes['forgiven']} not judged here: known issue" if outcomes["forgiven"] else ""
+    worst = max(entries, key=lambda entry: float(entry["worst_ratio"]))
     if not worst["worst_ratio"]:  # no error, or none was measured in budgets
-        return f"{counts}; {drawn}"
-    return (
-        f"{counts}; {drawn}; worst error {worst['worst_ratio']:.2g} budgets (allowed: {THRESHOLD:g}) in {worst['law']}"
+        return f"{counts}; {_examples(entries)}"
+    error = f"worst error {worst['worst_ratio']:.2g} budgets (allowed: {THRESHOLD:g}) in {worst['law']}"
+    return f"{counts}; {_examples(entries)}; {error}"
+
+
+def _examples(entries: list[Entry]) -> str:
+    """Return the numbers of examples, also of those forgiven or judged only in part, and of compiled graphs."""
+    judged = [entry for entry in entries if not reason_not_judged(entry)]
+    examples, forgiven, partly_judged, graphs = (
+        sum(entry[name] for entry in judged) for name in ("examples", "forgiven", "partly_judged", "compiled_graphs")
     )
+    parts = [f"{forgiven:,} forgiven"] if forgiven else []
+    parts += [f"{partly_judged / examples:.2%} judged only in part"] if partly_judged else []
+    drawn = _count(examples, "example") + (f" ({', '.join(parts)})" if parts else "")
+    return drawn + (f" in {_count(graphs, 'compiled graph')}" if graphs else "")
+
+
+def _remarks(entries: list[Entry]) -> list[str]:
+    """Return lines about one stack: which laws were not judged, what was not drawn, and what laws report."""
+    failed = [entry | {"reason": reason_not_judged(entry)} for entry in entries if reason_not_judged(entry)]
+    lines = [f"{_number_of_laws(laws)} not judged: {reason}" for reason, laws in _by(failed, "reason").items()]
+    avoided = [entry | {"not_drawn": line} for entry in entries for line in entry["not_drawn"]]
+    lines += [f"not drawn in {_number_of_laws(laws)}: {line}" for line, laws in _by(avoided, "not_drawn").items()]
+    return lines + [note for entry in entries for note in entry["notes"]]
 
 
 def _skipped(reason: str, entries: list[Entry]) -> str:
     """Return one line about the entries that were skipped for one reason."""
-    reason, laws = reason.removeprefix("Skipped: "), _count(len({entry["law"] for entry in entries}), "law")
+    reason, laws = reason.removeprefix("Skipped: "), _number_of_laws(entries)
     if entries[0]["stack"]:
         return f"skipped: {laws}: {reason}"
     return f"skipped on {reason.removesuffix(' is not available')} (not available): {laws}"
+
+
+def _violated(entries: list[Entry]) -> list[str]:
+    """Return lines with the names and titles of the laws that a subject violates, the most specific ones first."""
+    titles = {entry["law"]: entry["statement"].partition("\n")[0] for entry in entries if is_violated(entry)}
+    laws = most_specific_first(titles)
+    lines = [f"{_count(len(laws), 'law')} violated, those that fewest mutants violate first:"]
+    lines += [f"  {law}: {titles[law]}" for law in laws[:SHOWN]]
+    return lines + ([f"  and {len(laws) - SHOWN} more: {', '.join(laws[SHOWN:])}"] if laws[SHOWN:] else [])
+
+
+def _by(entries: list[Entry], field: str) -> dict[str, list[Entry]]:
+    """Return the entries grouped by a field."""
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry[field], []).append(entry)
+    return groups
+
+
+def _number_of_laws(entries: list[Entry]) -> str:
+    return _count(len({entry["law"] for entry in entries}), "law")
 
 
 def _count(number: int, noun: str) -> str:
@@ -80,19 +175,17 @@ def _known_issues(entries: list[Entry]) -> dict[str, set[str]]:
     return found
 
 
-def _diagnoses(judged: list[Entry]) -> dict[str, Diagnosis]:
+def _diagnoses(entries: list[Entry]) -> dict[str, Diagnosis]:
     """
     Return the diagnosis of each subject that violated a law.
 
-    From its float32 entries, the dtype in which the mutants were judged, if one of them failed; else from all entries.
+    From its float32 entries, the dtype in which the mutants were judged, if it violated a law there; else from all
+    entries.
     """
-    by_subject: dict[str, list[Entry]] = {}
-    for entry in judged:
-        by_subject.setdefault(entry["subject"], []).append(entry)
     found = {}
-    for subject, entries in by_subject.items():
-        float32 = [entry for entry in entries if entry["stack"].endswith(" in float32")]
-        for some in (float32, entries):
-            if subject not in found and any(entry["outcome"] == "failed" for entry in some):
+    for subject, own in _by(entries, "subject").items():
+        float32 = [entry for entry in own if entry["stack"].endswith(" in float32")]
+        for some in (float32, own):
+            if subject not in found and any(map(is_violated, some)):
                 found[subject] = diagnose(some)
     return found

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from properties import diagnosis
-from properties.diagnosis import correct_diagnoses, diagnose, likely_place, mutant_table, nearest, violations
+from properties.diagnosis import (
+    correct_diagnoses,
+    diagnose,
+    likely_place,
+    most_specific_first,
+    mutant_table,
+    nearest,
+    violations,
+)
 
 TABLE: dict[str, Any] = {
     "kinds": {"activation": "The activations.", "gradients": "The backward pass.", "update": "The update."},
@@ -22,6 +30,7 @@ TABLE: dict[str, Any] = {
             ("update", "Sign", ["step"]),
         ]
     },
+    "laws": dict.fromkeys(["logits", "loss", "backward", "kink", "step", "accumulation"]),
 }
 CHAPTERS = {"logits": "forward", "loss": "forward", "backward": "gradients", "kink": "gradients", "step": "update"}
 
@@ -29,7 +38,9 @@ CHAPTERS = {"logits": "forward", "loss": "forward", "backward": "gradients", "ki
 def entries(*violated: str, chapters: dict[str, str] = CHAPTERS) -> list[dict[str, Any]]:
     """The record of a run in which these laws were violated."""
     outcomes = {law: "failed" if law in violated else "passed" for law in chapters}
-    return [{"law": law, "chapter": chapters[law], "outcome": outcome} for law, outcome in outcomes.items()]
+    return [
+        {"law": law, "chapter": chapters[law], "outcome": outcome, "message": ""} for law, outcome in outcomes.items()
+    ]
 
 
 @pytest.fixture
@@ -70,6 +81,28 @@ def test_diagnosis_lists_chapters_with_and_without_violations() -> None:
     assert lines[1] == "  violates no law in forward, update"
     assert lines[2].startswith("  most likely place of the fault: ")
     assert lines[3].startswith("  most similar mutants (similarity; 100% = the same violated laws): ")
+
+
+@pytest.mark.usefixtures("small")
+def test_diagnosis_of_some_laws_says_on_how_many_it_rests() -> None:
+    skipped = {"law": "accumulation", "chapter": "accumulation", "outcome": "skipped", "message": ""}
+    stopped = entries("kink", "step")
+    stopped[-2]["message"] = "RuntimeError: not judged: the GPU no longer works"
+
+    assert "rests on" not in diagnose([*entries("backward"), skipped]).lines("mine")[-1]
+    assert diagnose(entries("backward")[:3]).lines("mine")[-1] == (
+        "  the diagnosis rests on 3 of 6 laws; it is reliable only if all were judged"
+    )
+    found = diagnose(stopped)
+    assert found.violated == {"forward": (0, 2), "gradients": (0, 1), "update": (1, 1)}
+    assert found.run == 4
+
+
+@pytest.mark.usefixtures("small")
+def test_laws_that_fewest_mutants_violate_are_the_most_specific() -> None:
+    assert most_specific_first(["backward", "loss", "step", "logits", "new", "loss"]) == [
+        *("new", "step", "logits", "loss", "backward")
+    ]
 
 
 def test_similarity_is_one_for_equal_violations_and_decreases_with_differences() -> None:

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import shlex
 from pathlib import Path
 
 import pytest
 
+from properties.plugin import DEFAULT_DTYPES
+from properties.terminal import SHOWN
 from properties.testing import FAULTY, ROOT, run
 
 LAW = "properties/laws/test_network.py::test_repr_matches_the_tutorial"
+
+CI = ("--dtype", "float32", "--hypothesis-profile=ci")
+
+
+def written(folder: Path, line: str) -> str:
+    """Write a subject, the reference network whose forward pass begins with this line; return its option."""
+    source = "import torch\nimport lenet\n\nclass Net(lenet.Net):\n    def forward(self, images):\n"
+    (folder / "mine.py").write_text(f"{source}        {line}\n        return super().forward(images)\n")
+    return f"{folder}/mine.py"
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +106,128 @@ def test_update_that_skips_full_blocks_is_rejected(faulty: Path) -> None:
     assert "(draws vectors, lr again, possibly other values)" in result.stdout
 
 
-def test_law_that_crashed_is_counted_apart(faulty: Path) -> None:
-    result = run("properties/laws/test_forward.py", "-k", "mse_loss", "--subject", f"{faulty}:Crashes")
+def test_law_that_crashed_is_counted_apart(tmp_path: Path) -> None:
+    subject = written(tmp_path, "assert len(images) < 3, 'too many'")
+
+    result = run("properties/laws/test_forward.py", "-k", "mse_loss", "--subject", subject, *CI)
 
     assert result.returncode == 1
     assert "on cpu in float32: 1 law checked, 1 violated (1 crashed); " in result.stdout
+
+
+def test_network_that_runs_no_image_fails_one_law_and_leaves_the_others_not_judged(faulty: Path) -> None:
+    laws = ("properties/laws/test_network.py", "-k", "one_image or n_images or uniform")
+
+    result = run(*laws, "--subject", f"{faulty}:Crashes", *CI)
+
+    assert result.returncode == 1
+    assert "Crashes on cpu in float32: 2 laws checked, 1 violated; 2 examples\n" in result.stdout
+    assert "  1 law not judged: the network raises for one image: KeyError: 'images'\n" in result.stdout
+    assert "raise KeyError" in result.stdout  # the network's line, of the law that it violates
+    assert "1 more failure, printed with -v" in result.stdout
+
+
+def test_law_that_is_not_judged_fails_the_run(faulty: Path) -> None:
+    result = run("properties/laws/test_network.py", "-k", "n_images", "--subject", f"{faulty}:Crashes", *CI)
+
+    assert result.returncode == 1
+    assert "Crashes on cpu in float32: 0 laws checked, 0 violated; 0 examples\n" in result.stdout
+    assert "diagnosis" not in result.stdout
+
+
+def test_empty_batch_that_raises_is_one_violation(tmp_path: Path) -> None:
+    subject = written(tmp_path, "assert len(images), 'no images'")
+    laws = ("properties/laws/test_network.py", "-k", "batch_does or image_does or n_images or intermediate")
+
+    result = run(*laws, "--subject", subject, "--record", str(tmp_path), *CI)
+
+    assert "4 laws checked, 1 violated; " in result.stdout
+    line = "the network raises for an empty batch: AssertionError: no images"
+    assert f"  not drawn in 2 laws: {line}" in result.stdout
+    entries = json.loads((tmp_path / "laws.json").read_text())["laws"]
+    assert {entry["law"]: entry["not_drawn"] for entry in entries if entry["stack"]} == {
+        "test_one_image_does_not_raise": [],
+        "test_empty_batch_does_not_raise": [],
+        "test_batch_of_n_images_gives_n_rows_of_logits": [line],
+        "test_intermediate_shapes_match_the_tutorial": [line],
+    }
+
+
+def test_empty_batch_with_a_wrong_result_is_judged(tmp_path: Path) -> None:
+    subject = written(tmp_path, "if not len(images): return images.new_zeros(1, 10)")
+
+    result = run("properties/laws/test_network.py", "-k", "batch_does or n_images", "--subject", subject, *CI)
+
+    assert "2 laws checked, 1 violated; " in result.stdout
+    assert "the logits have shape (1, 10), expected (0, 10)" in result.stdout
+
+
+def test_reports_of_many_violations_are_folded_except_with_v_and_all_are_recorded(tmp_path: Path) -> None:
+    subject = written(tmp_path, "assert images.is_contiguous(), 'not contiguous'")
+    command = ("properties/laws/test_network.py", "-k", "memory_layout", "--subject", subject)
+
+    folded = run(*command, "--record", str(tmp_path))
+    unfolded = run(*command, "-v")
+
+    entries = json.loads((tmp_path / "laws.json").read_text())["laws"]
+    failed = [entry for entry in entries if entry["outcome"] == "failed"]
+    assert len(failed) == 3 * len(DEFAULT_DTYPES) > SHOWN  # strided, transposed and expanded
+    assert all("AssertionError: not contiguous" in entry["message"] for entry in failed)
+    assert folded.stdout.count("reproduce with:") == folded.stdout.count("\nFAILED ") == SHOWN
+    assert f"{len(failed) - SHOWN} more failures, printed with -v" in folded.stdout
+    assert f"{len(failed)} failed, " in folded.stdout
+    assert unfolded.stdout.count("reproduce with:") == len(failed)
+
+
+def test_run_that_stopped_at_the_first_failure_says_what_its_diagnosis_rests_on(tmp_path: Path) -> None:
+    subject = written(tmp_path, "assert images.is_contiguous(), 'not contiguous'")
+
+    result = run("properties/laws/test_network.py", "-k", "memory_layout", "-x", "--subject", subject, *CI)
+
+    assert "1 law checked, 1 violated; 3 examples" in result.stdout
+    assert re.search(
+        r"\n  the diagnosis rests on \d of \d+ laws; it is reliable only if all were judged\n", result.stdout
+    )
+    assert "stopping after 1 failures" in result.stdout
+
+
+RECORDING = """
+import json, os, pytest
+from properties.ledger import Ledger
+
+drawn = {}
+begin = Ledger.begin_example
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    examples = drawn.setdefault(f"{item.originalname} {sorted(set(item.callspec.params) - {'stack'})}", [])
+    Ledger.begin_example = lambda self, example: (examples.append(example), begin(self, example))
+    return (yield)
+
+def pytest_sessionfinish():
+    with open(os.environ["DRAWN"], "w") as file:
+        json.dump({law: list(map(str, examples)) for law, examples in drawn.items()}, file)
+"""
+
+
+def test_every_subject_and_engine_is_judged_by_the_same_examples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recording_plugin.py").write_text(RECORDING)
+    (tmp_path / "other.py").write_text('import lenet\n\nclass Net(lenet.Net):\n    """Another name."""\n')
+    chosen = ("properties/laws/test_network.py", "-k", "n_images or intermediate or shape_dtype")
+    found = {}
+    for options in (["--subject", "lenet"], ["--subject", f"{tmp_path}/other.py"], ["--engine", "eager"]):
+        monkeypatch.setenv("DRAWN", str(tmp_path / "drawn.json"))
+        result = run(*chosen, "-p", "recording_plugin", *options, *CI, path=tmp_path)
+        assert result.returncode == 0, result.stdout
+        found[options[1]] = json.loads((tmp_path / "drawn.json").read_text())
+
+    lenet, other, eager = found.values()
+    assert other == lenet
+    assert len(eager) >= 2
+    assert all(len(examples) >= 20 for examples in eager.values())
+    assert eager == {law: lenet[law] for law in eager}
 
 
 def test_case_that_a_law_does_not_judge_is_a_visible_skip() -> None:

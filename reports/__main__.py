@@ -1,7 +1,7 @@
 """
 `python -m reports`: write the page and the summary of a run; the exit code is the verdict.
 
-`python -m reports publish` keeps a run, `index` writes the page of all published runs, and `diff A B` prints the
+`python -m reports publish` keeps a run, `index` writes the pages of all published runs again, and `diff A B` prints the
 differences between two runs.
 """
 
@@ -18,6 +18,7 @@ from lenet.files import set_aside, write_atomically
 from reports import exports, history, sentences
 from reports.loading import ReportError, load
 from reports.page import render, render_index
+from reports.verdict import not_run, passed, status
 
 LATEST = Path("reports/latest")
 
@@ -38,24 +39,33 @@ def make(arguments: list[str]) -> int:
     run = load(folder)
     for name, text in (render(run) | exports.texts(run)).items():
         _write(folder / name, text)
-    print(f"{'PASSED' if run.passed else 'FAILED'}: {sentences.verdict(run)}")
+    print(f"{status(run)}: {sentences.verdict(run)}")
     print(f"{sentences.evidence(run)} {sentences.speed(run)}")
-    print(f"judged: {'; '.join(run.stacks)}")
+    print(f"judged: {'; '.join(run.laws.stacks)}")
+    if missing := not_run(run):
+        print(f"not run: {', '.join(missing)}")
     print(f"page: {(folder / 'index.html').resolve()}")
-    return 0 if run.passed else 1
+    return 0 if passed(run) else 1
 
 
 def publish(arguments: list[str]) -> int:
     """Copy a run to `reports/runs`, and write the page of all published runs."""
     parser = argparse.ArgumentParser(prog="python -m reports publish", description="Keep a run in reports/runs.")
     print(f"published: {history.publish(_folder(parser, arguments), history.RUNS)}")
-    return make_index([])
+    return _list_runs()
 
 
 def make_index(arguments: list[str]) -> int:
-    """Write the page of all published runs."""
-    description = "Write the page of all published runs."
+    """Write the pages of all published runs again, so that they show today's verdict, and the page that lists them."""
+    description = "Write the pages of all published runs again, and the page that lists them."
     argparse.ArgumentParser(prog="python -m reports index", description=description).parse_args(arguments)
+    for name, run in history.published(history.RUNS):
+        for page, text in render(run).items():
+            _write(history.RUNS / name / page, text)
+    return _list_runs()
+
+
+def _list_runs() -> int:
     page = history.RUNS.parent / "index.html"
     _write(page, render_index(history.published(history.RUNS)))
     print(f"page of all runs: {page.resolve()}")
@@ -75,7 +85,7 @@ def diff(arguments: list[str]) -> int:
 HELP = """\
 other commands:
   publish [FOLDER]  copy a run to reports/runs, and write the page of all published runs
-  index             write reports/index.html, the page of all published runs
+  index             write the pages of all published runs again, and reports/index.html, which lists them
   diff A B          print the differences between the runs in the folders A and B
 
 exit codes:

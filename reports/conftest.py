@@ -97,6 +97,28 @@ def gated(files: Files) -> Files:
     return files | {"gate.json": STAMP | gate | {"benchmarks": [benchmark]}, "gate_trial.json": STAMP | trial}
 
 
+@pytest.fixture
+def complete(files: Files) -> Files:
+    """A run that passed, with all files that have a verdict."""
+    stack = "lenet by eager on cpu in float32"
+    laws = [entry(law, stack=stack, engine="eager") for law in ("test_sums", "test_order")]
+    startup = {"build": 0.001, "first_call": 0.002, "memory": None}
+    timed = {"engine": "eager", "operation": "forward", "batch": 1, "seconds": 0.001, "quartiles": [0.001, 0.001]}
+    timed |= {"blocks": 20, "images_per_second": 1000.0, "startup": startup}
+    times = {"device": "cpu", "dtype": "float32", "threads": 2, "timings": [timed], "not_timed": []}
+    slowdown = {"estimate": 0.001, "lower": -0.01, "upper": 0.01}
+    benchmark: dict[str, Any] = {"name": "training-step-64", "verdict": "passed", "reason": "at most +1%"}
+    benchmark |= {"pairs": [{"ratio": 0.001}] * 14, "slowdown": slowdown}
+    gate = {"verdict": "passed", "reason": "not slower", "compared": ["base: a", "head: b"], "delta": 0.015}
+    training = files["training.json"]
+    return files | {
+        "training.json": training | {"comparisons": {"the oracle": [dict(epoch) for epoch in training["history"]]}},
+        "engines.json": STAMP | LAWS | {"laws": laws, "matrix": {}},
+        "engine_times.json": STAMP | times,
+        "gate.json": STAMP | gate | {"benchmarks": [benchmark]},
+    }
+
+
 def write(folder: Path, files: Files) -> None:
     """Write the files; content that is text already is written as it is."""
     for name, content in files.items():

@@ -6,7 +6,9 @@ import json
 from xml.etree import ElementTree as Xml
 
 from benchmarks.junit import to_xml, xml_text
-from reports.run import CHAPTERS, Run
+from reports.laws import CHAPTERS, FORGIVEN, NOT_CHECKED, STOPPED, Law
+from reports.run import Run
+from reports.verdict import Part, parts
 
 NAMES = ("junit.xml", "benchmark-action.json")
 
@@ -17,24 +19,42 @@ def texts(run: Run) -> dict[str, str]:
 
 
 def junit(run: Run) -> str:
-    """One test per law, by its title. A violation is a failure with its counterexample; `Run.errors` are errors."""
-    tests = Xml.Element("testsuite", name="laws")
-    for law in run.laws:
-        test = Xml.SubElement(
-            tests,
-            "testcase",
-            classname=CHAPTERS.get(law.chapter, law.chapter),
-            name=xml_text(law.title),
-            time=f"{law.seconds:.3f}",
-        )
-        for entry in law.violations:
-            failure = Xml.SubElement(test, "failure", message=xml_text(entry["message"]))
-            failure.text = xml_text(f"{entry['stack']}\n{entry['counterexample']}\n{entry['command']}")
-        if law.outcome == "not checked":
-            Xml.SubElement(test, "skipped", message=xml_text("; ".join(law.skip_reasons)))
-    for name in run.errors:
-        Xml.SubElement(Xml.SubElement(tests, "testcase", classname="other", name=xml_text(name)), "error")
+    """
+    One test per part of the run, which fails if the part does, and one per law, by its title.
+
+    A violation is a failure with its counterexample.
+    """
+    tests = Xml.Element("testsuite", name="run")
+    for part in parts(run):
+        _add_part(tests, part)
+    for prefix, results in zip(("", "engines: "), run.law_results, strict=False):
+        for law in results.laws:
+            _add_law(tests, law, prefix)
     return to_xml(tests)
+
+
+def _add_part(tests: Xml.Element, part: Part) -> None:
+    test = Xml.SubElement(tests, "testcase", classname="verdict", name=part.name)
+    if part.failures:
+        failure = Xml.SubElement(test, "failure", message=xml_text(", ".join(part.failures)))
+        failure.text = xml_text("\n".join(part.details))
+    elif part.inconclusive:
+        Xml.SubElement(test, "skipped", message=xml_text(part.text))
+
+
+def _add_law(tests: Xml.Element, law: Law, prefix: str) -> None:
+    test = Xml.SubElement(
+        tests,
+        "testcase",
+        classname=prefix + CHAPTERS.get(law.chapter, law.chapter),
+        name=xml_text(law.title),
+        time=f"{law.seconds:.3f}",
+    )
+    for entry in law.violations:
+        failure = Xml.SubElement(test, "failure", message=xml_text(entry["message"]))
+        failure.text = xml_text(f"{entry['stack']}\n{entry['counterexample']}\n{entry['command']}")
+    if law.outcome in (STOPPED, FORGIVEN, NOT_CHECKED):
+        Xml.SubElement(test, "skipped", message=xml_text("; ".join(law.not_judged or law.skip_reasons)))
 
 
 def benchmark_action(run: Run) -> str:

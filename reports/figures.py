@@ -16,7 +16,9 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from reports.run import CHAPTERS, Law, Run, Timing
+from benchmarks.engine_times import AGAIN
+from reports.laws import CHAPTERS, Law
+from reports.run import Run, Timing
 
 # Okabe and Ito's colors, which people with color blindness can tell apart; line styles differ as well.
 LINES = {
@@ -38,6 +40,7 @@ ENGINES = {
     "openvino": ("#E69F00", "-"),
     "openvino-f32": ("#E69F00", "--"),
     "jax": ("#56B4E9", "-"),
+    "cuda-graphs": ("#009E73", "--"),
 }
 """The color and line style of each engine; engines of one family share a color."""
 
@@ -71,12 +74,14 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def overview(laws: list[Law], threshold: float, timings: list[Timing]) -> str:
-    """Left: the worst error of each law, in budgets. Right: images/s of forward passes and training steps."""
+def overview(status: str, laws: list[Law], threshold: float, timings: list[Timing]) -> str:
+    """The status. Left: the worst error of each law. Right: images/s of forward passes and training steps."""
     nonzero = sorted((law for law in laws if law.worst_ratio), key=lambda law: -law.worst_ratio)
     top = 1.25 * threshold
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.0, 3.4), layout="constrained")
+        figure = Figure(figsize=(9.0, 3.7), layout="constrained")
+        color = "#116329" if status == "PASSED" else "#B3261E"
+        figure.suptitle(status, x=0.01, ha="left", fontsize=12, fontweight="bold", color=color)
         errors, speed = figure.subplots(1, 2, width_ratios=(3, 2))
         for violated, color in ((False, "#0072B2"), (True, "#D55E00")):
             chosen = [position for position, law in enumerate(nonzero) if bool(law.violations) == violated]
@@ -120,15 +125,18 @@ def roofline(timings: list[Timing], compute: float, bandwidth: float) -> str:
         axes.plot(intensity, np.minimum(compute, intensity * bandwidth) / 1e9, color="#333333")
         axes.text(ends[1], compute / 1e9, f"matrix product, {compute / 1e9:,.0f} GFLOP/s", ha="right", va="bottom")
         left_end = ends[0], ends[0] * bandwidth / 1e9
-        axes.annotate(f"copy, {bandwidth / 1e9:,.1f} GB/s", left_end, (0, 10), textcoords="offset points")
+        axes.annotate(f"copy, {bandwidth / 1e9:,.1f} GB/s", left_end, (0, 22), textcoords="offset points")
         for operation in NETWORK:
             color, style = LINES[operation]
             own = sorted((t for t in timings if t.operation == operation), key=lambda t: t.batch or 0)
             if not own:
                 continue
             axes.plot(*zip(*(points[t] for t in own), strict=True), style, color=color, marker="o", label=operation)
+            offset, side = ((-6, -3), "right") if operation == "forward" else ((5, -11), "left")
             for t in (own[0], own[-1]):
-                axes.annotate(f"{t.batch:,}", points[t], (4, -12), textcoords="offset points", fontsize=8, color=color)
+                axes.annotate(
+                    f"{t.batch:,}", points[t], offset, textcoords="offset points", ha=side, fontsize=8, color=color
+                )
         axes.margins(y=0.12)  # room for the batch sizes below the lowest points
         axes.set(xscale="log", yscale="log", xlabel="arithmetic intensity, FLOP/byte", ylabel="GFLOP/s")
         axes.legend(frameon=False, loc="lower right")
@@ -177,7 +185,8 @@ def engines(timings: list[dict[str, Any]]) -> str:
         ends = []
         for name in dict.fromkeys(timing["engine"] for timing in timings):
             points = sorted((t["batch"], t["images_per_second"]) for t in timings if t["engine"] == name)
-            color, style = ENGINES.get(name, OTHER)
+            color, style = ENGINES.get(name.removesuffix(AGAIN), OTHER)
+            style = ":" if name.endswith(AGAIN) else style
             axes.plot(*zip(*points, strict=True), style, color=color, marker=".")
             ends.append((math.log(points[-1][1]), points[-1], name, color))
         ends.sort()
@@ -292,22 +301,24 @@ def slowdowns(benchmarks: list[dict[str, Any]], delta: float) -> str:
         return _svg(figure)
 
 
-def step_breakdown(parts: dict[int, dict[str, float]]) -> str:
-    """The time per image of each part of a training step, stacked, by batch size."""
+def step_breakdown(steps: dict[int, float], parts: dict[int, dict[str, float]]) -> str:
+    """Each part in % of the time of a training step, stacked, by batch size; above each bar the time of the step."""
     with mpl.rc_context(STYLE | {"axes.grid.axis": "y"}):
-        figure = Figure(figsize=(9.0, 3.0), layout="constrained")
+        figure = Figure(figsize=(9.0, 3.2), layout="constrained")
         axes = figure.subplots()
         batches = sorted(parts)
         bottom = np.zeros(len(batches))
         for (name, color), hatch in zip(PARTS.items(), ("", "//", ".."), strict=True):
-            heights = np.array([1e6 * parts[batch][name] / batch for batch in batches])
+            heights = np.array([100 * parts[batch][name] / steps[batch] for batch in batches])
             axes.bar(
                 range(len(batches)), heights, bottom=bottom, color=color, label=name, hatch=hatch, edgecolor="white"
             )
             bottom += heights
+        for position, (batch, top) in enumerate(zip(batches, bottom, strict=True)):
+            axes.text(position, top + 1, f"{1e3 * steps[batch]:.3g} ms", ha="center", va="bottom", fontsize=8)
         axes.set_xticks(range(len(batches)), [f"{batch:,}" for batch in batches])
-        axes.set(xlabel="batch size", ylabel="µs per image", ylim=(0, None))
-        axes.legend(frameon=False)
+        axes.set(xlabel="batch size", ylabel="% of the time of a step", ylim=(0, 1.1 * bottom.max()))
+        figure.legend(frameon=False, loc="outside upper center", ncols=len(PARTS))
         return _svg(figure)
 
 

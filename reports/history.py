@@ -87,13 +87,13 @@ def differences(old: Run, new: Run) -> list[str]:
         before, after = (run.stack.get(part, "none") for run in (old, new))
         if before != after:
             lines.append(f"{part}: {before} -> {after}")
-    titles = {law.name: law.title for law in [*old.laws, *new.laws]}
-    outcomes = [{law.name: law.outcome for law in run.laws} for run in (old, new)]
+    titles = {law.name: law.title for law in [*old.laws.laws, *new.laws.laws]}
+    outcomes = [{law.name: law.outcome for law in run.laws.laws} for run in (old, new)]
     for law, title in titles.items():
         before, after = (outcome.get(law, "no such law") for outcome in outcomes)
         if before != after:
             lines.append(f"{title}: {before} -> {after}")
-    issues = [list(map(str, run.known_issues)) for run in (old, new)]
+    issues = [list(map(str, run.laws.known_issues)) for run in (old, new)]
     lines += [f"known issue gone: {issue}" for issue in issues[0] if issue not in issues[1]]
     lines += [f"new known issue: {issue}" for issue in issues[1] if issue not in issues[0]]
     return lines + _time_differences(old, new)

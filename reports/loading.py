@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -14,7 +13,8 @@ from jsonschema.exceptions import best_match
 
 from benchmarks.trial_table import rows
 from lenet.fingerprint import FORMAT
-from reports.run import CHAPTERS, Law, Run, Timing
+from reports.laws import LawResults, group_laws
+from reports.run import Run, Timing
 from reports.upgrades import OLDEST, upgrade
 
 WRITERS = {
@@ -42,27 +42,24 @@ def load(folder: Path) -> Run:
     files = {name: read(folder / name) for name in names}
     _check_stacks(folder, files)
     laws, benchmarks = files["laws.json"], files["benchmarks.json"]
-    engines = files.get("engines.json", {"laws": [], "matrix": {}})
     run = Run(
         stack=laws["stack"],
         date=laws["date"],
         threshold=laws["threshold"],
         profile=laws["profile"],
         commands=[content["command"] for content in files.values()],
-        laws=_laws(laws["laws"]),
+        laws=_law_results(laws),
         timings=[_timing(entry) for entry in benchmarks["benchmarks"]],
-        finished=laws["finished"],
-        errors=laws["errors"] + benchmarks["errors"],
+        failed_benchmarks=benchmarks["errors"],
         training={"comparisons": {}} | files["training.json"],
         gate=files.get("gate.json"),
         gate_trial=rows(files["gate_trial.json"]["verdicts"]) if "gate_trial.json" in files else [],
-        engine_laws=_laws(engines["laws"]),
-        engine_outcomes=engines["matrix"],
+        engines=_law_results(files["engines.json"]) if "engines.json" in files else None,
         engine_times=files.get("engine_times.json"),
         latencies=[_latency(entry) for entry in benchmarks["benchmarks"] if "latency" in entry["extra_info"]],
         files=names,
     )
-    if not run.stacks:
+    if not run.laws.stacks:
         raise ReportError(f"{folder / 'laws.json'}: no law was checked; {_again('laws.json')}")
     judged = {entry["subject"] for entry in laws["laws"]}
     timed = {timing.subject for timing in run.timings}
@@ -123,14 +120,8 @@ def _check_stacks(folder: Path, files: dict[str, dict[str, Any]]) -> None:
                 raise ReportError(f"{folder / name}: {problem}; run both on one stack")
 
 
-def _laws(entries: Iterable[dict[str, Any]]) -> list[Law]:
-    """The entries grouped by law, in the order of the chapters; unknown chapters come last."""
-    laws: dict[str, Law] = {}
-    for entry in entries:
-        law = laws.setdefault(entry["law"], Law(entry["law"], entry["chapter"], entry["statement"], []))
-        law.entries.append(entry)
-    order = list(CHAPTERS)
-    return sorted(laws.values(), key=lambda law: order.index(law.chapter) if law.chapter in order else len(order))
+def _law_results(content: dict[str, Any]) -> LawResults:
+    return LawResults(group_laws(content["laws"]), content["finished"], content["errors"])
 
 
 def _timing(entry: dict[str, Any]) -> Timing:

@@ -11,12 +11,14 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup, escape
 
+from benchmarks.roofline import data_sheet
 from lenet.fingerprint import FORMAT, headline
 from lenet.training_comparison import OPTIMIZER_LABELS
 from properties.diagnosis import mutant_table
-from reports import figures, sentences
+from reports import figures, sentences, verdict
 from reports.glossary import GLOSSARY
 from reports.history import by_machine, differences
+from reports.laws import total_forgiven
 from reports.run import Run, Timing
 
 
@@ -37,8 +39,10 @@ def environment() -> Environment:
         "issue_url": _issue_url,
         "engine_label": _engine_label,
         "headline": headline,
+        "forgiven": total_forgiven,
+        "significant": _significant,
     }
-    environment.globals |= {"sentences": sentences}
+    environment.globals |= {"sentences": sentences, "verdict": verdict}
     return environment
 
 
@@ -53,7 +57,9 @@ def render(run: Run) -> dict[str, str]:
         "rooflines": rooflines(run),
         "latency": figures.latency(latencies) if latencies else "",
         "throughput": [(timings[0].subject, figures.throughput(timings)) for timings in throughput_groups(run)],
-        "step_breakdown": [(label, figures.step_breakdown(parts)) for label, parts in run.step_breakdown()],
+        "step_breakdown": [
+            (label, figures.step_breakdown(steps, parts)) for label, steps, parts in run.step_breakdown()
+        ],
         "engines": figures.engines(forward) if forward else "",
         "gate": figures.slowdowns(gate["benchmarks"], gate["delta"]) if gate else "",
         "mutants": _mutants(),
@@ -76,11 +82,15 @@ def overview(run: Run) -> str:
     """The main figure, with the times of the fastest configuration of a training step, or else of a forward pass."""
     fastest = run.fastest("training step") or run.fastest("forward")
     timings = [timing for timing in run.timings if fastest and timing.configuration == fastest.configuration]
-    return figures.overview(run.laws, run.threshold, timings)
+    return figures.overview(verdict.status(run), run.all_laws, run.threshold, timings)
 
 
-def rooflines(run: Run) -> list[tuple[str, str]]:
-    """A figure for each subject, device and dtype whose roofline was measured, at the largest number of threads."""
+def rooflines(run: Run) -> list[tuple[str, str, str]]:
+    """
+    A label, the data sheet's rates and a figure for each subject, device and dtype whose roofline was measured.
+
+    At the largest number of threads.
+    """
     located = [timing for timing in run.timings if timing.roofline_share is not None]
     by_threads = sorted(located, key=lambda timing: timing.threads)
     configurations = {timing.configuration[:3]: timing.configuration for timing in by_threads}
@@ -89,7 +99,8 @@ def rooflines(run: Run) -> list[tuple[str, str]]:
         timings = [timing for timing in located if timing.configuration == configuration]
         compute, bandwidth = run.matrix_product_rate(timings[0]), run.copy_bandwidth(timings[0])
         if compute and bandwidth:
-            found.append((timings[0].label, figures.roofline(timings, compute, bandwidth)))
+            sheet = data_sheet(run.stack, timings[0].device, timings[0].dtype)
+            found.append((timings[0].label, sheet, figures.roofline(timings, compute, bandwidth)))
     return found
 
 
@@ -142,6 +153,11 @@ def _clip(text: str, length: int = 4000) -> str:
 def _code(text: str) -> Markup:
     """The text as HTML, with what stands between backticks as code."""
     return Markup(re.sub(r"(`+)([^`]+)\1", r"<code>\2</code>", str(escape(text))))
+
+
+def _significant(number: float) -> str:
+    """The number with three significant digits, without an exponent."""
+    return f"{number:,.0f}" if abs(number) >= 100 else f"{float(f'{number:.3g}'):.10f}".rstrip("0").rstrip(".")
 
 
 def _cell(text: str) -> str:

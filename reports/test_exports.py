@@ -20,7 +20,7 @@ def test_junit_and_benchmark_files_are_written(tmp_path: Path, files: Files) -> 
     main([str(tmp_path)])
 
     tests = Xml.parse(tmp_path / "junit.xml").getroot()
-    assert [tests.get(name) for name in ("tests", "failures", "errors", "skipped")] == ["5", "1", "1", "1"]
+    assert [tests.get(name) for name in ("tests", "failures", "errors", "skipped")] == ["7", "3", "0", "1"]
     (failure,) = tests.findall("testcase[@name='more holds']/failure")
     assert failure.get("message") == f"{EVIL}?"
     assert "case=1" in (failure.text or "")

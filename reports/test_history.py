@@ -13,6 +13,7 @@ from reports import history
 from reports.__main__ import main
 from reports.conftest import EVIL, STACK, Files, Page, entry, timing, write
 from reports.loading import load
+from reports.verdict import passed
 
 Publish = Callable[[Files], Path]
 
@@ -49,7 +50,7 @@ def test_folder_is_named_by_date_machine_and_version(publish: Publish, files: Fi
 
     assert folder.name == "2026-11-22_amd-epyc-tm_torch-2.13.0"
     assert {file.name for file in folder.iterdir()} == {*files, "index.html", "summary.md", "picture.svg"}
-    assert load(folder).passed
+    assert passed(load(folder))
 
 
 def test_further_published_files_stay(publish: Publish, files: Files, runs: Path) -> None:

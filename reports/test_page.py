@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as Xml
 
 import pytest
 
+from reports import figures
 from reports.__main__ import main
 from reports.conftest import EVIL, ROOFLINE, Files, Page, entry, page, parsed, timing, write
 from reports.glossary import GLOSSARY
+from reports.loading import load
+from reports.page import environment
 
 
 def test_page_begins_with_the_verdict(tmp_path: Path, files: Files, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,25 +155,34 @@ def test_known_issues_are_listed_with_the_laws_that_show_them(tmp_path: Path, fi
     assert "pytorch/pytorch#1" in shown
     assert '<a href="https://github.com/pytorch/pytorch/issues/1">pytorch/pytorch#1</a>' in shown
     assert '<td class="soft law"><p>sums holds</p></td>' in shown
-    assert "In 10.00 % of the examples, some numbers could not be judged" in shown
+    assert "In 3 of 30 examples, some numbers could not be judged" in shown
     assert EVIL not in shown
     assert "known issue: " in summary
     assert "pytorch/pytorch#1" in summary
 
 
 def test_laws_by_engine_are_listed_by_title(tmp_path: Path, files: Files) -> None:
-    matrix = {"lenet by compiled on cpu in float32": {"test_sums": "passed", "test_order": "known issue"}}
-    write(tmp_path, files | {"engines.json": files["laws.json"] | {"matrix": matrix}})
+    issue = {"title": "Steps are lost", "reference": "pytorch/pytorch#1"}
+    compiled = {"stack": "lenet by compiled on cpu in float32", "engine": "compiled"}
+    laws = [entry("test_sums", **compiled), entry("test_order", known_issues=[issue], **compiled)]
+    laws.append(entry("test_left_out", "skipped", **compiled))
+    write(tmp_path, files | {"engines.json": files["laws.json"] | {"laws": laws, "matrix": {}}})
 
     assert main([str(tmp_path)]) == 0
     assert '<th scope="row">sums holds</th><td class="good">' in page(tmp_path)
+    assert '<th scope="row">order holds</th><td class="soft"><abbr title="holds except for a known issue">!' in page(
+        tmp_path
+    )
+    assert "left out holds" not in page(tmp_path)
+    assert "Known issue: Steps are lost (pytorch/pytorch#1)." in page(tmp_path)
+    assert "- known issue of engines: `Steps are lost (pytorch/pytorch#1)`" in (tmp_path / "summary.md").read_text()
     assert "compiled, float32" in page(tmp_path)
 
 
 def test_gate_and_its_trial_are_shown(tmp_path: Path, gated: Files) -> None:
     write(tmp_path, gated)
 
-    assert main([str(tmp_path)]) == 0
+    assert main([str(tmp_path)]) == 1
 
     shown, summary = Page(), (tmp_path / "summary.md").read_text()
     shown.feed(page(tmp_path))
@@ -223,10 +236,10 @@ def test_verdict_includes_the_training_step_of_the_gate(tmp_path: Path, gated: F
     gated["gate.json"]["compared"] = ["base: lenet at c112b5b Rename a test", "head: lenet"]
     write(tmp_path, gated)
 
-    assert main([str(tmp_path)]) == 0
+    assert main([str(tmp_path)]) == 1
     slowdown = "training step takes 1.050 times as long as on the base commit (interval 1.020 to unbounded)"
     text = parsed(tmp_path).text
-    assert f"0 violations; {slowdown}." in text
+    assert f"0 violations; gate: failed, {slowdown}." in text
     assert 'Compared: base: lenet at c112b5b "Rename a test"; head: lenet.' in text
 
 
@@ -247,10 +260,57 @@ def test_infinite_error_is_shown_and_drawn_within_the_figure(tmp_path: Path, fil
     assert "the worst error is inf of the 8 allowed budgets" in parsed(tmp_path).text
 
 
-def test_main_figure_is_a_complete_svg_file(tmp_path: Path, files: Files) -> None:
+def test_main_figure_is_a_complete_svg_file_with_the_status(tmp_path: Path, files: Files) -> None:
     write(tmp_path, files)
     main([str(tmp_path)])
 
     picture = Xml.parse(tmp_path / "picture.svg").getroot()
     assert picture.tag == "{http://www.w3.org/2000/svg}svg"
     assert "rounding budgets" in "".join(picture.itertext())
+    assert "PASSED" in "".join(picture.itertext())
+
+
+@pytest.mark.parametrize(("device", "shown"), [("cpu", "float32 on cpu, 2 threads\n"), ("cuda", "float32 on cuda\n")])
+def test_times_of_engines_state_cpu_threads_only_on_a_cpu(
+    tmp_path: Path, complete: Files, device: str, shown: str
+) -> None:
+    complete["engine_times.json"]["device"] = device
+    write(tmp_path, complete)
+    main([str(tmp_path)])
+
+    assert shown in parsed(tmp_path).text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(4386.2, "4,386"), (374.0, "374"), (78.54, "78.5"), (20.0, "20"), (0.0000667, "0.0000667"), (0.0, "0")],
+)
+def test_significant_digits_have_no_exponent(number: float, text: str) -> None:
+    assert environment().filters["significant"](number) == text
+
+
+def test_parts_of_a_step_are_relative_to_the_timed_step(tmp_path: Path, files: Files) -> None:
+    """The parts are timed alone: if they take longer than the step, nothing is left for the rest."""
+    parts = [timing("loss", 256, 0.01), timing("backward", 256, 0.015)]
+    longer = [timing("training step", 16, 0.02), timing("loss", 16, 0.01), timing("backward", 16, 0.015)]
+    files["benchmarks.json"]["benchmarks"] += parts + longer
+    write(tmp_path, files)
+
+    ((_, steps, breakdown),) = load(tmp_path).step_breakdown()
+
+    assert steps == {256: 0.03, 16: 0.02}
+    assert breakdown[256]["rest, including the update"] == 0.03 - 0.01 - 0.015
+    assert breakdown[16]["rest, including the update"] == 0
+    picture = figures.step_breakdown(steps, breakdown)
+    assert "30 ms" in picture
+    assert "20 ms" in picture
+
+
+def test_second_process_of_an_engine_is_drawn_dotted_in_the_color_of_the_first() -> None:
+    names = ("channels-last", "channels-last again")
+    timings = [{"engine": name, "batch": n, "images_per_second": 10.0 * n} for name in names for n in (1, 4)]
+
+    picture = figures.engines(timings)
+
+    dotted = re.findall(r"stroke-dasharray: [^;]*; stroke-dashoffset: 0; stroke: (#[0-9a-f]{6})", picture)
+    assert dotted == ["#0072b2"]

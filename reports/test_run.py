@@ -6,7 +6,7 @@ from pathlib import Path
 
 import properties.laws
 from reports.conftest import entry
-from reports.run import CHAPTERS, Issue, Law
+from reports.laws import CHAPTERS, Issue, Law
 
 
 def test_every_chapter_of_laws_has_a_heading() -> None:

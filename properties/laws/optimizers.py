@@ -50,7 +50,7 @@ def exact_step(
     """
     exact = []
     for parameter, own in zip(parameters, sgd, strict=True):
-        assert parameter.grad is not None
+        assert parameter.grad is not None, "a parameter has no gradient before the step"
         buffer = buffer_of(optimizer, parameter)
         old_buffer = None if buffer is None else float64(buffer).copy()
         exact.append(own.step(float64(parameter).copy(), float64(parameter.grad).copy(), old_buffer, stack.precision))

@@ -10,12 +10,14 @@ from hypothesis import example, given
 from lenet import oracle
 from properties.case import Case
 from properties.comparison import assert_within_budget
-from properties.laws.networks import cross_entropy_targets
+from properties.laws.networks import BATCH_OF_17, BATCH_OF_33, cross_entropy_targets
 from properties.stack import Stack, float64
 from properties.strategies import cases
 
 
 @pytest.mark.engine
+@example(case=BATCH_OF_17)
+@example(case=BATCH_OF_33)
 @given(case=cases())
 def test_logits_agree_with_the_oracle(stack: Stack, case: Case) -> None:
     """
@@ -31,6 +33,8 @@ def test_logits_agree_with_the_oracle(stack: Stack, case: Case) -> None:
 
 @pytest.mark.engine
 @example(case=Case(images="huge", batch=2))
+@example(case=BATCH_OF_17)
+@example(case=BATCH_OF_33)
 @given(case=cases())
 def test_mse_loss_agrees_with_the_oracle(stack: Stack, case: Case) -> None:
     """
@@ -46,6 +50,8 @@ def test_mse_loss_agrees_with_the_oracle(stack: Stack, case: Case) -> None:
 
 @pytest.mark.engine
 @pytest.mark.parametrize("targets", ["indices", "weights"])
+@example(case=BATCH_OF_17)
+@example(case=BATCH_OF_33)
 @given(case=cases())
 def test_cross_entropy_agrees_with_the_oracle(stack: Stack, targets: str, case: Case) -> None:
     """

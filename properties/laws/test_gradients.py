@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections import Counter
 from typing import Any
 
@@ -10,18 +11,25 @@ import torch
 import torch.nn.functional as F
 from hypothesis import example, given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import disable_saved_tensors_hooks
+from torch.utils import checkpoint
 
 import lenet
 from lenet import oracle
 from lenet.oracle import SHAPES, Budgeted
 from properties.case import LAYOUTS, Case
-from properties.comparison import assert_exact, assert_gradients, assert_within_budget
+from properties.comparison import assert_exact, assert_gradients, assert_same_bits, assert_within_budget
 from properties.laws.networks import (
+    BATCH_OF_17,
+    BATCH_OF_33,
     STALE_GRAPH,
+    all_gradients,
+    backward,
     cross_entropy_targets,
     gradient_of,
     ordinary_cases,
+    skip_unless_reference,
     source_blocks,
     with_exact_scaling,
 )
@@ -30,6 +38,8 @@ from properties.strategies import cases
 
 
 @pytest.mark.engine
+@example(case=BATCH_OF_17)
+@example(case=BATCH_OF_33)
 @given(case=cases())
 def test_gradients_agree_with_the_oracle(stack: Stack, case: Case) -> None:
     """
@@ -47,6 +57,8 @@ def test_gradients_agree_with_the_oracle(stack: Stack, case: Case) -> None:
 
 @pytest.mark.engine
 @pytest.mark.parametrize("targets", ["indices", "weights"])
+@example(case=BATCH_OF_17)
+@example(case=Case(weights="integers", images="huge", batch=2, seed=10865))  # two logits tie in bfloat16
 @given(case=cases())
 def test_cross_entropy_gradients_agree_with_the_oracle(stack: Stack, targets: str, case: Case) -> None:
     """
@@ -65,6 +77,8 @@ def test_cross_entropy_gradients_agree_with_the_oracle(stack: Stack, targets: st
 
 
 @pytest.mark.engine
+@example(case=BATCH_OF_17)
+@example(case=BATCH_OF_33)
 @given(case=cases())
 def test_input_gradients_agree_with_the_oracle(stack: Stack, case: Case) -> None:
     """
@@ -74,7 +88,7 @@ def test_input_gradients_agree_with_the_oracle(stack: Stack, case: Case) -> None
     weight gradient.
     """
     images, exact = stack.images(case).requires_grad_(), stack.exact(case, with_input_gradient=True).input_gradient
-    assert exact is not None
+    assert exact is not None, "the oracle computed no input gradient"
 
     F.mse_loss(stack.net(case)(images), stack.targets(case)).backward()
 
@@ -95,6 +109,7 @@ class MeanSquaredError(torch.autograd.Function):
         return upstream[0] * 2 * (logits - targets) / max(1, logits.numel()), None
 
 
+@example(case=BATCH_OF_17)
 @given(case=cases())
 def test_custom_autograd_function_joins_the_graph(stack: Stack, case: Case) -> None:
     """
@@ -168,8 +183,7 @@ def test_gradient_of_sum_is_sum_of_gradients(stack: Stack, first: Case, second: 
     net = stack.net(first)
     separate = []
     for case in (first, second):
-        stack.loss(net, case).backward()
-        separate.append(gradients(net))
+        separate.append(backward(stack, net, case))
         net.zero_grad()
 
     loss = stack.loss(net, first) + stack.loss(net, second)
@@ -178,9 +192,9 @@ def test_gradient_of_sum_is_sum_of_gradients(stack: Stack, first: Case, second: 
 
     used_once = {name for name, parameter in net.named_parameters() if edges[id(parameter)] == 2}  # once per loss
     exact = {} if len(used_once) == len(SHAPES) else sum_of_gradients(stack, first, second)
-    for name, gradient in gradients(net).items():
+    for name, gradient in all_gradients(net).items():
         if name in used_once:
-            assert_exact(gradient, separate[0][name] + separate[1][name], f"{name}.grad")
+            assert_same_bits(gradient, separate[0][name] + separate[1][name], f"{name}.grad")
         else:
             assert_within_budget(gradient, exact[name], f"{name}.grad")
 
@@ -197,25 +211,45 @@ def test_backward_after_parameter_change_raises_or_uses_saved_values(stack: Stac
     """
     Backward after an in-place parameter change raises, or gives the gradient at the values before the change.
 
-    Rejects: layers that are recomputed during the backward pass, with weights other than those of the forward pass.
+    If it raises, the gradients that it has already computed are also those before the change. A network that calls
+    `torch.utils.checkpoint` recomputes layers with the new values. PyTorch documents that its gradients may be wrong if
+    the recomputation differs from the forward pass; where they are, the law is skipped. Rejects: an `autograd.Function`
+    whose backward pass reads weights that it has not saved by `save_for_backward`.
     """
     net = stack.net(case)
     loss = stack.loss(net, case)
     loss.backward(retain_graph=True)
-    before = gradients(net)
+    before = all_gradients(net)
     net.zero_grad()
 
     with torch.no_grad():
         net.get_parameter(name).mul_(-0.5).add_(1)
     try:
         loss.backward()
+        got = all_gradients(net)
     except RuntimeError as error:
         if not STALE_GRAPH.search(str(error)):
             raise
-        return
+        got = gradients(net)
 
-    for other, gradient in gradients(net).items():
+    if any(not torch.equal(got[other], before[other]) for other in got) and recomputes_layers(net, stack.images(case)):
+        skip_unless_reference(stack, "this network recomputes layers by torch.utils.checkpoint")
+    for other, gradient in got.items():
         assert_exact(gradient, before[other], f"{other}.grad")
+
+
+def recomputes_layers(net: nn.Module, images: Tensor) -> bool:
+    """
+    Whether the forward pass calls `torch.utils.checkpoint.checkpoint` with `use_reentrant=False`.
+
+    Its hooks on saved tensors raise an error within `disable_saved_tensors_hooks`.
+    """
+    try:
+        with disable_saved_tensors_hooks("the forward pass has hooks on saved tensors"):
+            net(images)
+    except RuntimeError as error:
+        return any(frame.filename == checkpoint.__file__ for frame in traceback.extract_tb(error.__traceback__))
+    return False
 
 
 @pytest.mark.engine
@@ -229,13 +263,13 @@ def test_gradient_of_scaled_loss_is_scaled(stack: Stack, case: Case, exponent: i
     case = with_exact_scaling(stack, case)
     net = stack.net(case)
     (net(stack.images(case)) * stack.targets(case)).sum().backward()
-    unscaled = gradients(net)
+    unscaled = all_gradients(net)
     net.zero_grad()
 
     ((net(stack.images(case)) * stack.targets(case)).sum() * 2.0**exponent).backward()
 
-    for name, gradient in gradients(net).items():
-        assert_exact(gradient, unscaled[name] * 2.0**exponent, f"{name}.grad")
+    for name, gradient in all_gradients(net).items():
+        assert_same_bits(gradient, unscaled[name] * 2.0**exponent, f"{name}.grad")
 
 
 @pytest.mark.engine
@@ -276,7 +310,7 @@ def test_relu_gradient_at_zero_is_zero(stack: Stack, case: Case, layer: str) -> 
     net(stack.images(case)).sum().backward()
 
     blocked = list(SHAPES)[: list(SHAPES).index(f"{layer}.bias") + 1]
-    for name, gradient in gradients(net).items():
+    for name, gradient in all_gradients(net).items():
         if name in blocked:
             assert_exact(gradient, torch.zeros_like(gradient), f"{name}.grad")
         elif name.endswith("bias"):

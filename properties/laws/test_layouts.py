@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,8 @@ from lenet.exact_sgd import SGD
 from lenet.oracle import SHAPES
 from properties.case import LAYOUTS, Case
 from properties.comparison import assert_gradients, assert_rounded, assert_within_budget
+from properties.laws.networks import all_gradients
+from properties.preconditions import require
 from properties.stack import Stack, float64, lay_out
 from properties.strategies import cases, learning_rates
 
@@ -46,16 +50,21 @@ def test_results_are_correct_in_any_memory_layout(
     Logits, gradients and the update are correct in any memory layout of the parameters and the images.
 
     Each parameter has its own layout: contiguous, channels_last, transposed, strided or offset. The images can also be
-    expanded, and require a gradient or not. No element next to a parameter in memory is written. Rejects: a kernel that
-    mistakes one layout for another.
+    expanded, and require a gradient or not. No element next to a parameter in memory is written. Parameters have only
+    layouts in which the network accepts images. Rejects: a kernel that mistakes one layout for another.
     """
+    for layout in layouts:
+        require(replace(case, layout=layout))
     net, exact = stack.net(case), stack.exact(case)
     bases = lay_out_parameters(net, layouts)
     outside = [base.isnan() for base in bases]  # masks of the elements next to the parameters
 
     logits = net(stack.images(case).requires_grad_(with_gradient))
     nn.functional.mse_loss(logits, stack.targets(case)).backward()
-    before = {name: (float64(p).copy(), float64(p.grad).copy()) for name, p in net.named_parameters()}
+    before = {
+        name: (float64(net.get_parameter(name)).copy(), float64(gradient))
+        for name, gradient in all_gradients(net).items()
+    }
     stack.subject.sgd_update(net.parameters(), lr)
 
     assert_within_budget(logits, exact.logits, "logits")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, amp, nn, optim
 
@@ -19,8 +19,8 @@ from lenet.exact_sgd import SGD
 from lenet.oracle import Answer
 from lenet.training import SGD_FORMS
 from properties.case import Case
-from properties.comparison import assert_exact, assert_gradients, assert_within_budget
-from properties.laws.networks import constant_images
+from properties.comparison import assert_exact, assert_gradients, assert_same_bits, assert_within_budget
+from properties.laws.networks import BATCH_OF_17, all_gradients, constant_images, expect_error
 from properties.laws.optimizers import (
     FORM,
     assert_stepped,
@@ -30,7 +30,7 @@ from properties.laws.optimizers import (
     optimizer_of,
     parameters_of,
 )
-from properties.stack import Stack, dtype_name, float64, gradients, precision_of
+from properties.stack import Stack, dtype_name, float64, precision_of
 from properties.strategies import Vectors, cases, settings, vectors
 
 AUTOCAST_DTYPE = pytest.mark.parametrize("autocast_dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
@@ -60,6 +60,8 @@ def under_autocast(stack: Stack, case: Case, autocast_dtype: torch.dtype) -> tup
 
 
 @AUTOCAST_DTYPE
+@example(case=BATCH_OF_17)
+@example(case=Case(weights="integers", images="huge", batch=2, seed=161137))  # partial sums overflow in float16
 @given(case=cases(batches=(1, 2, 3, 0)))
 def test_autocast_meets_its_claimed_precision(stack: Stack, autocast_dtype: torch.dtype, case: Case) -> None:
     """
@@ -80,7 +82,8 @@ def test_autocast_meets_its_claimed_precision(stack: Stack, autocast_dtype: torc
     loss.backward()
 
     assert logits.dtype == autocast_dtype or not fc3_calls, f"the logits are {logits.dtype}"
-    assert {parameter.grad.dtype for parameter in net.parameters()} == {torch.float32}
+    wrong = {name: gradient.dtype for name, gradient in all_gradients(net).items() if gradient.dtype != torch.float32}
+    assert not wrong, f"the gradients' dtypes are {wrong}, expected torch.float32"
     assert_within_budget(logits, exact.logits, "logits")
     assert_gradients(net, exact.gradients)
 
@@ -134,9 +137,9 @@ def test_autocast_ends_with_its_region(stack: Stack, autocast_dtype: torch.dtype
         resumed = net(images)
     after = net(images)
 
-    assert_exact(disabled, plain, "logits in the disabled region")
-    assert_exact(resumed, outer, "logits in the outer region after the disabled one")
-    assert_exact(after, plain, "logits after the region")
+    assert_same_bits(disabled, plain, "logits in the disabled region")
+    assert_same_bits(resumed, outer, "logits in the outer region after the disabled one")
+    assert_same_bits(after, plain, "logits after the region")
 
 
 @given(case=cases(batches=(1, 2)), outer_bfloat16=st.booleans())
@@ -157,7 +160,7 @@ def test_nested_autocast_regions_are_independent(stack: Stack, case: Case, outer
         with torch.autocast(stack.device.type, dtype=inner):
             nested = net(images)
 
-    assert_exact(nested, alone, "logits in the inner region")
+    assert_same_bits(nested, alone, "logits in the inner region")
 
 
 def scaler_of(stack: Stack, **options: float) -> amp.GradScaler:
@@ -248,7 +251,7 @@ def test_grad_scaler_skips_step_with_nonfinite_gradients(
         scaler.update()
     assert scaler.get_scale() == SCALE / 2, f"the scale after the skipped step is {scaler.get_scale()}"
     for i, (got, want) in enumerate(zip(scaled, plain, strict=True)):
-        assert_exact(got, want, f"parameter {i} after the skipped step")
+        assert_same_bits(got, want, f"parameter {i} after the skipped step")
 
     give_gradients(stack, plain, vectors, 1)
     exact = exact_step(stack, optimizer, plain, [sgd] * len(plain))
@@ -341,7 +344,7 @@ def test_grad_scaler_rejects_calls_out_of_order(stack: Stack, misuse: str) -> No
     (parameter,) = parameters_of(stack, Vectors())
     parameter.grad = torch.ones_like(parameter)
 
-    with pytest.raises(RuntimeError):
+    with expect_error(RuntimeError, "", f"a GradScaler's {misuse}"):
         MISUSES[misuse](scaler_of(stack), optim.SGD([parameter], lr=0.1))
 
 
@@ -358,7 +361,7 @@ def test_grad_scaler_rejects_float16_gradients(stack: Stack, form: str) -> None:
     parameter.grad = torch.ones_like(parameter)
     optimizer = optim.SGD([parameter], lr=0.1, **SGD_FORMS[form])
 
-    with pytest.raises(ValueError, match="FP16"):
+    with expect_error(ValueError, "FP16", "a step with float16 gradients"):
         scaler_of(stack).step(optimizer)
 
 
@@ -380,9 +383,10 @@ def test_scaled_micro_batches_step_like_unscaled_ones(stack: Stack, case: Case, 
         scaler.scale(F.mse_loss(net_copy(images), targets) / case.batch).backward()
     scaler.unscale_(optimizer)
 
-    for name, gradient in gradients(net_copy).items():
-        assert_exact(gradient, net.get_parameter(name).grad, f"{name}.grad")
+    unscaled = all_gradients(net)
+    for name, gradient in all_gradients(net_copy).items():
+        assert_same_bits(gradient, unscaled[name], f"{name}.grad")
     optim.SGD(net.parameters(), **asdict(sgd)).step()
     scaler.step(optimizer)
     for name, parameter in net_copy.named_parameters():
-        assert_exact(parameter, net.get_parameter(name), name)
+        assert_same_bits(parameter, net.get_parameter(name), name)

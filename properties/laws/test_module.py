@@ -10,7 +10,7 @@ from torch import nn
 
 from lenet.oracle import SHAPES
 from properties.case import Case
-from properties.comparison import assert_exact
+from properties.comparison import assert_same_bits
 from properties.stack import Stack
 from properties.strategies import cases, learning_rates
 
@@ -51,7 +51,7 @@ def test_to_dtype_converts_every_parameter(stack: Stack, case: Case, dtype: torc
         "a Parameter was replaced"
     )
     for (name, parameter), value in zip(net.named_parameters(), expected, strict=True):
-        assert_exact(parameter, value, name)
+        assert_same_bits(parameter, value, name)
 
 
 @pytest.mark.parametrize("target", ["the stack's device", "meta"])
@@ -74,7 +74,7 @@ def test_to_device_moves_every_parameter(stack: Stack, target: str) -> None:
         assert parameter.shape == old.shape, f"{name} has shape {tuple(parameter.shape)}, expected {tuple(old.shape)}"
         assert parameter.dtype == old.dtype, f"{name} is {parameter.dtype}, expected {old.dtype}"
         if target != "meta":
-            assert_exact(parameter.cpu(), old, name)
+            assert_same_bits(parameter.cpu(), old, name)
     logits = net(torch.zeros(1, 1, 32, 32, device=device, dtype=stack.dtype))
     assert logits.shape == (1, 10), f"the logits have shape {tuple(logits.shape)}, expected (1, 10)"
     assert logits.device.type == device.type, f"the logits are on {logits.device}, expected {device}"
@@ -95,4 +95,4 @@ def test_state_dict_shares_memory_with_parameters(stack: Stack, case: Case, lr: 
 
     for name, parameter in net.named_parameters():
         assert state[name].data_ptr() == parameter.data_ptr(), f"{name} in the state_dict is a copy"
-        assert_exact(state[name], parameter, name)
+        assert_same_bits(state[name], parameter, name)

@@ -17,8 +17,9 @@ from torch.nn.functional import max_pool2d
 import lenet
 from lenet.oracle import SHAPES, Array
 from properties.case import Case
-from properties.comparison import assert_exact
-from properties.laws.networks import feature_maps_or_skip
+from properties.comparison import assert_exact, assert_same_bits
+from properties.laws.networks import feature_maps_or_skip, skip_unless_reference
+from properties.preconditions import EMPTY_BATCH, ONE_IMAGE, assert_met
 from properties.stack import Stack, float64
 from properties.strategies import cases
 
@@ -72,6 +73,26 @@ def test_batch_of_n_images_gives_n_rows_of_logits(stack: Stack, batch: int, seed
     assert logits.shape == (batch, 10), f"the logits have shape {tuple(logits.shape)}, expected ({batch}, 10)"
 
 
+def test_one_image_does_not_raise(stack: Stack) -> None:
+    """
+    The network loads the parameters of `lenet.Net` and runs one image, in every dtype and on every device.
+
+    If it raises, laws that run it are not judged. Rejects: a network that supports only some dtypes or devices, a
+    `load_state_dict` that raises.
+    """
+    assert_met(stack, ONE_IMAGE)
+
+
+def test_empty_batch_does_not_raise(stack: Stack) -> None:
+    """
+    The network runs a batch of no images, forward and backward.
+
+    If it raises, other laws draw no empty batch; if it does not, they judge the results. Rejects: `view(len(x), -1)`,
+    in which no elements do not determine the size -1.
+    """
+    assert_met(stack, EMPTY_BATCH)
+
+
 @given(case=cases())
 def test_intermediate_shapes_match_the_tutorial(stack: Stack, case: Case) -> None:
     """
@@ -93,7 +114,7 @@ def test_intermediate_shapes_match_the_tutorial(stack: Stack, case: Case) -> Non
     net(stack.images(case))
 
     if not recorded:
-        pytest.skip("this network does not call its submodules conv1, conv2 and fc1")
+        skip_unless_reference(stack, "this network does not call its submodules conv1, conv2 and fc1")
     for name in expected.keys() & recorded.keys():
         shape = tuple(recorded[name].shape[1:])
         assert shape == expected[name], f"the {name} has shape {shape} per image, expected {expected[name]}"
@@ -145,7 +166,7 @@ def test_parameters_do_not_overlap_in_memory(stack: Stack) -> None:
         parameter.copy_(values)
 
     for (name, parameter), values in zip(parameters.items(), written, strict=True):
-        assert_exact(parameter, values, name)
+        assert_same_bits(parameter, values, name)
 
 
 def test_initialization_is_uniform_and_independent(stack: Stack) -> None:
@@ -209,10 +230,10 @@ def test_pooled_feature_maps_equal_next_layer_inputs(stack: Stack, case: Case) -
     net = stack.net(case)
     recorded = record_inputs_and_outputs(net)
 
-    maps = feature_maps_or_skip(net, stack.images(case))
+    maps = feature_maps_or_skip(stack, net, stack.images(case))
 
     if "input of fc1" not in recorded:
-        pytest.skip("this network does not call its submodule fc1")
+        skip_unless_reference(stack, "this network does not call its submodule fc1")
     shapes = {layer: tuple(map_.shape[1:]) for layer, map_ in maps.items()}
     expected = {"conv1": (6, 28, 28), "conv2": (16, 10, 10)}
     assert shapes == expected, f"the feature maps have shapes {shapes} per image, expected {expected}"

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 from torch import nn, optim
@@ -15,9 +15,10 @@ from lenet import oracle
 from lenet.exact_sgd import SGD
 from lenet.training import SGD_FORMS
 from properties.case import Case
-from properties.comparison import assert_exact, assert_rounded, assert_within_budget
+from properties.comparison import assert_exact, assert_rounded, assert_same_bits, assert_within_budget
+from properties.laws.networks import BATCH_OF_17, BATCH_OF_33, backward
 from properties.laws.optimizers import FORM, give_gradients, parameters_of
-from properties.stack import Stack, float64, gradients
+from properties.stack import Stack, float64
 from properties.strategies import Vectors, cases, learning_rates, powers_of_two, vectors
 
 MANUAL_OR_FORM = pytest.mark.parametrize("form", ["manual", *SGD_FORMS])
@@ -58,7 +59,7 @@ def update(stack: Stack, form: str, parameters: list[nn.Parameter], lr: float) -
 def assert_updated(stack: Stack, before: list[nn.Parameter], after: list[nn.Parameter], lr: float) -> None:
     """Assert that every parameter `after` is the one `before` minus lr times its gradient, within three roundings."""
     for i, (old, new) in enumerate(zip(before, after, strict=True)):
-        assert old.grad is not None
+        assert old.grad is not None, f"parameter {i} has no gradient"
         assert_rounded(new, SGD(lr).step(float64(old), float64(old.grad), None, stack.precision)[0], f"parameter {i}")
 
 
@@ -152,9 +153,8 @@ def test_every_training_update_matches_the_formula(stack: Stack, form: str, case
     net = stack.net(case)
     for _ in range(TRAINING_STEPS):
         net.zero_grad()
-        stack.loss(net, case).backward()
+        grads = {name: float64(gradient) for name, gradient in backward(stack, net, case).items()}
         before = {name: float64(p).copy() for name, p in net.named_parameters()}
-        grads = {name: float64(gradient) for name, gradient in gradients(net).items()}
         net_copy = copy.deepcopy(net)
         for parameter, original in zip(net_copy.parameters(), net.parameters(), strict=True):
             parameter.grad = original.grad
@@ -176,30 +176,29 @@ def test_update_leaves_gradients_unchanged(stack: Stack, form: str, vectors: Vec
     """
     parameters = parameters_with_gradients(stack, vectors)
     grads, addresses = [p.grad for p in parameters], [p.data_ptr() for p in parameters]
-    copies = [grad.clone() for grad in grads if grad is not None]
+    copies = [grad.clone() for grad in grads]
 
     update(stack, form, parameters, lr)
 
     for i, (parameter, grad, before) in enumerate(zip(parameters, grads, copies, strict=True)):
-        assert grad is not None
         assert parameter.grad is grad, f"the `.grad` of parameter {i} is another tensor than before"
-        assert_exact(grad, before, f"gradient {i}")
+        assert_same_bits(grad, before, f"gradient {i}")
     moved = [i for i, p in enumerate(parameters) if p.data_ptr() != addresses[i]]
     assert not moved, f"parameters {moved} are at another memory address than before"
 
 
 @MANUAL_OR_FORM
-@given(vectors=vectors(), lr=learning_rates(), skipped=st.sets(st.integers(0, 4), min_size=1))
+@given(vectors=vectors(at_least=2), lr=learning_rates(), skipped=st.sets(st.integers(0, 4), min_size=1))
 def test_parameter_without_gradient_is_skipped(
     stack: Stack, form: str, vectors: Vectors, lr: float, skipped: set[int]
 ) -> None:
     """
-    An update leaves parameters whose `.grad` is None unchanged and updates the others.
+    An update leaves parameters whose `.grad` is None unchanged and updates the others, of which there is at least one.
 
     Rejects: an update that raises for None, stops at the first None, or replaces None by a gradient of zeros.
     """
     before, after = parameters_with_gradients(stack, vectors), parameters_with_gradients(stack, vectors)
-    without = {i % len(after) for i in skipped}
+    without = {i % (len(after) - 1) for i in skipped}  # not the last one
     for i in without:
         after[i].grad = None
 
@@ -207,12 +206,14 @@ def test_parameter_without_gradient_is_skipped(
 
     for i in without:
         assert after[i].grad is None, f"the update has set the `.grad` of parameter {i}"
-        assert_exact(after[i], before[i], f"parameter {i}")
+        assert_same_bits(after[i], before[i], f"parameter {i}")
     others = [i for i in range(len(after)) if i not in without]
     assert_updated(stack, [before[i] for i in others], [after[i] for i in others], lr)
 
 
 @pytest.mark.engine
+@example(case=BATCH_OF_17, earlier=Case(), lr=0.5)
+@example(case=BATCH_OF_33, earlier=Case(), lr=0.5)
 @given(case=cases(), earlier=cases(), lr=learning_rates())
 def test_training_step_agrees_with_the_oracle(stack: Stack, case: Case, earlier: Case, lr: float) -> None:
     """

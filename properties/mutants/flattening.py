@@ -17,7 +17,7 @@ class FlattensBatchDimension(StagedNet):
         return torch.flatten(maps)
 
 
-@mutant("Net", law="wrong_image_size_raises", category=Category.TENSOR_SHAPE)
+@mutant("Net", law="wrong_image_size_raises_or_gives_one_row_per_image", category=Category.TENSOR_SHAPE)
 class ViewMinusOne400(StagedNet):
     """`view(-1, 400)` without a check of the image size: a larger image becomes several rows of features."""
 
@@ -26,6 +26,17 @@ class ViewMinusOne400(StagedNet):
 
     def flatten(self, maps: Tensor) -> Tensor:
         return maps.reshape(-1, 400)
+
+
+@mutant("Net", law="wrong_image_size_raises_or_gives_one_row_per_image", category=Category.TENSOR_SHAPE)
+class FeaturesFlowIntoNextRow(StagedNet):
+    """Each row has the next 400 features of the batch: with a larger image, the rest of it fills the next row."""
+
+    def check(self, images: Tensor) -> None:
+        pass
+
+    def flatten(self, maps: Tensor) -> Tensor:
+        return maps.flatten()[: 400 * len(maps)].view(-1, 400)
 
 
 @mutant("Net", law="permuting_channels_and_units_preserves_logits", category=Category.UNALIGNED_TENSOR)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import BackwardCFunction, FunctionCtx
-from torch.utils.checkpoint import checkpoint
+from torch.nn.grad import conv2d_input, conv2d_weight
 
 from properties.mutants import Category, mutant
 from properties.mutants.staged import StagedNet, with_altered_gradient
@@ -416,15 +416,27 @@ def saved_tensors_reversed(context: Any, *tensors: Tensor) -> None:
 
 
 @mutant("Net", law="backward_after_parameter_change_raises_or_uses_saved_values", category=Category.COMPUTATION_MODEL)
-class CheckpointUsesCurrentWeights(StagedNet):
-    """The backward pass recomputes conv2 and its pooling with the weights at that time, not with the original ones."""
+class WeightsReadInBackward(StagedNet):
+    """The backward pass of conv2 reads the weights at that time, which it has not saved by `save_for_backward`."""
 
-    def second_stage(self, maps: Tensor) -> Tensor:
-        return self.pool2(self.relu2(self.conv2(maps)))
+    class Convolution(Function):
+        """A convolution that keeps its weights as an attribute of the context."""
+
+        @staticmethod
+        def forward(ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            ctx.save_for_backward(maps)
+            ctx.weight = weight
+            return F.conv2d(maps, weight, bias)
+
+        @staticmethod
+        def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+            (maps,), (grad,), weight = ctx.saved_tensors, grad_outputs, ctx.weight
+            with_respect_to_maps = conv2d_input(maps.shape, weight, grad)
+            return with_respect_to_maps, conv2d_weight(maps, weight.shape, grad), grad.sum((0, 2, 3))
 
     def forward(self, images: Tensor) -> Tensor:
         self.check(images)
         maps = self.pool1(self.relu1(self.conv1(images)))
-        maps = checkpoint(self.second_stage, maps, use_reentrant=False)
+        maps = self.pool2(self.relu2(self.Convolution.apply(maps, self.conv2.weight, self.conv2.bias)))
         units = self.relu3(self.fc1(self.flatten(maps)))
         return self.fc3(self.relu4(self.fc2(units)))

@@ -26,12 +26,28 @@ class OnlyFirstChannelUsed(StagedNet):
         return super().forward(images[:, :1])
 
 
-@mutant("Net", law="wrong_dimension_count_raises", category=Category.TENSOR_SHAPE)
-class BatchDimensionAdded(StagedNet):
-    """A single image without a batch dimension is accepted as a batch of one."""
+@mutant("Net", law="unbatched_image_raises_or_gives_its_logits", category=Category.TENSOR_SHAPE)
+class UnbatchedImageTransposed(StagedNet):
+    """A single image without a batch dimension is accepted, but its rows are taken for its columns."""
 
     def forward(self, images: Tensor) -> Tensor:
-        return super().forward(images[None] if images.dim() == 3 else images)
+        return super().forward(images.transpose(1, 2)[None] if images.dim() == 3 else images)
+
+
+@mutant("Net", law="unbatched_image_raises_or_gives_its_logits", category=Category.TENSOR_SHAPE)
+class UnbatchedImageRepeated(StagedNet):
+    """A single image without a batch dimension is broadcast to a batch of two, and two rows of logits are returned."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.expand(2, 1, 32, 32) if images.dim() == 3 else images)
+
+
+@mutant("Net", law="wrong_dimension_count_raises", category=Category.TENSOR_SHAPE)
+class ChannelDimensionAdded(StagedNet):
+    """Three dimensions are accepted as a batch without a channel dimension, (N, 32, 32)."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images[:, None] if images.dim() == 3 else images)
 
 
 @mutant("Net", law="wrong_dimension_count_raises", category=Category.TENSOR_SHAPE)
@@ -40,25 +56,6 @@ class InputReshapedToImages(StagedNet):
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images if images.dim() == 4 else images.reshape(-1, 1, 32, 32))
-
-
-@mutant("Net", law="wrong_image_size_raises", category=Category.TENSOR_SHAPE)
-class ImageSizeUnchecked(StagedNet):
-    """Images of 33 to 35 pixels are accepted and cropped by the pooling, as in the tutorial's network."""
-
-    def check(self, images: Tensor) -> None:
-        pass
-
-
-@mutant("Net", law="wrong_image_size_raises", category=Category.TENSOR_SHAPE)
-class FlattenChangesBatchSize(StagedNet):
-    """Features are flattened by `view(-1, 400)`, which returns more rows for larger images."""
-
-    def check(self, images: Tensor) -> None:
-        pass
-
-    def flatten(self, maps: Tensor) -> Tensor:
-        return maps.contiguous().view(-1, 400)
 
 
 @mutant("Net", law="wrong_dtype_raises", category=Category.TYPE_CHECK)
@@ -235,3 +232,21 @@ class NonStrictLoadReportsNothing(StagedNet):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         skipped = super().load_state_dict(state_dict, strict, assign)
         return type(skipped)([], [])
+
+
+@mutant("Net", law="empty_batch_does_not_raise", category=Category.TENSOR_SHAPE)
+class EmptyBatchRaises(StagedNet):
+    """The number of features is left to `reshape`, which cannot determine it for an empty batch."""
+
+    def flatten(self, maps: Tensor) -> Tensor:
+        return maps.reshape(len(maps), -1)
+
+
+@mutant("Net", law="one_image_does_not_raise", category=Category.TYPE_CHECK, dtype="float64")
+class OnlyFloat32Accepted(StagedNet):
+    """Images of any dtype but float32 raise an error, although the network has been converted to theirs."""
+
+    def check(self, images: Tensor) -> None:
+        super().check(images)
+        if images.dtype is not torch.float32:
+            raise TypeError(f"images must be float32, not {images.dtype}")

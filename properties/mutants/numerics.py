@@ -473,3 +473,12 @@ class AutocastRoundsToBfloat16(AlteredLayer):
         if not torch.is_autocast_enabled(output.device.type):
             return output
         return F.linear(inputs[0], layer.weight.bfloat16().to(output.dtype), layer.bias)
+
+
+@mutant("Net", law="logits_agree_with_the_oracle", category=Category.BATCH)
+class WrongFromSeventeenthImage(StagedNet):
+    """From the 17th image on, the logits are those of the first image."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = super().forward(images)
+        return torch.cat([logits[:16], logits[:1].expand(max(0, len(images) - 16), -1)])

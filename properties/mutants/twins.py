@@ -70,6 +70,71 @@ def in_accumulation_dtype(operation: Operation, inputs: Tensor, weight: Tensor, 
 
 
 @twin("Net")
+class TutorialNet(nn.Module):
+    """The network of PyTorch's tutorial, which pools away the last pixels of images of 33 to 35 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 6, 5)
+        self.conv2 = nn.Conv2d(6, 16, 5)
+        self.fc1 = nn.Linear(16 * 5 * 5, 120)
+        self.fc2 = nn.Linear(120, 84)
+        self.fc3 = nn.Linear(84, 10)
+
+    def forward(self, input: Tensor) -> Tensor:
+        c1 = F.relu(self.conv1(input))
+        s2 = F.max_pool2d(c1, (2, 2))
+        c3 = F.relu(self.conv2(s2))
+        s4 = F.max_pool2d(c3, 2)
+        s4 = torch.flatten(s4, 1)
+        f5 = F.relu(self.fc1(s4))
+        f6 = F.relu(self.fc2(f5))
+        output: Tensor = self.fc3(f6)
+        return output
+
+
+@twin("Net")
+class OlderTutorialNet(TutorialNet):
+    """
+    The tutorial's network before it had `torch.flatten`, with `num_flat_features`.
+
+    It raises for images in the channels_last layout, whose feature maps `view` refuses.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.conv1(x)), (2, 2))
+        x = F.max_pool2d(F.relu(self.conv2(x)), 2)
+        x = x.view(-1, self.num_flat_features(x))
+        x = F.relu(self.fc1(x))
+        x = F.relu(self.fc2(x))
+        x = self.fc3(x)
+        return x
+
+    def num_flat_features(self, x: Tensor) -> int:
+        size = x.size()[1:]
+        num_features = 1
+        for s in size:
+            num_features *= s
+        return num_features
+
+
+@twin("Net")
+class OtherSizesCroppedOrPadded(TutorialNet):
+    """Images of other sizes are cropped to 32x32 pixels, or padded with zeros on the right and at the bottom."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(F.pad(images, (0, 32 - images.shape[-1], 0, 32 - images.shape[-2])))
+
+
+@twin("Net")
+class UnbatchedImageAccepted(StagedNet):
+    """A single image (1,32,32) without a batch dimension is a batch of one."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images[None] if images.dim() == 3 else images)
+
+
+@twin("Net")
 class ReluAfterPooling(StagedNet):
     """ReLU follows max-pooling instead of preceding it, which is the same because ReLU is monotonic."""
 
@@ -373,6 +438,25 @@ class ActivationsRecomputed(StagedNet):
 
     def relu3(self, units: Tensor) -> Tensor:
         return checkpoint(super().relu3, units, use_reentrant=False)
+
+
+@twin("Net")
+class LayersRecomputed(StagedNet):
+    """
+    The backward pass recomputes conv2 and its pooling (activation checkpointing).
+
+    Its weights must not change before that: PyTorch documents that the gradients may otherwise be wrong.
+    """
+
+    def second_stage(self, maps: Tensor) -> Tensor:
+        return self.pool2(self.relu2(self.conv2(maps)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.check(images)
+        maps = self.pool1(self.relu1(self.conv1(images)))
+        maps = checkpoint(self.second_stage, maps, use_reentrant=False)
+        units = self.relu3(self.fc1(self.flatten(maps)))
+        return self.fc3(self.relu4(self.fc2(units)))
 
 
 def do_nothing(*_: Any) -> None:

@@ -1,0 +1,247 @@
+"""The laws of a run: their results on each stack, and what `laws.json` or `engines.json` says as a whole."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+CHAPTERS = {
+    "network": "network structure",
+    "forward": "forward pass",
+    "exactness": "exactness",
+    "symmetries": "symmetries",
+    "side_effects": "side effects",
+    "layouts": "memory layouts",
+    "gradients": "gradients",
+    "transforms": "transforms",
+    "accumulation": "gradient accumulation",
+    "update": "parameter update",
+    "optimizer": "optimizer",
+    "module": "modules and parameters",
+    "training": "training in any order",
+    "learning": "learning",
+    "nonfinite": "non-finite values",
+    "errors": "errors",
+    "mixed_precision": "mixed precision",
+}
+"""The heading of each file `properties/laws/test_<chapter>.py`, in the order of the report."""
+
+VIOLATED, HOLDS, NOT_CHECKED = "violated", "holds", "not checked"
+STOPPED = "not judged: the GPU stopped"
+"""The outcome on a GPU that an earlier law stopped: every call on it fails until the process ends."""
+
+FORGIVEN = "not judged: known issue"
+"""The outcome on a stack on which every example showed a known issue."""
+
+OUTCOMES = (VIOLATED, STOPPED, FORGIVEN, HOLDS, NOT_CHECKED)
+"""The outcomes of a law on a stack; over several stacks, the first of them counts."""
+
+NOT_JUDGED = re.compile(r"(\w+: )?not judged: ")
+"""The beginning of the message with which a law fails on a GPU that has stopped."""
+
+Entry = dict[str, Any]
+"""An entry of `laws.json` or `engines.json`: a law on one stack, in one of its parametrized forms."""
+
+
+@dataclass(frozen=True)
+class Issue:
+    """A known issue that a stack showed."""
+
+    title: str
+    reference: str  # such as pytorch/pytorch#191763
+    fixed_in: str = ""  # the first version without the issue; empty if no version fixes it
+
+    def __str__(self) -> str:
+        return f"{self.title} ({self.reference})"
+
+
+@dataclass(frozen=True)
+class Law:
+    """A law with its results on all stacks and in all forms in which it was checked."""
+
+    name: str  # of its test function
+    chapter: str
+    statement: str  # the docstring of its test function
+    entries: list[Entry]
+
+    @property
+    def title(self) -> str:
+        """The first paragraph of the statement, on one line and without its final period."""
+        return " ".join(self.statement.split("\n\n")[0].split()).removesuffix(".") or self.name
+
+    @property
+    def details(self) -> str:
+        """The statement without its first paragraph."""
+        return self.statement.partition("\n\n")[2]
+
+    @property
+    def violations(self) -> list[Entry]:
+        """The entries in which the law failed."""
+        return [entry for entry in self.entries if _outcome([entry]) == VIOLATED]
+
+    @property
+    def stacks(self) -> list[str]:
+        """The stacks of the entries, also of those that were skipped."""
+        return list(dict.fromkeys(entry["stack"] for entry in self.entries))
+
+    def outcome_on(self, stack: str) -> str:
+        """The outcome on a stack, one of OUTCOMES."""
+        return _outcome([entry for entry in self.entries if entry["stack"] == stack])
+
+    @property
+    def outcome(self) -> str:
+        """The first of OUTCOMES that the law has on any stack."""
+        return min(map(self.outcome_on, self.stacks), key=OUTCOMES.index)
+
+    @property
+    def not_judged(self) -> list[str]:
+        """The stacks on which the law was not judged, each with the reason."""
+        outcomes = {stack: self.outcome_on(stack) for stack in self.stacks}
+        return [f"{stack}: {outcome}" for stack, outcome in outcomes.items() if outcome in (STOPPED, FORGIVEN)]
+
+    @property
+    def skip_reasons(self) -> list[str]:
+        """Why entries were skipped, each reason once."""
+        return sorted({entry["reason"].removeprefix("Skipped: ") for entry in self.entries if entry["reason"]})
+
+    @property
+    def known_issues(self) -> list[Issue]:
+        """The known issues that the law showed, each once."""
+        return _issues(self.entries)
+
+    def known_issues_on(self, stack: str) -> list[Issue]:
+        """The known issues that the law showed on a stack, each once."""
+        return _issues(entry for entry in self.entries if entry["stack"] == stack)
+
+    @property
+    def examples(self) -> int:
+        """The number of judged examples; there are none on a GPU that had stopped."""
+        return sum(entry["examples"] for entry in self.entries if not _gpu_stopped(entry))
+
+    @property
+    def partly_judged(self) -> int:
+        """The number of examples in which some numbers could not be judged."""
+        return sum(entry["partly_judged"] for entry in self.entries)
+
+    @property
+    def forgiven(self) -> int | None:
+        """The number of examples in which a known issue was forgiven; None if an older version recorded the law."""
+        counts = [entry.get("forgiven", None if entry["known_issues"] else 0) for entry in self.entries]
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else None
+
+    @property
+    def seconds(self) -> float:
+        """The time that all entries took together."""
+        return sum(float(entry["seconds"]) for entry in self.entries)
+
+    @property
+    def worst_ratio(self) -> float:
+        """The largest error in rounding budgets; infinity where JSON has null."""
+        ratios = [entry["worst_ratio"] for entry in self.entries]
+        return max(math.inf if ratio is None else float(ratio) for ratio in ratios)
+
+
+def _issues(entries: Iterable[Entry]) -> list[Issue]:
+    issues = {
+        Issue(issue["title"], issue["reference"], issue.get("fixed_in", ""))
+        for entry in entries
+        for issue in entry["known_issues"]
+    }
+    return sorted(issues, key=str)
+
+
+def _gpu_stopped(entry: Entry) -> bool:
+    """Whether an earlier law had stopped the GPU, so that nothing was judged."""
+    return entry.get("failure_kind") == "crash" and bool(NOT_JUDGED.match(entry["message"]))
+
+
+def _outcome(entries: Sequence[Entry]) -> str:
+    """The outcome of a law's entries on one stack."""
+    failed = [entry for entry in entries if entry["outcome"] == "failed"]
+    judged = [entry for entry in entries if entry["outcome"] == "passed"]
+    if failed:
+        return STOPPED if all(map(_gpu_stopped, failed)) else VIOLATED
+    if not judged:
+        return NOT_CHECKED
+    examples, forgiven = (sum(entry.get(name, 0) for entry in judged) for name in ("examples", "forgiven"))
+    return FORGIVEN if 0 < examples <= forgiven else HOLDS
+
+
+def group_laws(entries: Iterable[Entry]) -> list[Law]:
+    """The entries grouped by law, in the order of the chapters; unknown chapters come last."""
+    laws: dict[str, Law] = {}
+    for entry in entries:
+        law = laws.setdefault(entry["law"], Law(entry["law"], entry["chapter"], entry["statement"], []))
+        law.entries.append(entry)
+    order = list(CHAPTERS)
+    return sorted(laws.values(), key=lambda law: order.index(law.chapter) if law.chapter in order else len(order))
+
+
+@dataclass(frozen=True)
+class LawResults:
+    """What `laws.json` or `engines.json` says about all laws."""
+
+    laws: list[Law]  # in the order of CHAPTERS
+    finished: bool
+    errors: list[str]  # tests that failed without a verdict
+
+    def with_outcome(self, outcome: str) -> list[Law]:
+        """The laws with one of OUTCOMES."""
+        return [law for law in self.laws if law.outcome == outcome]
+
+    @property
+    def violated(self) -> list[Law]:
+        """The laws that are violated on at least one stack."""
+        return self.with_outcome(VIOLATED)
+
+    @property
+    def holding(self) -> list[Law]:
+        """The laws that hold on every stack on which they were checked."""
+        return self.with_outcome(HOLDS)
+
+    @property
+    def checked(self) -> list[Law]:
+        """The laws that were not skipped on every stack."""
+        return [law for law in self.laws if law.outcome != NOT_CHECKED]
+
+    @property
+    def stacks(self) -> list[str]:
+        """The stacks on which a law was checked, in words."""
+        names = {stack for law in self.laws for stack in law.stacks if law.outcome_on(stack) != NOT_CHECKED}
+        return sorted(names - {""})
+
+    @property
+    def known_issues(self) -> list[Issue]:
+        """The known issues that any law showed, each once."""
+        return sorted({issue for law in self.laws for issue in law.known_issues}, key=str)
+
+    def laws_with(self, issue: Issue) -> list[Law]:
+        """The laws that showed a known issue."""
+        return [law for law in self.laws if issue in law.known_issues]
+
+    @property
+    def common_skip_reasons(self) -> list[str]:
+        """The reasons for which every law was skipped on some stacks."""
+        return sorted(set.intersection(*(set(law.skip_reasons) for law in self.laws)))
+
+    @property
+    def notes(self) -> list[str]:
+        """The figures that laws recorded, each with its stack."""
+        return [f"{entry['stack']}: {note}" for law in self.laws for entry in law.entries for note in entry["notes"]]
+
+    def chapters(self) -> list[tuple[str, list[Law]]]:
+        """The laws of each chapter, with the chapter's heading."""
+        by_chapter = groupby(self.laws, key=lambda law: law.chapter)
+        return [(CHAPTERS.get(chapter, chapter), list(laws)) for chapter, laws in by_chapter]
+
+
+def total_forgiven(laws: Iterable[Law]) -> int | None:
+    """The number of examples of these laws in which a known issue was forgiven; None if it is not known of all."""
+    counts = [law.forgiven for law in laws]
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
