@@ -210,7 +210,6 @@ class _Rounding:
         z: Array,
         sum_of_squares: Array,
         terms: int,
-        stored: bool = True,
         images: int = 1,
         products: bool = False,
         copies: int = 1,
@@ -219,17 +218,16 @@ class _Rounding:
         """
         Return sums z (R,...) of `terms` terms, whose squares add up to `sum_of_squares` (...), with rounding errors.
 
-        A result that is not `stored` keeps the precision of the accumulator. A result narrower than the accumulator may
-        be stored after each of `images` images. If the terms are `products`, their operands are rounded as well where
-        the precision has an operand unit. A result that is the sum of `copies` equal ones may underflow in each.
+        A result narrower than the accumulator may be stored after each of `images` images. If the terms are `products`,
+        their operands are rounded as well where the precision has an operand unit. A result that is the sum of `copies`
+        equal ones may underflow in each.
 
         Values that may leave the range become infinite in all but the exact replica. So do those whose `partial_sums`,
         given by their largest magnitude (...), may leave it, if the precision may store them.
         """
         if self.precision is None:
             return z
-        accumulator = self.precision.accumulator
-        result = self.precision if stored else accumulator
+        result, accumulator = self.precision, self.precision.accumulator
         stores = images if result is not accumulator else 1
         self.largest_sum_of_squares = max(self.largest_sum_of_squares, float(sum_of_squares.max(initial=0.0)))
         operands = 2 * self.precision.operand_unit**2 if products else 0.0
@@ -530,7 +528,8 @@ def cross_entropy(logits: Array, targets: Array, rounding: _Rounding, repeats: i
     Return the mean over the images of -sum(targets * log_softmax(logits)), and its gradient.
 
     The targets may be any weights, such as probabilities or one-hot labels. The logarithms are stored, and the
-    softmax in the gradient is their exponential.
+    softmax in the gradient is their exponential. The sum of the exponentials is stored as well, as by PyTorch's CPU
+    kernel: in 16 bits, the logarithm of a softmax near 1 is off by up to a unit roundoff, and can be 0.
 
     If rounding errors of the logits are larger than 1, as those of large logits are, the softmax is a decision that
     rounding may flip: it is almost 0 or 1, and near 1/2 only in ties. The logarithm has a kink there. The perturbed
@@ -541,7 +540,7 @@ def cross_entropy(logits: Array, targets: Array, rounding: _Rounding, repeats: i
     log_odds = _log_odds(logits)
     shifted = logits - logits.max(axis=-1, keepdims=True, initial=-np.inf)
     total = np.exp(shifted).sum(axis=-1, keepdims=True)
-    normalizer = rounding.perturb(np.log(total), np.ones(total.shape[1:]), 10, stored=False)
+    normalizer = rounding.perturb(np.log(total), np.ones(total.shape[1:]), 10)
     logarithm = rounding.perturb(shifted - normalizer, shifted[0] ** 2 + normalizer[0] ** 2, 2)
     logarithm = rounding.widen(logarithm, _log_sigmoid, log_odds)
     terms = rounding.perturb(-targets * logarithm, np.zeros(targets.shape), 1)

@@ -44,7 +44,6 @@ class Perturbation(NamedTuple):
 
     sum_of_squares: Array
     terms: int
-    stored: bool
     images: int
     products: bool
     copies: int
@@ -62,15 +61,14 @@ def perturbations(monkeypatch: pytest.MonkeyPatch) -> list[Perturbation]:
         z: Array,
         sum_of_squares: Array,
         terms: int,
-        stored: bool = True,
         images: int = 1,
         products: bool = False,
         copies: int = 1,
         partial_sums: Callable[[], Array] | None = None,
     ) -> Array:
-        result = perturb(rounding, z, sum_of_squares, terms, stored, images, products, copies, partial_sums)
+        result = perturb(rounding, z, sum_of_squares, terms, images, products, copies, partial_sums)
         if rounding.precision:
-            calls.append(Perturbation(sum_of_squares, terms, stored, images, products, copies, result))
+            calls.append(Perturbation(sum_of_squares, terms, images, products, copies, result))
         return result
 
     monkeypatch.setattr(oracle._Rounding, "perturb", record)
@@ -400,7 +398,7 @@ def test_flip_variance_adds_samples_rounded_replica_and_rows(
 
     monkeypatch.setattr(oracle._Gate, "sample_flips", sample_flips)
     run = oracle._forward(p, images, oracle._Rounding(PRECISIONS["float32"]))
-    delta = oracle.mse(run.logits[:1], batch[1], exactly)[1]
+    delta = np.outer([1.0, 2.0, 3.0], batch[1][0])[None]  # the rows have the same signs, so that none cancels another
     deltas = oracle._backward(p, [gate.selected[None] for gate in run.gates], delta, exactly)
     gradients = oracle._parameter_gradients(deltas, {layer: rows[:1] for layer, rows in run.rows.items()}, exactly)
 
@@ -430,7 +428,7 @@ def test_zero_loss_is_exact() -> None:
 
 def test_cross_entropy_is_rounded_where_it_is_stored() -> None:
     """
-    For equal logits, the logarithm log(10) - 0, the term and the mean of one term are each rounded once.
+    For equal logits, the sum 10, its logarithm, log(10) - 0, the term and the mean of one term are each rounded once.
 
     Each rounding counts twice, for the element's own perturbation and the shared one. The gradient 1/10 - 1 is rounded
     once and inherits the rounding of its logarithm.
@@ -444,7 +442,7 @@ def test_cross_entropy_is_rounded_where_it_is_stored() -> None:
     losses = [oracle.loss(logits[0, :1], targets, precision, oracle.cross_entropy, seed=seed) for seed in range(400)]
 
     assert all(loss.value == np.log(10) for loss in losses)
-    variance = 2 * unit**2 * ((square + square) + square + (square + square))
+    variance = 2 * unit**2 * ((1 + square) + (square + square) + square + (square + square))
     assert 0.95 < np.sqrt(np.mean([loss.budget**2 for loss in losses]) / (2 * variance)) < 1.05
     variance = 2 * unit**2 * ((0.1**2 + 1) + 0.9**2 + 0.1**2 * 2 * square)
     assert 0.98 < np.sqrt(np.mean((delta[1:-1] - delta[0]) ** 2) / variance) < 1.02
@@ -501,7 +499,7 @@ def test_loss_is_perturbed_by_the_magnitude_of_the_exact_logits(perturbations: l
         [product],
     ]
     assert [each.terms for each in perturbations] == [1, 1, 4 * 8, 1, 1, 1, 4 * 8]
-    assert all(each.stored and each.images == 1 and not each.products for each in perturbations)
+    assert all(each.images == 1 and not each.products for each in perturbations)
 
 
 def test_gradient_of_one_squared_error_is_twice_the_error(perturbations: list[Perturbation]) -> None:
@@ -533,7 +531,6 @@ def test_cross_entropy_is_perturbed_by_the_magnitude_of_the_exact_logits(
         (softmax**2 + targets**2) / batch_size**2,
     ]
     assert [bits(each.sum_of_squares) for each in perturbations] == [bits(size) for size in sizes]
-    assert [each.stored for each in perturbations] == [False, True, True, True, True, True]
 
 
 DEFAULTS: dict[str, object] = {
@@ -542,7 +539,6 @@ DEFAULTS: dict[str, object] = {
     "repeats": 1,
     "images": 1,
     "c": None,
-    "stored": True,
     "products": False,
     "copies": 1,
     "partial_sums": None,
@@ -641,7 +637,7 @@ def test_update_in_training_is_perturbed_once_by_the_magnitude_of_the_step(
     gradients, updates = perturbations[-2 * len(SHAPES) : -len(SHAPES)], perturbations[-len(SHAPES) :]
     for gradient, update in zip(gradients, updates, strict=True):
         assert np.array_equal(update.sum_of_squares.ravel(), (0.25 * gradient.result[0].ravel()) ** 2)
-        assert (update.terms, update.stored, update.images, update.products) == (1, True, 1, False)
+        assert (update.terms, update.images, update.products) == (1, 1, False)
 
 
 @pytest.mark.parametrize("name", PRECISIONS)
@@ -890,29 +886,27 @@ def spread(precision: Precision, z: float, sum_of_squares: float, **options: Any
 
 
 @pytest.mark.parametrize(
-    ("z", "sum_of_squares", "terms", "stored", "images", "products"),
+    ("z", "sum_of_squares", "terms", "images", "products"),
     [
-        (0.0, 1.0, 3, True, 1, False),
-        (1.0, 0.0, 3, True, 1, False),
-        (3.0, 4.0, 3, True, 1, False),
-        (0.0, 1.0, 3, True, 5, False),
-        (0.0, 1.0, 0, True, 1, False),
-        (0.0, 1.0, 3, False, 5, False),
-        (0.0, 1.0, 12, True, 1, False),
-        (0.0, 1.0, 3, True, 1, True),
-        (3.0, 4.0, 3, True, 5, True),
+        (0.0, 1.0, 3, 1, False),
+        (1.0, 0.0, 3, 1, False),
+        (3.0, 4.0, 3, 1, False),
+        (0.0, 1.0, 3, 5, False),
+        (0.0, 1.0, 0, 1, False),
+        (0.0, 1.0, 12, 1, False),
+        (0.0, 1.0, 3, 1, True),
+        (3.0, 4.0, 3, 5, True),
     ],
 )
 def test_perturbation_has_the_documented_magnitude(
-    z: float, sum_of_squares: float, terms: int, stored: bool, images: int, products: bool
+    z: float, sum_of_squares: float, terms: int, images: int, products: bool
 ) -> None:
     """The root mean square of 128,000 perturbations has a statistical error of less than 1 %."""
     precision = replace(COARSE, operand_unit=2.0**-9)
-    stores, operands = images if stored else 1, 2 if products else 0
-    narrow, wide = COARSE.unit if stored else COARSE.accumulator.unit, COARSE.accumulator.unit
-    size = np.sqrt(2 * ((terms + 1) * wide**2 + stores * narrow**2 + operands * 2.0**-18) * (sum_of_squares + z**2))
+    narrow, wide, operands = COARSE.unit, COARSE.accumulator.unit, 2 if products else 0
+    size = np.sqrt(2 * ((terms + 1) * wide**2 + images * narrow**2 + operands * 2.0**-18) * (sum_of_squares + z**2))
 
-    options: dict[str, Any] = {"terms": terms, "stored": stored, "images": images, "products": products}
+    options: dict[str, Any] = {"terms": terms, "images": images, "products": products}
     ratio = spread(precision, z, sum_of_squares, **options) / size
 
     assert 0.98 < ratio < 1.02
@@ -1010,16 +1004,14 @@ def test_nonfinite_replica_does_not_hide_that_another_sum_may_overflow() -> None
 
 
 def test_partial_sums_matter_only_where_they_are_stored_and_near_the_range() -> None:
-    """The accumulator, a result as wide as it, and sums far from the end of the range have none that may overflow."""
+    """A result as wide as its accumulator, and sums far from the end of the range have none that may overflow."""
 
     def unused() -> Array:
         raise AssertionError("these partial sums are not needed")
 
-    alone, wide = replace(SMALL, sum_precision=None), {"stored": False}
-    for precision, sum_of_squares, options in ((SMALL, 12.0**2, {}), (SMALL, 48.0**2, wide), (alone, 48.0**2, {})):
-        perturbed = oracle._Rounding(precision).perturb(
-            np.zeros((1, 1)), np.full(1, sum_of_squares), 3, partial_sums=unused, **options
-        )
+    for precision, sum_of_squares in ((SMALL, 12.0**2), (replace(SMALL, sum_precision=None), 48.0**2)):
+        rounding = oracle._Rounding(precision)
+        perturbed = rounding.perturb(np.zeros((1, 1)), np.full(1, sum_of_squares), 3, partial_sums=unused)
         assert np.isfinite(perturbed).all()
 
 

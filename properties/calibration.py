@@ -20,6 +20,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -252,9 +253,15 @@ class Measured(NamedTuple):
         return max(self.ratios.values())
 
 
+@cache
+def reference(dtype: str) -> Stack:
+    """Return the stack of the reference network on the CPU."""
+    return Stack(subject.load("lenet"), torch.device("cpu"), getattr(torch, dtype))
+
+
 def measure(dtype: str, trial: Trial) -> Measured:
     """Return the errors of the reference network on the CPU."""
-    stack = Stack(subject.load("lenet"), torch.device("cpu"), getattr(torch, dtype))
+    stack = reference(dtype)
     given = inputs(stack, trial)
     answer = exact_answer(stack, trial, given)
     compared = results(stack, trial, given, answer)

@@ -16,6 +16,7 @@ import torch
 from hypothesis import Phase, currently_in_test_context, settings, target
 from hypothesis.errors import StopTest, UnsatisfiedAssumption
 
+from properties.global_settings import restored_settings
 from properties.known_issues import ExpectedFailure, KnownIssue, expected_issues, torch_version
 from properties.ledger import Ledger, current_ledger, recording
 from properties.stack import Stack
@@ -45,10 +46,10 @@ def _counted(law: Callable[..., None]) -> Callable[..., None]:
         if any(issue.stops_device for issue, failure in ledger.known_issues if failure in ledger.expected):
             ledger.forgiven += 1
             return
-        grad_mode = torch.is_grad_enabled()
         try:
-            law(*args, **drawn)
-            synchronize(drawn.get("stack"))
+            with restored_settings():  # only the laws about global state fail if the subject changes it
+                law(*args, **drawn)
+                synchronize(drawn.get("stack"))
         except (UnsatisfiedAssumption, StopTest, pytest.skip.Exception):
             raise
         except (Exception, pytest.fail.Exception) as error:
@@ -59,8 +60,6 @@ def _counted(law: Callable[..., None]) -> Callable[..., None]:
                 raise
             ledger.forgive(explaining)
             ledger.discard_errors()
-        finally:
-            torch.set_grad_enabled(grad_mode)  # only the law about global state fails if the subject leaves it off
         ledger.partly_judged += ledger.has_unjudged
         if ledger.error_share and currently_in_test_context() and Phase.target in settings().phases:
             target(ledger.error_share, label="error / allowed error")

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from properties.case import IMAGE_LAYOUTS, Case
 from properties.entries import NOT_JUDGED
+from properties.global_settings import restored_settings
 
 if TYPE_CHECKING:
     from properties.stack import Stack
@@ -119,7 +120,7 @@ def unmet_preconditions(stack: Stack) -> Unmet:
 @cache
 def _tried(stack: Stack) -> Unmet:
     devices = [stack.device] if stack.device.type == "cuda" else []
-    with restricted({}), torch.random.fork_rng(devices), torch.enable_grad():
+    with restricted({}), torch.random.fork_rng(devices), restored_settings(), torch.enable_grad():
         unmet = _unmet(stack)
     torch.ones(1, device=stack.device).cpu()  # raises if the GPU has stopped working: then nothing is known
     return unmet

@@ -90,6 +90,11 @@ def finite(mismatch: MismatchError, arguments: Arguments) -> Mask:
     return as_mask(np.isfinite(mismatch.actual))
 
 
+def not_infinite(mismatch: MismatchError, arguments: Arguments) -> Mask:
+    """Elements that are finite or NaN."""
+    return as_mask(~np.isinf(mismatch.actual))
+
+
 def nan(mismatch: MismatchError, arguments: Arguments) -> Mask:
     """Elements that are NaN."""
     return as_mask(np.isnan(mismatch.actual))
@@ -103,6 +108,11 @@ def zero(mismatch: MismatchError, arguments: Arguments) -> Mask:
 def infinite(mismatch: MismatchError, arguments: Arguments) -> Mask:
     """Elements that are infinite."""
     return as_mask(np.isinf(mismatch.actual))
+
+
+def infinite_with_momentum(mismatch: MismatchError, arguments: Arguments) -> Mask:
+    """Elements that are infinite, if SGD has momentum: a corrupted momentum buffer can have any value."""
+    return as_mask(infinite(mismatch, arguments) & (arguments["sgd"].momentum > 0))
 
 
 def too_small(mismatch: MismatchError, arguments: Arguments) -> Mask:

@@ -10,7 +10,7 @@ GLOSSARY = {
     "budget": "The unit of errors: the typical error from rounding alone, as the oracle estimates it; 8 are allowed.",
     "mutant": "A subject with one deliberate fault, registered with the law that must reject it.",
     "twin": "A correct variant that looks different; no law may reject it.",
-    "known issue": "A registered bug of PyTorch or of an engine; on the stacks that have it, the failures it causes "
-    "are expected and not counted.",
+    "known issue": "A registered bug of PyTorch or of an engine; on the stacks that have it, its symptoms "
+    "are expected and forgiven.",
     "verdict": "The result of a run, a gate or one of its benchmarks: passed, failed, inconclusive or error.",
 }

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
+
+from properties.entries import reason_not_judged
 
 CHAPTERS = {
     "network": "network structure",
@@ -31,17 +32,14 @@ CHAPTERS = {
 """The heading of each file `properties/laws/test_<chapter>.py`, in the order of the report."""
 
 VIOLATED, HOLDS, NOT_CHECKED = "violated", "holds", "not checked"
-STOPPED = "not judged: the GPU stopped"
-"""The outcome on a GPU that an earlier law stopped: every call on it fails until the process ends."""
+NOT_JUDGED = "not judged"
+"""The outcome on a stack on which the law could not be judged: the GPU had stopped, or no image can be run."""
 
 FORGIVEN = "not judged: known issue"
 """The outcome on a stack on which every example showed a known issue."""
 
-OUTCOMES = (VIOLATED, STOPPED, FORGIVEN, HOLDS, NOT_CHECKED)
+OUTCOMES = (VIOLATED, NOT_JUDGED, FORGIVEN, HOLDS, NOT_CHECKED)
 """The outcomes of a law on a stack; over several stacks, the first of them counts."""
-
-NOT_JUDGED = re.compile(r"(\w+: )?not judged: ")
-"""The beginning of the message with which a law fails on a GPU that has stopped."""
 
 Entry = dict[str, Any]
 """An entry of `laws.json` or `engines.json`: a law on one stack, in one of its parametrized forms."""
@@ -100,8 +98,17 @@ class Law:
     @property
     def not_judged(self) -> list[str]:
         """The stacks on which the law was not judged, each with the reason."""
+        reasons = {
+            entry["stack"]: f"{NOT_JUDGED}: {reason}" for entry in self.entries if (reason := reason_not_judged(entry))
+        }
         outcomes = {stack: self.outcome_on(stack) for stack in self.stacks}
-        return [f"{stack}: {outcome}" for stack, outcome in outcomes.items() if outcome in (STOPPED, FORGIVEN)]
+        reasons |= {stack: outcome for stack, outcome in outcomes.items() if outcome == FORGIVEN}
+        return [f"{stack}: {reasons[stack]}" for stack in self.stacks if outcomes[stack] in (NOT_JUDGED, FORGIVEN)]
+
+    @property
+    def not_drawn(self) -> list[str]:
+        """What was not drawn because the network raises for it, each with the stack."""
+        return list(dict.fromkeys(f"{e['stack']}: {line}" for e in self.entries for line in e.get("not_drawn", [])))
 
     @property
     def skip_reasons(self) -> list[str]:
@@ -119,8 +126,8 @@ class Law:
 
     @property
     def examples(self) -> int:
-        """The number of judged examples; there are none on a GPU that had stopped."""
-        return sum(entry["examples"] for entry in self.entries if not _gpu_stopped(entry))
+        """The number of judged examples."""
+        return sum(entry["examples"] for entry in self.entries if not reason_not_judged(entry))
 
     @property
     def partly_judged(self) -> int:
@@ -155,17 +162,12 @@ def _issues(entries: Iterable[Entry]) -> list[Issue]:
     return sorted(issues, key=str)
 
 
-def _gpu_stopped(entry: Entry) -> bool:
-    """Whether an earlier law had stopped the GPU, so that nothing was judged."""
-    return entry.get("failure_kind") == "crash" and bool(NOT_JUDGED.match(entry["message"]))
-
-
 def _outcome(entries: Sequence[Entry]) -> str:
     """The outcome of a law's entries on one stack."""
     failed = [entry for entry in entries if entry["outcome"] == "failed"]
     judged = [entry for entry in entries if entry["outcome"] == "passed"]
     if failed:
-        return STOPPED if all(map(_gpu_stopped, failed)) else VIOLATED
+        return NOT_JUDGED if all(map(reason_not_judged, failed)) else VIOLATED
     if not judged:
         return NOT_CHECKED
     examples, forgiven = (sum(entry.get(name, 0) for entry in judged) for name in ("examples", "forgiven"))

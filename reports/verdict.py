@@ -16,7 +16,7 @@ from typing import Any
 
 from scipy.stats import fisher_exact
 
-from reports.laws import FORGIVEN, HOLDS, STOPPED, Law, LawResults
+from reports.laws import FORGIVEN, HOLDS, NOT_JUDGED, Law, LawResults
 from reports.run import Run
 
 COMMIT = re.compile(r" at ([0-9a-f]{7,40}) (.+)$", re.DOTALL)
@@ -110,20 +110,22 @@ def _factor(slowdown: float | None) -> str:
 
 
 def _laws(name: str, results: LawResults) -> Part:
-    """The laws fail if one is violated or the GPU stopped, if none holds, after an error, or if they did not finish."""
+    """The laws fail if one is violated or could not be judged, if none holds, after an error, or if they did not finish."""
     apart = sum(bool(law.known_issues) for law in results.holding)
-    forgiven, stopped = (len(results.with_outcome(outcome)) for outcome in (FORGIVEN, STOPPED))
+    forgiven, stopped = (len(results.with_outcome(outcome)) for outcome in (FORGIVEN, NOT_JUDGED))
     counts = [hold(len(results.holding)) + (f" ({apart} of them except on examples of known issues)" if apart else "")]
     counts += [f"{plural(forgiven, 'law')} {FORGIVEN}"] if forgiven else []
     counts += [plural(len(results.known_issues), "known issue")]
     violations = plural(len(results.violated), "violation")
-    others = [f"{plural(stopped, 'law')} {STOPPED}"] if stopped else []
+    others = [f"{plural(stopped, 'law')} {NOT_JUDGED}"] if stopped else []
     others += [plural(len(results.errors), "error")] if results.errors else []
     others += [] if results.finished else ["stopped before the end"]
     others += [] if results.holding else ["nothing was shown to hold"]
     failures = [violations, *others] if results.violated else others
     prefix = "" if name == "laws" else f"{name}: "
-    return Part(name, prefix + ", ".join([*counts, violations, *others]), failures, results.errors)
+    reasons = {line for law in results.with_outcome(NOT_JUDGED) for line in law.not_judged}
+    details = [*sorted(reasons), *results.errors]
+    return Part(name, prefix + ", ".join([*counts, violations, *others]), failures, details)
 
 
 def _benchmarks(run: Run) -> Part:

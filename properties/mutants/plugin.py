@@ -83,18 +83,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Restore global state after each law, so that one subject's fault does not affect the next subject."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    dtype, grad, benchmark = torch.get_default_dtype(), torch.is_grad_enabled(), torch.backends.cudnn.benchmark
+    """Set random states before each law and clear caches after it, so that no subject affects the next one."""
     torch.manual_seed(0)
     np.random.seed(0)
     result = yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
-    torch.set_default_dtype(dtype)
-    torch.set_grad_enabled(grad)
-    torch.backends.cudnn.benchmark = benchmark
-    torch.set_flush_denormal(False)
     torch.clear_autocast_cache()
     return result
 
