@@ -4,7 +4,8 @@ Measure the errors of correct results in budgets of the oracle, from which `lene
 `tox run -e calibrate` runs the reference network on random cases, degenerate ones included, with every loss of the
 oracle and at every precision that a computation may claim. It writes the distribution of each case's worst
 `error / budget` and the worst case of each claim, loss and tensor to `properties/calibration.json`. The threshold is
-the power of two above the worst of all cases. No case is excluded.
+the power of two above the worst of all cases. Only what a known issue of PyTorch makes wrong is left out: the loss of
+float16 numbers, where their sum overflows before it is divided by their number (pytorch/pytorch#85791).
 """
 
 from __future__ import annotations
@@ -220,7 +221,9 @@ def results(stack: Stack, trial: Trial, given: Inputs, answer: Answer) -> dict[s
     loss.backward()
     got = gradients(net)
 
-    compared = {"logits": (logits, _repeated(answer.logits, trial.repeats)), "loss": (loss, answer.loss)}
+    compared = {"logits": (logits, _repeated(answer.logits, trial.repeats))}
+    if not (loss.isinf() and sum_overflows(trial, answer.loss)):
+        compared["loss"] = loss, answer.loss
     if answer.input_gradient is not None:
         assert images.grad is not None
         compared["images.grad"] = images.grad, answer.input_gradient
@@ -234,6 +237,14 @@ def results(stack: Stack, trial: Trial, given: Inputs, answer: Answer) -> dict[s
     return compared
 
 
+def sum_overflows(trial: Trial, loss: Budgeted) -> bool:
+    """Whether the rounded sum of all images' losses may be out of float16's range, so that the mean is infinite."""
+    count, float16 = trial.case.batch * trial.repeats, PRECISIONS["float16"]
+    total = abs(float(loss.value)) / trial.factor * count
+    overflows = total * (1 + count * float16.unit) > float16.largest
+    return trial.claim == "float16" and "cross-entropy" in trial.loss and overflows
+
+
 def _repeated(exact: Budgeted, times: int) -> Budgeted:
     return Budgeted(np.tile(exact.value, (times, 1)), np.tile(exact.budget, (times, 1)))
 
@@ -245,6 +256,7 @@ class Measured(NamedTuple):
     trial: Trial
     ratios: dict[str, float]  # the worst error / budget of each tensor
     has_undecided: bool
+    without_loss: bool  # because of a known issue
     unjudged: float  # the share of all elements whose budget is infinite
 
     @property
@@ -268,7 +280,7 @@ def measure(dtype: str, trial: Trial) -> Measured:
     ratios = {name: float(exact.ratio(float64(got)).max(initial=0.0)) for name, (got, exact) in compared.items()}
     infinite = sum(int(np.isinf(exact.budget).sum()) for _, exact in compared.values())
     count = sum(exact.budget.size for _, exact in compared.values())
-    return Measured(dtype, trial, ratios, answer.has_undecided, infinite / count)
+    return Measured(dtype, trial, ratios, answer.has_undecided, "loss" not in compared, infinite / count)
 
 
 def _measure_seed(job: tuple[str, int]) -> Measured:
@@ -285,6 +297,7 @@ class Distribution:
     worst: dict[tuple[str, str, str], tuple[float, Trial]] = field(default_factory=dict)  # by claim, loss and tensor
     counts: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))  # by claim and loss
     undecided: int = 0
+    without_loss: int = 0
     judged_in_part: int = 0
     unjudged: float = 0.0
 
@@ -299,6 +312,7 @@ class Distribution:
         self.columns["worst tensor"].append(measured.worst)
         self.counts[trial.claim, trial.loss] += 1
         self.undecided += measured.has_undecided
+        self.without_loss += measured.without_loss
         self.judged_in_part += measured.unjudged > 0
         self.unjudged += measured.unjudged
 
@@ -320,6 +334,7 @@ class Distribution:
             "cases": cases,
             "seeds": [first, first + cases - 1],
             "cases with undecided decisions": self.undecided,
+            "cases without their loss, by a known issue": self.without_loss,
             "cases judged in part": self.judged_in_part,
             "share of elements not judged": round(self.unjudged / cases, 6),
             "quantiles": list(QUANTILES),

@@ -62,6 +62,17 @@ def test_errors_of_the_reference_are_rounding_errors(dtype: str, trial: Trial) -
     assert measured.unjudged == 0
 
 
+@pytest.mark.parametrize(("repeats", "left_out"), [(1, False), (32, True)])
+def test_loss_is_left_out_where_the_sum_of_float16_losses_overflows(repeats: int, left_out: bool) -> None:
+    """The loss of the image is 2,350, that of 32 copies adds up to 75,200."""
+    case = Case("integers", "huge", "one-hot", layout="strided", seed=7199)
+
+    measured = measure("float16", Trial(case, "float16", "cross-entropy of weights", repeats=repeats))
+
+    assert ("loss" not in measured.ratios) == measured.without_loss == left_out
+    assert measured.worst <= THRESHOLD
+
+
 @pytest.mark.parametrize(
     ("dtype", "computed", "judged"),
     [("float32", "tf32", "float32"), ("float32", "bfloat16", "tf32"), ("float64", "float32", "float64")],
@@ -126,7 +137,9 @@ def distribution(*worst: float) -> Distribution:
     measured = Distribution()
     for seed, ratio in enumerate(worst):
         trial = Trial(Case(seed=seed), "float32", "dot")
-        measured.add(Measured("float32", trial, {"logits": ratio / 2, "loss": ratio}, seed == 0, 0.5 * (seed == 1)))
+        measured.add(
+            Measured("float32", trial, {"logits": ratio / 2, "loss": ratio}, seed == 0, False, 0.5 * (seed == 1))
+        )
     return measured
 
 
