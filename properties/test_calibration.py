@@ -137,9 +137,8 @@ def distribution(*worst: float) -> Distribution:
     measured = Distribution()
     for seed, ratio in enumerate(worst):
         trial = Trial(Case(seed=seed), "float32", "dot")
-        measured.add(
-            Measured("float32", trial, {"logits": ratio / 2, "loss": ratio}, seed == 0, False, 0.5 * (seed == 1))
-        )
+        ratios = {"logits": ratio / 2, "loss": ratio}
+        measured.add(Measured("float32", trial, ratios, seed == 0, without_loss=False, unjudged=0.5 * (seed == 1)))
     return measured
 
 
