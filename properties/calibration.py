@@ -11,6 +11,8 @@ float16 numbers, where their sum overflows before it is divided by their number 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import inspect
 import json
 import multiprocessing
 import os
@@ -18,7 +20,7 @@ import shlex
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
@@ -296,6 +298,8 @@ class Distribution:
     columns: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))  # by tensor
     worst: dict[tuple[str, str, str], tuple[float, Trial]] = field(default_factory=dict)  # by claim, loss and tensor
     counts: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))  # by claim and loss
+    first: int = 2**32
+    last: int = -1
     undecided: int = 0
     without_loss: int = 0
     judged_in_part: int = 0
@@ -311,13 +315,14 @@ class Distribution:
                 self.worst[key] = ratio, trial
         self.columns["worst tensor"].append(measured.worst)
         self.counts[trial.claim, trial.loss] += 1
+        self.first, self.last = min(self.first, trial.case.seed), max(self.last, trial.case.seed)
         self.undecided += measured.has_undecided
         self.without_loss += measured.without_loss
         self.judged_in_part += measured.unjudged > 0
         self.unjudged += measured.unjudged
 
-    def summary(self, first: int) -> dict[str, Any]:
-        """Return the distribution of the trials of the seeds first, first + 1, ... for the JSON file."""
+    def summary(self) -> dict[str, Any]:
+        """Return the distribution for the JSON file."""
         cases = len(self.columns["worst tensor"])
         by_claim: dict[str, dict[str, Any]] = {}
         for (claim, loss), count in sorted(self.counts.items()):
@@ -332,7 +337,7 @@ class Distribution:
         )
         return {
             "cases": cases,
-            "seeds": [first, first + cases - 1],
+            "seeds": [self.first, self.last],
             "cases with undecided decisions": self.undecided,
             "cases without their loss, by a known issue": self.without_loss,
             "cases judged in part": self.judged_in_part,
@@ -350,28 +355,82 @@ class Distribution:
         }
 
 
-def calibrate(dtypes: Sequence[str], cases: int, first: int, processes: int, save: Callable[..., None]) -> None:
+class Log:
     """
-    Measure the trials of the seeds first, first + 1, ..., first + cases - 1 in each dtype.
+    The measured trials in a file, one per line, so that a run continues where an earlier one stopped.
 
-    `save` gets the summaries by dtype, every SAVE_INTERVAL seconds and at the end.
+    Raises ValueError if the file is of another oracle, of other trials or of another PyTorch.
     """
-    jobs = [(dtype, seed) for seed in range(first, first + cases) for dtype in dtypes]
-    distributions = {dtype: Distribution() for dtype in dtypes}
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        header = {"code": _digest_of_code(), "torch": torch.__version__}
+        if not path.exists():
+            return self._append([header])
+        lines = path.read_text().splitlines(keepends=True)
+        if not lines or lines[0] != _as_line(header):
+            raise ValueError(f"{path} has trials of other code or another PyTorch: remove it to begin again")
+        if not lines[-1].endswith("\n"):  # the run that wrote it was killed
+            os.truncate(path, sum(map(len, lines[:-1])))
+
+    def read(self) -> list[Measured]:
+        """Return the trials."""
+        rows = [json.loads(line) for line in self.path.read_text().splitlines()[1:]]
+        return [Measured(dtype, draw(dtype, seed), *others) for dtype, seed, *others in rows]
+
+    def append(self, measured: Iterable[Measured]) -> None:
+        """Append trials."""
+        self._append([m.dtype, m.trial.case.seed, *m[2:]] for m in measured)
+
+    def _append(self, rows: Iterable[Any]) -> None:
+        with self.path.open("a") as file:
+            file.writelines(map(_as_line, rows))
+
+
+def _as_line(row: Any) -> str:
+    return json.dumps(row, separators=(",", ":")) + "\n"
+
+
+def _digest_of_code() -> str:
+    """Return a digest of the files that determine the trials and their budgets."""
+    sources = (inspect.getfile(each) for each in (Answer, Case, Trial))
+    return hashlib.sha256(b"".join(Path(source).read_bytes() for source in sources)).hexdigest()
+
+
+def calibrate(dtypes: Sequence[str], seeds: range, processes: int, log: Log, save: Callable[..., None]) -> None:
+    """
+    Measure the trials of these seeds in each dtype that are not in the log yet.
+
+    `save` gets the summaries of all trials in the log by dtype, every SAVE_INTERVAL seconds and at the end.
+    """
+    distributions: dict[str, Distribution] = defaultdict(Distribution)
+    known = set()
+    for measured in log.read():
+        distributions[measured.dtype].add(measured)
+        known.add((measured.dtype, measured.trial.case.seed))
+    jobs = [(dtype, seed) for seed in seeds for dtype in dtypes if (dtype, seed) not in known]
     started = saved = time.monotonic()
+    unsaved: list[Measured] = []
+
+    def save_all(done: int) -> None:
+        log.append(unsaved)
+        unsaved.clear()
+        summaries = {name: distributions[name].summary() for name in PRECISIONS if name in distributions}
+        save(summaries)
+        worst = max(summary["error / budget"]["worst tensor"][-1] for summary in summaries.values())
+        rate = done / (time.monotonic() - started)
+        print(f"{done:,} of {len(jobs):,} cases, {rate:.0f} cases/s, worst {worst} budgets", flush=True)
+
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         for done, measured in enumerate(pool.imap(_measure_seed, jobs, chunksize=16), 1):
             distributions[measured.dtype].add(measured)
+            unsaved.append(measured)
             if measured.worst > oracle.THRESHOLD:
                 print(f"{measured.dtype}: {measured.worst:.1f} budgets in {measured.trial}", flush=True)
-            now = time.monotonic()
-            if now - saved > SAVE_INTERVAL or done == len(jobs):
-                saved = now
-                measured_so_far = {d: each.summary(first) for d, each in distributions.items() if each.counts}
-                save(measured_so_far)
-                worst = max(summary["error / budget"]["worst tensor"][-1] for summary in measured_so_far.values())
-                rate = done / (now - started)
-                print(f"{done:,} of {len(jobs):,} cases, {rate:.0f} cases/s, worst {worst} budgets", flush=True)
+            if time.monotonic() - saved > SAVE_INTERVAL:
+                saved = time.monotonic()
+                save_all(done)
+    save_all(len(jobs))
 
 
 def main() -> None:
@@ -380,36 +439,31 @@ def main() -> None:
         prog="python -m properties.calibration", description=__doc__.split("\n\n")[0].strip()
     )
     parser.add_argument("--cases", type=int, default=100_000, help="cases per dtype (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first case (default %(default)s)")
     parser.add_argument("--dtype", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="default: all")
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: all cores, %(default)s")
-    parser.add_argument("--merge", nargs="+", type=Path, metavar="FILE", help="merge files of different dtypes instead")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="where to write the distribution")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="where to write the distribution; trials are logged beside it, so that a run can be continued",
+    )
     options = parser.parse_args()
-    if options.cases < 1:
-        parser.error(f"--cases {options.cases}: at least 1 is needed")
-    if options.merge:
-        return merge(options.merge, options.output)
+    for name in ("cases", "processes"):
+        if (number := getattr(options, name)) < 1:
+            parser.error(f"--{name} {number}: at least 1 is needed")
     os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # one thread per worker
+    try:
+        log = Log(options.output.with_suffix(".cases.jsonl"))
+    except ValueError as error:
+        parser.error(str(error))
     header = stamp(shlex.join(["python", "-m", "properties.calibration", *sys.argv[1:]]))
 
     def save(dtypes: dict[str, Any]) -> None:
-        _write(options.output, header | {"dtypes": dtypes})
+        with write_atomically(options.output) as file:
+            file.write(json.dumps(header | {"dtypes": dtypes}, indent=1).encode() + b"\n")
 
-    calibrate(options.dtype, options.cases, options.seed, options.processes, save)
-
-
-def merge(files: Sequence[Path], output: Path) -> None:
-    """Write the distributions of several files, each of other dtypes, to one file, under the first one's stack."""
-    contents = [json.loads(file.read_text()) for file in files]
-    dtypes = {dtype: summary for content in contents for dtype, summary in content["dtypes"].items()}
-    commands = "; ".join(content["command"] for content in contents)
-    _write(output, contents[0] | {"command": commands, "dtypes": {d: dtypes[d] for d in PRECISIONS if d in dtypes}})
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    with write_atomically(path) as file:
-        file.write(json.dumps(content, indent=1).encode() + b"\n")
+    calibrate(options.dtype, range(options.cases), options.processes, log, save)
 
 
 if __name__ == "__main__":

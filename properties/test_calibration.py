@@ -143,9 +143,9 @@ def distribution(*worst: float) -> Distribution:
 
 
 def test_summary_has_the_quantiles_the_counts_and_the_worst_trial_of_each_tensor() -> None:
-    summary = distribution(1.0, 3.0, 2.0).summary(10)
+    summary = distribution(1.0, 3.0, 2.0).summary()
 
-    assert (summary["cases"], summary["seeds"]) == (3, [10, 12])
+    assert (summary["cases"], summary["seeds"]) == (3, [0, 2])
     assert (summary["cases with undecided decisions"], summary["cases judged in part"]) == (1, 1)
     assert summary["share of elements not judged"] == np.round(0.5 / 3, 6)
     assert summary["error / budget"]["worst tensor"][0] == 2.0
@@ -156,21 +156,36 @@ def test_summary_has_the_quantiles_the_counts_and_the_worst_trial_of_each_tensor
     assert summary["worst cases"][0] == {"ratio": 3.0, "tensor": "loss", "trial": trial}
 
 
-def test_command_line_measures_saves_and_merges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two dtypes in two files, then both in one, in the order of the precisions."""
-    for dtype in ("float16", "float64"):
-        arguments = ["calibration", "--cases", "2", "--seed", "5", "--dtype", dtype, "--processes", "1"]
-        monkeypatch.setattr("sys.argv", [*arguments, "--output", str(tmp_path / dtype)])
-        calibration.main()
-    monkeypatch.setattr(
-        "sys.argv",
-        ["calibration", "--merge", str(tmp_path / "float16"), str(tmp_path / "float64"), "--output", f"{tmp_path}/all"],
-    )
+def run(monkeypatch: pytest.MonkeyPatch, output: Path, *arguments: str) -> dict[str, Any]:
+    """Return the distributions by dtype that the command line writes."""
+    monkeypatch.setattr("sys.argv", ["calibration", *arguments, "--processes", "1", "--output", str(output)])
     calibration.main()
+    distributions: dict[str, Any] = json.loads(output.read_text())["dtypes"]
+    return distributions
 
-    merged: dict[str, Any] = json.loads((tmp_path / "all").read_text())["dtypes"]
-    assert list(merged) == ["float64", "float16"]
-    assert merged["float64"] == json.loads((tmp_path / "float64").read_text())["dtypes"]["float64"]
-    assert (merged["float16"]["cases"], merged["float16"]["seeds"]) == (2, [5, 6])
-    worst = [measure("float64", draw("float64", seed)).worst for seed in (5, 6)]
-    assert merged["float64"]["error / budget"]["worst tensor"][-1] == round(max(worst), 3)
+
+def test_run_continues_where_an_earlier_one_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other dtypes and more cases are added to those in the log, of which a torn last line is measured again."""
+    output, log = tmp_path / "found.json", tmp_path / "found.cases.jsonl"
+    run(monkeypatch, output, "--cases", "2", "--dtype", "float16")
+    log.write_text(log.read_text()[:-5])
+
+    continued = run(monkeypatch, output, "--cases", "3", "--dtype", "float64", "float16")
+
+    assert list(continued) == ["float64", "float16"]
+    assert all((each["cases"], each["seeds"]) == (3, [0, 2]) for each in continued.values())
+    assert len(log.read_text().splitlines()) == 1 + 6
+    output.unlink()
+    assert run(monkeypatch, output, "--cases", "3", "--dtype", "float64", "float16") == continued
+    assert len(log.read_text().splitlines()) == 1 + 6
+
+
+def test_log_of_another_oracle_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "found.cases.jsonl").write_text('{"code":"other","torch":"2.13.0"}\n')
+
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, tmp_path / "found.json", "--cases", "1")
+
+    assert "has trials of other code or another PyTorch: remove it" in capsys.readouterr().err
