@@ -11,7 +11,7 @@ What the laws demand of a subject:
 - `Net` maps images (N,1,32,32) of any N, 0 included, to logits (N,10) in the dtype and on the device of its parameters,
   in every dtype that is judged. Each row depends on its own image alone. Images in a memory layout for which it raises
   are not drawn, and the run says so: `Tensor.view` raises for channels_last maps, `torch.flatten` and `reshape` do not.
-- It raises an error for input that `nn.Conv2d(1, 6, 5)` refuses: another number of channels; fewer than three or more
+- It raises an error for input that `nn.Conv2d(1, 6, 5)` rejects: another number of channels; fewer than three or more
   than four dimensions; one or more images of another dtype than the parameters', or on another device, `meta` included;
   anything but a tensor.
 - For images of another size, or one image (1,32,32) without a batch dimension, it raises an error or gives one row of

@@ -908,17 +908,17 @@ INTRODUCTION = """\
 A known issue is a bug of PyTorch or of an engine that the laws have found. The laws listed with it are expected to fail
 on the stacks that it affects, in a certain way: each issue states its symptoms, which are either certain wrong elements
 of certain tensors (such as full SIMD blocks that keep their old values), or an error with a certain message. Only these
-are forgiven, on the examples that the issue applies to. All other elements, tensors and errors are judged there as
-everywhere; after forgiven elements, the law goes on. A law that is forgiven on every example was not judged, and is not
-counted among those that hold.
+are forgiven, on the examples that the issue applies to. All else is judged there as everywhere: after forgiven elements
+the law goes on; a forgiven error ends the example. A law that is forgiven on every example is not counted among those
+that hold.
 
 An expected failure must occur. Each issue has a counterexample for every law that it makes fail. Before such a law
 judges an affected stack, it runs the counterexample. If the law holds on it, the issue no longer occurs. For the
 reference network (run eagerly, or by an engine that has the issue) the run then fails: set `fixed_in` in
 `known_issues.py`, or narrow `affects`. For other subjects and engines the issue is then just not expected. (Exempt are
-dtypes in which an issue depends on the machine or on earlier calls, and issues after which a GPU stops working: their
-examples are not run.) Every run ends with a list of the known issues that occurred, with the stacks on which their
-symptoms were forgiven.
+dtypes in which an issue depends on the machine or on earlier calls, a law that draws the issue at random, and issues
+after which a GPU stops working: examples of the last are not run, and count as forgiven.) Every run ends with a list of
+the known issues that it expected, with their stacks.
 
 This page is generated from `properties/known_issues.py` by
 `python -m properties.known_issues --output properties/KNOWN_ISSUES.md`. Versions are those of PyTorch; most versions
@@ -930,7 +930,7 @@ def page() -> str:
     """Return the page of known issues as Markdown."""
     pytorch = [issue for issue in KNOWN_ISSUES if not issue.engines]
     engines = [issue for issue in KNOWN_ISSUES if issue.engines]
-    columns = ("issue", "reference", "stacks", "laws that fail", "expected from version", "first fixed version")
+    columns = ("issue", "reference", "stacks", "laws forgiven", "expected from version", "first fixed version")
     header = f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}\n"
     sections = [("PyTorch", pytorch), ("Engines", engines)]
     tables = [f"\n## {name}\n\n{header}" + "".join(map(_row, issues)) for name, issues in sections]

@@ -85,7 +85,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(_skipped(reason, [entry for entry in entries if entry["reason"] == reason]))
     for issue, stacks in _known_issues(entries).items():
         affected = ", ".join(sorted(stacks))
-        terminalreporter.write_line(f"known issue: {issue}; its symptoms were forgiven on: {affected}", yellow=True)
+        terminalreporter.write_line(f"known issue: {issue}; its symptoms are forgiven on: {affected}", yellow=True)
     if not judged:
         terminalreporter.write_line("ERROR: nothing was judged", red=True)
     for subject, diagnosis in _diagnoses(entries).items():

@@ -74,7 +74,7 @@ def test_occurring_issue_is_listed_and_its_law_is_not_violated(plugin: Path) -> 
     assert result.returncode == 0
     assert "1 law checked, 0 violated, 1 with known issues" in result.stdout
     assert (
-        "known issue: steps are lost (pytorch/pytorch#1); its symptoms were forgiven on: lenet on cpu in float32"
+        "known issue: steps are lost (pytorch/pytorch#1); its symptoms are forgiven on: lenet on cpu in float32"
     ) in result.stdout
 
 

@@ -12,5 +12,5 @@ GLOSSARY = {
     "twin": "A correct variant that looks different; no law may reject it.",
     "known issue": "A registered bug of PyTorch or of an engine; on the stacks that have it, its symptoms "
     "are expected and forgiven.",
-    "verdict": "The result of a run, a gate or one of its benchmarks: passed, failed, inconclusive or error.",
+    "verdict": "The result of a run (passed or failed), or of the gate (also inconclusive or error).",
 }

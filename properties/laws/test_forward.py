@@ -16,6 +16,7 @@ from properties.strategies import cases
 
 
 @pytest.mark.engine
+@example(case=Case())
 @example(case=BATCH_OF_17)
 @example(case=BATCH_OF_33)
 @given(case=cases())
@@ -32,6 +33,7 @@ def test_logits_agree_with_the_oracle(stack: Stack, case: Case) -> None:
 
 
 @pytest.mark.engine
+@example(case=Case())
 @example(case=Case(images="huge", batch=2))
 @example(case=BATCH_OF_17)
 @example(case=BATCH_OF_33)
@@ -50,6 +52,7 @@ def test_mse_loss_agrees_with_the_oracle(stack: Stack, case: Case) -> None:
 
 @pytest.mark.engine
 @pytest.mark.parametrize("targets", ["indices", "weights"])
+@example(case=Case())
 @example(case=BATCH_OF_17)
 @example(case=BATCH_OF_33)
 @given(case=cases())

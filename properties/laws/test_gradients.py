@@ -38,6 +38,7 @@ from properties.strategies import cases
 
 
 @pytest.mark.engine
+@example(case=Case())
 @example(case=BATCH_OF_17)
 @example(case=BATCH_OF_33)
 @given(case=cases())
@@ -57,6 +58,7 @@ def test_gradients_agree_with_the_oracle(stack: Stack, case: Case) -> None:
 
 @pytest.mark.engine
 @pytest.mark.parametrize("targets", ["indices", "weights"])
+@example(case=Case())
 @example(case=BATCH_OF_17)
 @example(case=Case(weights="integers", images="huge", batch=2, seed=10865))  # two logits tie in bfloat16
 @given(case=cases())
@@ -77,6 +79,7 @@ def test_cross_entropy_gradients_agree_with_the_oracle(stack: Stack, targets: st
 
 
 @pytest.mark.engine
+@example(case=Case())
 @example(case=BATCH_OF_17)
 @example(case=BATCH_OF_33)
 @given(case=cases())
@@ -109,6 +112,7 @@ class MeanSquaredError(torch.autograd.Function):
         return upstream[0] * 2 * (logits - targets) / max(1, logits.numel()), None
 
 
+@example(case=Case())
 @example(case=BATCH_OF_17)
 @given(case=cases())
 def test_custom_autograd_function_joins_the_graph(stack: Stack, case: Case) -> None:

@@ -60,6 +60,7 @@ def under_autocast(stack: Stack, case: Case, autocast_dtype: torch.dtype) -> tup
 
 
 @AUTOCAST_DTYPE
+@example(case=Case())
 @example(case=BATCH_OF_17)
 @example(case=Case(weights="integers", images="huge", batch=2, seed=161137))  # partial sums overflow in float16
 @given(case=cases(batches=(1, 2, 3, 0)))

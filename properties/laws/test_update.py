@@ -212,6 +212,7 @@ def test_parameter_without_gradient_is_skipped(
 
 
 @pytest.mark.engine
+@example(case=Case(), earlier=Case(seed=1), lr=0.5)
 @example(case=BATCH_OF_17, earlier=Case(), lr=0.5)
 @example(case=BATCH_OF_33, earlier=Case(), lr=0.5)
 @given(case=cases(), earlier=cases(), lr=learning_rates())
