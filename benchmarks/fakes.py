@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from benchmarks.roofline import Entry
-from benchmarks.worker_client import Arm, WorkerError
+from benchmarks.worker_client import Arm, Limit, Startup, WorkerError
 from lenet.fingerprint import fingerprint
 
 ROOT = Path(__file__).parents[1]
@@ -97,7 +97,9 @@ class FakeWorker:
     stack: ClassVar[dict[str, str]] = fingerprint()
     calls = 1
 
-    def __init__(self, arm: Arm, python: str, environment: Mapping[str, str], folder: Path | None, side: str) -> None:
+    def __init__(
+        self, arm: Arm, python: str, environment: Mapping[str, str], folder: Path | None, side: str, limit: Limit
+    ) -> None:
         self.arm, self.side = arm, side
 
     def start(self) -> None:
@@ -121,8 +123,9 @@ class FakeWorker:
         self.workers.prepared.append(f"{operation} {batch}")
         self.operation = operation
 
-    def wait_until_prepared(self) -> None:
+    def wait_until_prepared(self) -> Startup:
         """As `Worker.wait_until_prepared`."""
+        return Startup(0.0, 1 + self.slower_by, None)
 
     def pin(self, cores: Iterable[int]) -> None:
         """As `Worker.pin`."""
@@ -142,10 +145,14 @@ class FakeWorker:
             raise WorkerError(
                 f"{self.side}: {self.arm}: the worker was terminated by SIGKILL; last line of stderr: none"
             )
+        return (1 + self.slower_by) * float(np.exp(self.noise))
+
+    @property
+    def slower_by(self) -> float:
+        """How much slower it is than one second now, without noise."""
         slower = self.workers.slower_at_first if self.workers.pairs <= 9 else self.workers.slower
         slower = slower or self.workers.slower
-        by = slower.get(self.arm.engine, slower.get(f"{self.arm.engine} {self.operation}", 0.0))
-        return (1 + by) * float(np.exp(self.noise))
+        return slower.get(self.arm.engine, slower.get(f"{self.arm.engine} {self.operation}", 0.0))
 
 
 def start_command(module: str, *options: str) -> subprocess.Popen[str]:

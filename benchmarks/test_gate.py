@@ -87,7 +87,7 @@ def test_inconclusive_gate_exits_with_three_and_reports_the_detectable_slowdown(
     assert Xml.fromstring(junit).get("skipped") == "1"
 
 
-@pytest.mark.parametrize(("seconds", "pairs"), [(1, "1 pair is"), (3, "3 pairs are")])
+@pytest.mark.parametrize(("seconds", "pairs"), [(1, "1 pair is"), (4, "3 pairs are")])
 def test_too_few_pairs_are_reported(fake_workers: FakeWorkers, run_gate: RunGate, seconds: int, pairs: str) -> None:
     code, record, _, _ = run_gate(*DIFFERENT_ENGINES, "--budget", f"{seconds}s", "--select", "forward-1")
 
