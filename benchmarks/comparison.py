@@ -60,8 +60,8 @@ GROSS_PAIRS = 2
 """
 Pairs of processes that must all show a gross slowdown, so that a benchmark fails without further pairs.
 
-If none of 1,165 pairs of equal sides showed one, it has a probability of at most 0.26 % (at a level of 95 %, by the rule
-of three), and of at most 7 in a million in two pairs: far below `decision.FALSE_ALARM_RATE`.
+If none of 1,165 pairs of equal sides showed one, its probability is at most 0.26 % (at a level of 95 %, by the rule of
+three). In two pairs it is at most 7 in a million, far below `decision.FALSE_ALARM_RATE`.
 """
 
 GROSS_BLOCKS = 4
@@ -353,8 +353,8 @@ def calls_of_blocks(workers: Mapping[str, Worker]) -> dict[str, int]:
     Return the number of calls in a block of each worker.
 
     Sides of similar speed have the larger number, so that what a block costs besides its calls weighs the same for
-    both. Each has its own number if they differ by more than a factor of two: then a block of the slower side would take
-    many times as long as it must.
+    both. Each has its own number if they differ by more than a factor of two: otherwise a block of the slower side would
+    take many times as long as it must.
     """
     calls = {name: worker.calls for name, worker in workers.items()}
     similar = max(calls.values()) <= 2 * min(calls.values())

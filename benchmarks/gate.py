@@ -120,7 +120,9 @@ def _run_git(*arguments: str) -> subprocess.CompletedProcess[bytes]:
     try:
         return subprocess.run(["git", *arguments], capture_output=True, check=False, stdin=subprocess.DEVNULL)
     except (OSError, ValueError) as error:  # ValueError: a null byte
-        raise ComparisonError(f"git cannot be executed ({error}); install it, or name the sides by other options") from error
+        raise ComparisonError(
+            f"git cannot be executed ({error}); install it, or name the sides by other options"
+        ) from error
 
 
 def _last_line(text: bytes) -> str:

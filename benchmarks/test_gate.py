@@ -254,7 +254,7 @@ def test_unknown_commit_is_an_error(repository: Path, run_gate: RunGate, capsys:
     code, record, _, _ = run_gate("--base", "nowhere")
 
     assert (code, record["verdict"]) == (2, "error")
-    assert "--base nowhere: fatal: not a valid object name" in capsys.readouterr().err
+    assert "--base nowhere: not a commit of this repository; name a commit, such as HEAD~1" in capsys.readouterr().err
 
 
 def test_commit_without_a_worker_is_an_error(

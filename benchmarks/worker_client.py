@@ -147,7 +147,7 @@ class Worker:
         if not self.process.stdin or not self.process.stdout:
             raise WorkerError(f"{self._label}: the worker has no pipes")
         self.place, self.requests, self.answers = place, self.process.stdin, self.process.stdout
-        self.received = bytearray()
+        self.received, self.awaited = bytearray(), True  # it says by itself that it is ready
 
     def wait_until_ready(self) -> None:
         """
@@ -169,7 +169,9 @@ class Worker:
         self.operations, self.root = [str(operation) for operation in operations], Path(root)
 
     def stop(self) -> None:
-        """Stop the process and everything that it started."""
+        """Stop the process and everything that it started, unless that was done before."""
+        if self.answers.closed:
+            return
         with suppress(OSError):  # the process may have exited already
             self.requests.close()
         try:
@@ -183,6 +185,11 @@ class Worker:
             guard.remove(self.place)  # also processes in a session of their own
             self.answers.close()
             self.errors.close()
+
+    @property
+    def running(self) -> bool:
+        """Whether the process runs and has answered all requests."""
+        return self.process.poll() is None and not self.awaited
 
     def prepare(self, operation: str, batch: int) -> Startup:
         """
@@ -235,6 +242,7 @@ class Worker:
 
     def request(self, request: dict[str, Any]) -> None:
         """Send a request without waiting for the answer."""
+        self.awaited = True
         with suppress(BrokenPipeError):  # the process has exited, which reading the answer will report
             self.requests.write(json.dumps(request).encode() + b"\n")
             self.requests.flush()
@@ -252,6 +260,7 @@ class Worker:
             answer = None
         if not isinstance(answer, dict):
             raise self._error(f"wrote {one_line(line.decode(errors='replace'))[:100]!r} instead of an answer")
+        self.awaited = False
         for key, error in (("not timed", NotTimed), ("failed", WorkerError)):
             if key in answer:
                 raise error(one_line(f"{self._label}: {str(answer[key])[:1000]}"))
