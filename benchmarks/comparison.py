@@ -353,8 +353,8 @@ def calls_of_blocks(workers: Mapping[str, Worker]) -> dict[str, int]:
     Return the number of calls in a block of each worker.
 
     Sides of similar speed have the larger number, so that what a block costs besides its calls weighs the same for
-    both. Each has its own number if they differ by more than a factor of two: otherwise a block of the slower side would
-    take many times as long as it must.
+    both. If they differ by more than a factor of two, each has its own number: otherwise a block of the slower side
+    would take many times as long as it must.
     """
     calls = {name: worker.calls for name, worker in workers.items()}
     similar = max(calls.values()) <= 2 * min(calls.values())

@@ -121,7 +121,7 @@ def _run_git(*arguments: str) -> subprocess.CompletedProcess[bytes]:
         return subprocess.run(["git", *arguments], capture_output=True, check=False, stdin=subprocess.DEVNULL)
     except (OSError, ValueError) as error:  # ValueError: a null byte
         raise ComparisonError(
-            f"git cannot be executed ({error}); install it, or name the sides by other options"
+            f"git cannot be executed ({error}); install it, or compare engines or subjects"
         ) from error
 
 

@@ -4,8 +4,8 @@ Nothing is left behind: a guard process removes a run's processes and temporary 
 A run has one temporary folder, `folder()`. Every worker has a subfolder of it as its TMPDIR and in an environment
 variable, which all processes that it starts inherit, also those in a session of their own. The guard waits for the end
 of a pipe that only the run holds open. When the run is gone, after SIGKILL too, the guard kills the processes whose
-variable names the folder, and removes the folder. If the guard was killed as well, the next run does that: a lock in the
-folder is held for as long as its run lives.
+variable names the folder, and removes the folder. If the guard was killed as well, the next run does that: a lock in
+the folder is held for as long as its run lives.
 
 The guard runs this file as a script, so it imports the standard library alone. Without Linux's /proc, only the folders
 are removed.

@@ -17,7 +17,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.command import ERROR, one_line, run
+from benchmarks.command import ERROR, one_line
+from benchmarks.command import run as run_command
 from lenet.fingerprint import FORMAT, headline
 from lenet.table import table
 
@@ -102,4 +103,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command(main)

@@ -26,7 +26,7 @@ DISTINCT = 16
 
 
 def output_problem(output: object, images: Tensor) -> str:
-    """Return why this is no output for these images: not a tensor, or of another dtype or device; else an empty string."""
+    """Return why this is no output for these images, such as another dtype or device; an empty string if it is one."""
     if not isinstance(output, Tensor):
         return f"of type {type(output).__name__}, not a tensor"
     if (output.dtype, output.device) != (images.dtype, images.device):

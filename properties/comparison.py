@@ -1,9 +1,10 @@
 """
 The only three ways to compare numbers: exactly, within the roundings of one expression, and within the oracle's budget.
 
-None is an `assert`, which `python -O` removes. Each raises a MismatchError, whose message names the tensor and its worst element, the actual and the expected
-value, the error, and the number of wrong elements. Errors are recorded in `properties.ledger.current_ledger`. Elements
-that a known issue explains are not wrong: the ledger knows the symptoms that the latest example may show.
+Each assertion raises a MismatchError, whose message names the tensor and its worst element, the actual and the expected
+value, the error, and the number of wrong elements. (None is an `assert`, which `python -O` removes.) Errors are recorded
+in `properties.ledger.current_ledger`. Elements that a known issue explains are not wrong: the ledger knows the symptoms
+that the latest example may show.
 """
 
 from __future__ import annotations
