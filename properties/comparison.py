@@ -2,8 +2,8 @@
 The only three ways to compare numbers: exactly, within the roundings of one expression, and within the oracle's budget.
 
 Each assertion raises a MismatchError, whose message names the tensor and its worst element, the actual and the expected
-value, the error, and the number of wrong elements. (None is an `assert`, which `python -O` removes.) Errors are recorded
-in `properties.ledger.current_ledger`. Elements that a known issue explains are not wrong: the ledger knows the symptoms
+value, the error, and the number of wrong elements; `python -O` does not remove it. Errors are recorded in
+`properties.ledger.current_ledger`. Elements that a known issue explains are not wrong: the ledger knows the symptoms
 that the latest example may show.
 """
 
