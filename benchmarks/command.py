@@ -38,7 +38,7 @@ def unforeseen(error: BaseException) -> str:
 def end_in_one_line(_: type[BaseException], error: BaseException, __: TracebackType | None) -> None:
     """Report an exception in one line and exit with code 2, or 130 after Ctrl-C: a `sys.excepthook`."""
     try:
-        sys.stdout.flush()
+        _flush()
     except (OSError, ValueError):
         _discard_output()
     stopped = isinstance(error, KeyboardInterrupt)
@@ -50,8 +50,13 @@ def end_in_one_line(_: type[BaseException], error: BaseException, __: TracebackT
 def run(main: Callable[[], int]) -> None:
     """Exit with the code that `main` returns, or with 2 if its output cannot be written to the end."""
     code = main()
-    sys.stdout.flush()
+    _flush()
     sys.exit(code)
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # it is None if the command was started with a closed one
+        sys.stdout.flush()
 
 
 def _discard_output() -> None:

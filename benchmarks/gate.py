@@ -199,7 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _show(text: str) -> None:
     """Print a text now, with what the terminal's encoding lacks escaped."""
-    encoding = sys.stdout.encoding or "utf-8"
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # stdout may be closed or replaced
     print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
