@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from hypothesis import strategies as st
 
 from benchmarks.roofline import Entry
 from benchmarks.worker_client import Arm, Limit, Startup, WorkerError
@@ -55,6 +57,26 @@ forward_only.differentiable = False
 def dying(net):
     print("these are\nthe last words", file=sys.stderr, flush=True)
     os.abort()
+
+def failing_later(net, failure=None):
+    calls = 0
+    def run(images):
+        nonlocal calls
+        calls += 1
+        if calls > 5:
+            failure() if failure else 1 / 0
+        return net(images)
+    return run
+
+def dying_later(net):
+    return failing_later(net, os.abort)
+
+def misshaped(net):
+    return lambda images: net(images)[0]
+
+def escaping(net):
+    note(subprocess.Popen(["sleep", "1000"], start_new_session=True).pid)
+    return net
 
 def hanging(net):
     note(subprocess.Popen(["sleep", "1000"]).pid)
@@ -180,17 +202,60 @@ def remaining_processes(folder: Path) -> list[int]:
     """Return which of the processes in `folder`/pids, except this one, still run after five seconds."""
     pids = {int(line) for line in (folder / "pids").read_text().split()} - {os.getpid()}
     for _ in range(50):
-        running = [pid for pid in pids if _runs(pid)]
+        running = [pid for pid in pids if process_runs(pid)]
         if not running:
             break
         time.sleep(0.1)
     return running
 
 
-def _runs(pid: int) -> bool:
+def process_runs(pid: int) -> bool:
     """Return whether there is such a process, other than a zombie that its parent has not waited for."""
     states = subprocess.run(["ps", "-o", "state=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
     return not set(states.split()) <= {"Z"}
+
+
+ODD_VALUES = (
+    None,
+    True,
+    -1,
+    0,
+    10**400,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "\x1b[31m\n\ud800",
+    [],
+    {},
+    [[]],
+    {"": {}},
+)
+"""Values that a corrupt or hostile file may have anywhere."""
+
+
+@st.composite
+def mutated_json(draw: st.DrawFn, valid: Any) -> bytes:
+    """Draw a JSON file like `valid`, in which fields, keys or bytes may have changed; or one that is deeply nested."""
+    content = json.loads(json.dumps(valid))
+    for _ in range(draw(st.integers(0, 2))):
+        content = _mutated(draw, content)
+    data = bytearray(json.dumps(content).encode())
+    for _ in range(draw(st.integers(0, 1))):
+        data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
+    return draw(st.sampled_from([bytes(data), bytes(data), bytes(data[: len(data) // 2]), b"[" * 100_000]))
+
+
+def _mutated(draw: st.DrawFn, content: Any) -> Any:
+    """Return the content with one value replaced, at any depth, or one key left out."""
+    if not isinstance(content, dict | list) or not content or draw(st.integers(0, 4)) == 0:
+        return draw(st.sampled_from(ODD_VALUES))
+    key = draw(st.sampled_from(list(content) if isinstance(content, dict) else range(len(content))))
+    if draw(st.integers(0, 4)) == 0:
+        content.pop(key)
+    else:
+        content[key] = _mutated(draw, content[key])
+    return content
 
 
 def benchmark_entry(operation: str, seconds: float, threads: int = 1, **figures: Any) -> Entry:

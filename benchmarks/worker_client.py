@@ -143,6 +143,7 @@ class Worker:
                 start_new_session=True,  # the parent handles Ctrl-C, and can kill the process with all that it started
             )
         except OSError as error:
+            self.errors.close()
             raise WorkerError(one_line(f"{self._label}: {self.python} cannot be executed: {error.strerror}")) from error
         if not self.process.stdin or not self.process.stdout:
             raise WorkerError(f"{self._label}: the worker has no pipes")
