@@ -215,7 +215,7 @@ def process_runs(pid: int) -> bool:
     return not set(states.split()) <= {"Z"}
 
 
-ODD_VALUES = (
+ODD_VALUES: tuple[Any, ...] = (
     None,
     True,
     -1,
