@@ -81,9 +81,22 @@ def pytest_configure(config: pytest.Config) -> None:
     if shown := progress():
         config.pluginmanager.register(shown, "benchmark-progress")
     if folder := config.getoption("record"):
+        _check_that_times_are_recorded(config)
         set_aside(folder / "benchmarks.json")
         _temporary(folder).unlink(missing_ok=True)
         config.option.benchmark_json = str(_temporary(folder))
+
+
+def _check_that_times_are_recorded(config: pytest.Config) -> None:
+    """Raise UsageError if --record is combined with an option under which pytest-benchmark times nothing."""
+    for option, given in (
+        ("--benchmark-disable", config.getoption("benchmark_disable")),
+        ("-n", config.getoption("numprocesses", None)),
+    ):
+        if given:
+            raise pytest.UsageError(
+                f"--record: benchmarks are not timed with {option}; omit it, or name the laws alone: properties/laws"
+            )
 
 
 @pytest.hookimpl(wrapper=True)

@@ -26,12 +26,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks.arguments import positive_int
-from benchmarks.worker_client import Arm, NotTimed, Startup, Worker, WorkerError
+from benchmarks.arguments import duration, file_problem, positive_int
+from benchmarks.command import ERROR, STOPPED, run
+from benchmarks.guard import folder as run_folder
+from benchmarks.worker_client import Arm, Startup, Worker, WorkerError
 from benchmarks.workload import DISTINCT, TIMED_BATCHES
 from lenet import engines
 from lenet.engines import PEERS, Engine, EngineError
-from lenet.files import set_aside, writable, write_atomically
+from lenet.files import set_aside, write_atomically
 from lenet.fingerprint import fingerprint, headline, stamp
 from lenet.net import FORWARD_FLOPS, TRAINING_FLOPS
 from lenet.oracle import PRECISIONS, Array
@@ -55,6 +57,8 @@ PERMUTATIONS = 999
 """Random permutations in the test for order effects."""
 
 SEED = 0
+
+FILE = "engine_times.json"
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ class OrderEffect:
 
 @dataclass(frozen=True)
 class Untimed:
-    """An operation that was not timed because the engine raised or gave a wrong answer."""
+    """An operation that was not timed because the engine raised or gave a wrong answer, or its worker failed."""
 
     engine: str
     operation: str
@@ -118,6 +122,7 @@ class Result:
     timings: list[Timing] = field(default_factory=list)
     not_timed: list[Untimed] = field(default_factory=list)
     order: list[OrderEffect] = field(default_factory=list)
+    lost: dict[str, str] = field(default_factory=dict)  # engines whose worker can no longer be used, and why
 
     def again(self) -> list[float]:
         """Return the times of the first engine's second process, relative to those of its first process."""
@@ -126,22 +131,40 @@ class Result:
         return [t / seconds[first] for first, t in pairs if first in seconds]
 
 
-def interleave(workers: dict[str, Worker], budget: float, random: np.random.Generator) -> list[Block]:
+def interleave(
+    workers: dict[str, Worker], budget: float, random: np.random.Generator
+) -> tuple[list[Block], dict[str, str]]:
     """
     Time rounds of blocks of what the workers have prepared, for `budget` seconds per worker.
 
-    A round is one block of each worker, in random order. The first block of each worker is a warm-up and is left out.
+    A round is one block of each worker, in random order. The first block of each worker is a warm-up and is left out. A
+    worker that raises is left out from then on; the error is returned by its name. Only that of the matrix product,
+    which all are compared with, is raised.
     """
-    for worker in workers.values():
-        worker.measure()
+    left, errors = dict(workers), dict[str, str]()
+
+    def seconds(name: str) -> float | None:
+        try:
+            return left[name].measure()
+        except WorkerError as error:
+            if name == PRODUCT:
+                raise
+            errors[name] = str(error)
+            del left[name]
+            return None
+
+    for name in workers:
+        seconds(name)
     blocks: list[Block] = []
     previous = None
-    end = time.perf_counter() + budget * len(workers)
-    while len(blocks) < MIN_ROUNDS * len(workers) or time.perf_counter() < end:
-        for name in random.permutation(list(workers)).tolist():
-            blocks.append(Block(name, previous, workers[name].measure()))
+    end, rounds = time.perf_counter() + budget * len(workers), 0
+    while rounds < MIN_ROUNDS or time.perf_counter() < end:
+        for name in random.permutation(list(left)).tolist():
+            if (measured := seconds(name)) is not None:
+                blocks.append(Block(name, previous, measured))
             previous = name
-    return blocks
+        rounds += 1
+    return blocks, errors
 
 
 def seconds_of(blocks: list[Block], engine: str) -> Array:
@@ -190,7 +213,7 @@ def started_workers(arms: dict[str, Arm]) -> Iterator[dict[str, Worker]]:
     with ExitStack() as stack:
         workers = {}
         for name, arm in tqdm(arms.items(), "starting workers", leave=False, disable=None):
-            cache = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+            cache = stack.enter_context(tempfile.TemporaryDirectory(dir=run_folder(), ignore_cleanup_errors=True))
             workers[name] = stack.enter_context(Worker(arm, environment={"TORCHINDUCTOR_CACHE_DIR": cache}))
         yield workers
 
@@ -199,7 +222,8 @@ def compare(chosen: Sequence[Engine], arm: Arm, cells: Sequence[tuple[str, int]]
     """
     Time each cell, an operation and a batch size, of all engines that support it, for `budget` seconds each.
 
-    Raises WorkerError if a worker dies or hangs. All processes are stopped in any case.
+    An engine that raises is not timed in that cell, and one whose worker exits or hangs in no later one either; the
+    others are. Raises WorkerError if a worker cannot start. All processes are stopped in any case.
     """
     random, result, measured = np.random.default_rng(SEED), Result(), []
     loaded = {engine.name: engine for engine in chosen} | {chosen[0].name + AGAIN: chosen[0]}
@@ -209,21 +233,32 @@ def compare(chosen: Sequence[Engine], arm: Arm, cells: Sequence[tuple[str, int]]
         started_workers({**arms, PRODUCT: replace(arm, engine="eager")}) as workers,
         tqdm(total=sum(1 + len(able) for *_, able in plan), leave=False, disable=None) as bar,
     ):
+
+        def leave_out(one: Untimed) -> None:
+            """Note that an operation was not timed; a worker that exited or hangs is stopped and not asked again."""
+            result.not_timed.append(one)
+            if not workers[one.engine].running:
+                workers[one.engine].stop()
+                result.lost[one.engine] = one.reason
+
         workers[PRODUCT].prepare(PRODUCT, PRODUCT_SIZE)
         for operation, batch, able in plan:
             startups: dict[str, Startup] = {}
-            for name in able:
+            for name in [name for name in able if name not in result.lost]:
                 bar.set_description_str(f"{operation}, batch size {batch}: preparing {name}")
                 try:
                     startups[name] = workers[name].prepare(operation, batch)
-                except NotTimed as error:
-                    result.not_timed.append(Untimed(name, operation, batch, str(error)))
-                bar.update()
+                except WorkerError as error:
+                    leave_out(Untimed(name, operation, batch, str(error)))
+            bar.update(len(able))
             bar.set_description_str(f"{operation}, batch size {batch}: timing {len(startups)} engines")
             if startups:
-                blocks = interleave({name: workers[name] for name in (*startups, PRODUCT)}, budget, random)
-                result.timings += timings(operation, batch, blocks, startups)
-                measured.append(blocks)
+                blocks, errors = interleave({name: workers[name] for name in (*startups, PRODUCT)}, budget, random)
+                for name, reason in errors.items():
+                    leave_out(Untimed(name, operation, batch, reason))
+                timed = {name: startup for name, startup in startups.items() if name not in errors}
+                result.timings += timings(operation, batch, blocks, timed)
+                measured.append([block for block in blocks if block.engine not in errors])
             bar.update()
     result.order = order_effects(measured, random)
     return result
@@ -306,24 +341,28 @@ def choose(names: str | None, device: str, dtype: str) -> list[Engine]:
     Raises EngineError if an engine that was named is not available.
     """
     chosen = []
-    for name in names.split(",") if names else DEFAULT:
+    for name in DEFAULT if names is None else names.split(","):
         try:
             engine = engines.load(name)
             if not engine.supports(torch.device(device).type, dtype):
                 raise EngineError(f"--engine {name}: does not support {dtype} on {device}")
             chosen.append(engine)
         except EngineError as error:
-            if names:
+            if names is not None:
                 raise
             print(f"left out: {error}", file=sys.stderr)
     return chosen
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Return 0 if everything was timed, 1 if an engine raised or was wrong, 2 if a worker failed, 130 after Ctrl-C."""
+    """
+    Return 0 if everything was timed, 1 if an engine raised or was wrong, 2 if a worker failed, 130 after Ctrl-C.
+
+    What was timed is printed and written in the first three cases.
+    """
     options = _options(arguments)
     if options.record:
-        set_aside(options.record / "engine_times.json")
+        set_aside(options.record / FILE)
     cells = [("forward", batch) for batch in options.batches]
     cells += [("training step", batch) for batch in options.batches if batch in TRAINING_BATCHES]
     arm = Arm(device=options.device, dtype=options.dtype, threads=options.threads)
@@ -333,16 +372,19 @@ def main(arguments: list[str] | None = None) -> int:
         result = compare(chosen, arm, cells, options.budget)
     except (EngineError, WorkerError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return ERROR
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        return 130
+        return STOPPED
     print(tables(result))
     for one in result.not_timed:
-        print(f"not timed: {one.engine}, {one.operation}, batch size {one.batch}: {one.reason}", file=sys.stderr)
+        if one.reason not in result.lost.values():
+            print(f"not timed: {one.engine}, {one.operation}, batch size {one.batch}: {one.reason}", file=sys.stderr)
+    for reason in dict.fromkeys(result.lost.values()):
+        print(f"error: {reason}", file=sys.stderr)
     if options.record:
         _record(options, chosen, result)
-    return 1 if result.not_timed else 0
+    return ERROR if result.lost else int(bool(result.not_timed))
 
 
 def _record(options: argparse.Namespace, chosen: list[Engine], result: Result) -> None:
@@ -357,7 +399,7 @@ def _record(options: argparse.Namespace, chosen: list[Engine], result: Result) -
         "not_timed": [asdict(one) for one in result.not_timed],
     }
     content = stamp(command) | settings | {"seed": SEED, "claims": claims} | measured
-    with write_atomically(options.record / "engine_times.json") as file:
+    with write_atomically(options.record / FILE) as file:
         file.write(json.dumps(content, indent=1).encode())
 
 
@@ -381,16 +423,21 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=PRECISIONS, default="float32", help="default %(default)s")
     parser.add_argument(
         "--budget",
-        type=float,
+        type=_seconds,
         default=2.0,
         metavar="SECONDS",
         help=f"time per engine, operation and batch size, for at least {MIN_ROUNDS} blocks; default %(default)s",
     )
     parser.add_argument("--record", type=Path, metavar="DIR", help="write the times to DIR/engine_times.json")
     options = parser.parse_args(arguments)
-    if options.record and not writable(options.record):
-        parser.error(f"--record {options.record}: not a writable folder")
+    if options.record and (problem := file_problem(options.record / FILE)):
+        parser.error(f"--record {options.record}: {FILE} {problem}")
     return options
+
+
+def _seconds(text: str) -> float:
+    """Return a number of seconds, of which 0 means as short as possible."""
+    return 0.0 if text == "0" else duration(text)
 
 
 def _batches(text: str) -> tuple[int, ...]:
@@ -404,4 +451,4 @@ def _batches(text: str) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from hypothesis import strategies as st
 
 from benchmarks.roofline import Entry
-from benchmarks.worker_client import Arm, WorkerError
+from benchmarks.worker_client import Arm, Limit, Startup, WorkerError
 from lenet.fingerprint import fingerprint
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +57,26 @@ forward_only.differentiable = False
 def dying(net):
     print("these are\nthe last words", file=sys.stderr, flush=True)
     os.abort()
+
+def failing_later(net, failure=None):
+    calls = 0
+    def run(images):
+        nonlocal calls
+        calls += 1
+        if calls > 5:
+            failure() if failure else 1 / 0
+        return net(images)
+    return run
+
+def dying_later(net):
+    return failing_later(net, os.abort)
+
+def misshaped(net):
+    return lambda images: net(images)[0]
+
+def escaping(net):
+    note(subprocess.Popen(["sleep", "1000"], start_new_session=True).pid)
+    return net
 
 def hanging(net):
     note(subprocess.Popen(["sleep", "1000"]).pid)
@@ -97,7 +119,9 @@ class FakeWorker:
     stack: ClassVar[dict[str, str]] = fingerprint()
     calls = 1
 
-    def __init__(self, arm: Arm, python: str, environment: Mapping[str, str], folder: Path | None, side: str) -> None:
+    def __init__(
+        self, arm: Arm, python: str, environment: Mapping[str, str], folder: Path | None, side: str, limit: Limit
+    ) -> None:
         self.arm, self.side = arm, side
 
     def start(self) -> None:
@@ -121,8 +145,9 @@ class FakeWorker:
         self.workers.prepared.append(f"{operation} {batch}")
         self.operation = operation
 
-    def wait_until_prepared(self) -> None:
+    def wait_until_prepared(self) -> Startup:
         """As `Worker.wait_until_prepared`."""
+        return Startup(0.0, 1 + self.slower_by, None)
 
     def pin(self, cores: Iterable[int]) -> None:
         """As `Worker.pin`."""
@@ -142,10 +167,14 @@ class FakeWorker:
             raise WorkerError(
                 f"{self.side}: {self.arm}: the worker was terminated by SIGKILL; last line of stderr: none"
             )
+        return (1 + self.slower_by) * float(np.exp(self.noise))
+
+    @property
+    def slower_by(self) -> float:
+        """How much slower it is than one second now, without noise."""
         slower = self.workers.slower_at_first if self.workers.pairs <= 9 else self.workers.slower
         slower = slower or self.workers.slower
-        by = slower.get(self.arm.engine, slower.get(f"{self.arm.engine} {self.operation}", 0.0))
-        return (1 + by) * float(np.exp(self.noise))
+        return slower.get(self.arm.engine, slower.get(f"{self.arm.engine} {self.operation}", 0.0))
 
 
 def start_command(module: str, *options: str) -> subprocess.Popen[str]:
@@ -173,17 +202,60 @@ def remaining_processes(folder: Path) -> list[int]:
     """Return which of the processes in `folder`/pids, except this one, still run after five seconds."""
     pids = {int(line) for line in (folder / "pids").read_text().split()} - {os.getpid()}
     for _ in range(50):
-        running = [pid for pid in pids if _runs(pid)]
+        running = [pid for pid in pids if process_runs(pid)]
         if not running:
             break
         time.sleep(0.1)
     return running
 
 
-def _runs(pid: int) -> bool:
+def process_runs(pid: int) -> bool:
     """Return whether there is such a process, other than a zombie that its parent has not waited for."""
     states = subprocess.run(["ps", "-o", "state=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
     return not set(states.split()) <= {"Z"}
+
+
+ODD_VALUES: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    0,
+    10**400,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "\x1b[31m\n\ud800",
+    [],
+    {},
+    [[]],
+    {"": {}},
+)
+"""Values that a corrupt or hostile file may have anywhere."""
+
+
+@st.composite
+def mutated_json(draw: st.DrawFn, valid: Any) -> bytes:
+    """Draw a JSON file like `valid`, in which fields, keys or bytes may have changed; or one that is deeply nested."""
+    content = json.loads(json.dumps(valid))
+    for _ in range(draw(st.integers(0, 2))):
+        content = _mutated(draw, content)
+    data = bytearray(json.dumps(content).encode())
+    for _ in range(draw(st.integers(0, 1))):
+        data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
+    return draw(st.sampled_from([bytes(data), bytes(data), bytes(data[: len(data) // 2]), b"[" * 100_000]))
+
+
+def _mutated(draw: st.DrawFn, content: Any) -> Any:
+    """Return the content with one value replaced, at any depth, or one key left out."""
+    if not isinstance(content, dict | list) or not content or draw(st.integers(0, 4)) == 0:
+        return draw(st.sampled_from(ODD_VALUES))
+    key = draw(st.sampled_from(list(content) if isinstance(content, dict) else range(len(content))))
+    if draw(st.integers(0, 4)) == 0:
+        content.pop(key)
+    else:
+        content[key] = _mutated(draw, content[key])
+    return content
 
 
 def benchmark_entry(operation: str, seconds: float, threads: int = 1, **figures: Any) -> Entry:

@@ -29,8 +29,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from benchmarks.arguments import positive_int
+from benchmarks.command import ERROR, one_line, run
 from benchmarks.worker_client import MIN_BLOCK_SECONDS
-from benchmarks.workload import DISTINCT
+from benchmarks.workload import DISTINCT, output_problem
 from lenet import digits, engines, oracle
 from lenet.engines import Engine, EngineError, Run
 from lenet.engines.eager import disable_tf32
@@ -46,6 +48,9 @@ SECONDS_PER_ENGINE = 0.5
 
 MIN_ROUNDS = 5
 """Minimum number of timed blocks of each engine."""
+
+MAX = sys.float_info.max
+"""A cached figure is less."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,8 @@ class _Request:
             with torch.no_grad():
                 logits = run(self.images)
             startup = timer() - start
+            if problem := output_problem(logits, self.images):
+                return replace(result, excluded=f"its logits: {problem}"), None
             ratio = self.worst_ratio(logits, claim)
         except Exception as raised:  # an engine may raise any exception
             return replace(result, excluded=_one_line(name, raised)), None
@@ -166,7 +173,7 @@ class _Request:
 def _one_line(name: str, raised: Exception) -> str:
     """Return the exception as one line, without the engine's name at its beginning."""
     message = str(raised) if isinstance(raised, EngineError) else f"{type(raised).__name__}: {raised}"
-    return " ".join(message.split()).removeprefix(f"--engine {name}: ")[:300]
+    return one_line(message).removeprefix(f"--engine {name}: ")[:300]
 
 
 def _float64(tensor: Tensor) -> Array:
@@ -268,16 +275,40 @@ def _cache_file() -> Path:
 def _entries() -> list[dict[str, Any]]:
     """Return all cached choices; none, with a warning, if the file is corrupt."""
     try:
+        if _cache_file().exists() and not _cache_file().is_file():
+            raise ValueError("not a regular file")
         entries = json.loads(_cache_file().read_text())
         return [
-            {"request": entry["request"], "results": [EngineResult(**result) for result in entry["results"]]}
+            {"request": entry["request"], "results": [_read_result(**result) for result in entry["results"]]}
             for entry in entries
         ]
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, TypeError, LookupError) as error:
+    except (OSError, ValueError, TypeError, LookupError, RecursionError) as error:
         warnings.warn(f"ignoring the cached choices in {_cache_file()}: {error!r}", stacklevel=3)
         return []
+
+
+def _read_result(
+    engine: Any, claim: Any, worst_ratio: Any, startup_seconds: Any, images_per_second: Any, excluded: Any
+) -> EngineResult:
+    """
+    Return a cached result; raises ValueError unless its fields have the values that a measurement gives them.
+
+    An engine is one of the known names, so that nothing that the file names is imported.
+    """
+    figures = (worst_ratio, startup_seconds, images_per_second)
+    if engine not in engines.names():
+        raise ValueError(f"{engine!r:.100} is not the name of an engine")
+    if images_per_second is None:
+        if not isinstance(excluded, str) or not excluded:
+            raise ValueError(f"{engine} has neither a speed nor a reason for its exclusion")
+        return EngineResult(engine, excluded=one_line(excluded))
+    if claim not in CLAIMS or excluded or not all(type(n) in (int, float) and 0 <= n < MAX for n in figures):
+        raise ValueError(f"the figures of {engine} are not those of a measurement")
+    if not images_per_second:
+        raise ValueError(f"the speed of {engine} is 0")
+    return EngineResult(engine, claim, float(worst_ratio), float(startup_seconds), float(images_per_second))
 
 
 def _read_results(key: dict[str, Any]) -> tuple[EngineResult, ...]:
@@ -299,21 +330,19 @@ def _write_results(key: dict[str, Any], results: tuple[EngineResult, ...]) -> No
 def main(arguments: list[str] | None = None) -> int:
     """Print the table for the reference network; returns 2 if no engine is correct or the device is unavailable."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fastest", description=__doc__)
-    parser.add_argument("--batch", type=int, default=1, help="batch size, default %(default)s")
+    parser.add_argument("--batch", type=positive_int, default=1, help="batch size, default %(default)s")
     parser.add_argument("--device", default="cpu", help="default %(default)s")
     parser.add_argument("--precision", choices=CLAIMS, default="float32", help="minimum, default %(default)s")
     parser.add_argument("--remeasure", action="store_true", help="time the engines even if a choice is cached")
     options = parser.parse_args(arguments)
-    if options.batch < 1:
-        parser.error(f"--batch {options.batch}: must be at least 1")
     disable_tf32()
     torch.manual_seed(0)
     net = Net().to(torch.float64 if options.precision == "float64" else torch.float32)
     try:
         choice = fastest(net, options.batch, options.device, options.precision, options.remeasure)
     except (EngineError, RuntimeError, AssertionError) as error:  # PyTorch raises the latter two for a device
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        return ERROR
     print(choice.table)
     if choice.cached:
         print("timed in an earlier run; --remeasure times the engines again")
@@ -321,4 +350,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

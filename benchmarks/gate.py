@@ -7,31 +7,35 @@ Alternatively, head and base differ in engine, subject or interpreter. `benchmar
 
 A benchmark passes if its slowdown is shown to be less than delta, and fails if it is shown to be more than delta.
 
-Exit codes: 0 passed, 1 failed, 3 inconclusive, 2 error (head and base could not be compared), 130 after Ctrl-C.
+Exit codes: 0 passed, 1 failed, 3 inconclusive, 2 error (head and base could not be compared, or the result could not be
+written), 130 after Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from io import BytesIO
 from pathlib import Path
 
-from benchmarks.arguments import positive_int
+from benchmarks.arguments import duration, file_problem, positive_int, whole_number
+from benchmarks.command import ERROR, STOPPED, one_line, run, unforeseen
 from benchmarks.comparison import OPERATIONS, ComparisonError, Side, compare
 from benchmarks.gate_report import FORMATS, PURPOSES, Outcome, terminal
+from benchmarks.guard import folder as run_folder
 from benchmarks.worker_client import Arm, WorkerError
 from benchmarks.workload import TIMED_BATCHES
-from lenet.files import set_aside, writable, write_atomically
+from lenet.files import set_aside, write_atomically
 from lenet.oracle import PRECISIONS
 
 NAMES = tuple(f"{operation}-{batch}" for operation in OPERATIONS for batch in TIMED_BATCHES)
@@ -81,32 +85,53 @@ def default_base() -> str:
     return "HEAD~1"
 
 
+def resolve(revision: str) -> str:
+    """Return the hash of the commit that a revision names, which is no option and no path; raises ComparisonError."""
+    found = _git("rev-parse", "--verify", "--quiet", "--end-of-options", revision, check=False)
+    if not found or not re.fullmatch("[0-9a-f]{40,64}", found):
+        raise ComparisonError(f"--base {revision}: not a commit of this repository; name a commit, such as HEAD~1")
+    commit = _git("rev-parse", "--verify", "--quiet", f"{found}^{{commit}}", check=False)
+    if not commit:
+        kind = _git("cat-file", "-t", found)
+        raise ComparisonError(f"--base {revision}: is a {kind}, not a commit; name a commit, such as HEAD~1")
+    return commit
+
+
 @contextmanager
 def checkout(revision: str) -> Iterator[Path]:
     """Check out a commit to a temporary folder and yield it; raises ComparisonError if there is no such commit."""
-    archive = subprocess.run(["git", "archive", "--format=tar", revision], capture_output=True, check=False)
+    archive = _run_git("archive", "--format=tar", resolve(revision))
     if archive.returncode:
-        raise ComparisonError(f"--base {revision}: {_last_line(archive.stderr.decode(errors='replace'))}")
-    with tempfile.TemporaryDirectory(prefix="base-", ignore_cleanup_errors=True) as folder:
+        raise ComparisonError(f"--base {revision}: {_last_line(archive.stderr)}")
+    with tempfile.TemporaryDirectory(prefix="base-", dir=run_folder(), ignore_cleanup_errors=True) as folder:
         with tarfile.open(fileobj=BytesIO(archive.stdout)) as files:
             files.extractall(folder, filter="data")
         yield Path(folder)
 
 
 def _git(*arguments: str, check: bool = True) -> str:
-    run = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    run = _run_git(*arguments)
     if check and run.returncode:
         raise ComparisonError(f"git {' '.join(arguments)}: {_last_line(run.stderr)}")
-    return run.stdout.strip() if not run.returncode else ""
+    return run.stdout.decode(errors="replace").strip() if not run.returncode else ""
 
 
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["no error message"])[-1]
+def _run_git(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+    try:
+        return subprocess.run(["git", *arguments], capture_output=True, check=False, stdin=subprocess.DEVNULL)
+    except (OSError, ValueError) as error:  # ValueError: a null byte
+        raise ComparisonError(
+            f"git cannot be executed ({error}); install it, or compare engines or subjects"
+        ) from error
+
+
+def _last_line(text: bytes) -> str:
+    return (text.decode(errors="replace").strip().splitlines() or ["no error message"])[-1]
 
 
 def describe(revision: str) -> str:
     """Return the abbreviated hash and the subject line of a commit."""
-    return _git("log", "-1", "--format=%h %s", revision)
+    return one_line(_git("log", "-1", "--format=%h %s", resolve(revision)))
 
 
 @contextmanager
@@ -123,19 +148,24 @@ def sides(options: argparse.Namespace) -> Iterator[tuple[Side, Side]]:
         for side in ("base", "head")
     }
     differ = arms["base"] != arms["head"] or options.base_python != options.head_python
-    with tempfile.TemporaryDirectory(prefix="installed-") as empty:  # only installed packages are imported there
+    # only installed packages are imported there
+    with tempfile.TemporaryDirectory(prefix="installed-", dir=run_folder(), ignore_cleanup_errors=True) as empty:
         folders = {side: Path(empty) if getattr(options, f"{side}_python") != sys.executable else None for side in arms}
         head = Side("head", arms["head"], options.head_python, folders["head"])
-        if differ and not options.base:
+        if differ and options.base is None:
             yield Side("base", arms["base"], options.base_python, folders["base"]), head
             return
-        revision = options.base or default_base()
+        revision = default_base() if options.base is None else options.base
         with checkout(revision) as folder:
             yield Side("base", arms["base"], options.base_python, folder, describe(revision)), head
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Return 0 if head passed, 1 if it is slower, 3 if that is inconclusive, 2 after an error, 130 after Ctrl-C."""
+    """
+    Return 0 if head passed, 1 if it is slower, 3 if that is inconclusive, 2 after an error, 130 after Ctrl-C.
+
+    A verdict that was reached is printed, and written to every file that can be written. If one cannot, 2 is returned.
+    """
     options = _options(arguments)
     for kind in FORMATS:
         if path := getattr(options, kind):
@@ -145,22 +175,44 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with sides(options) as (base, head):
             outcome.compared = [f"base: {base}", f"head: {head}"]
-            print("\n".join(outcome.compared), flush=True)
+            _show("\n".join(outcome.compared))
             budget = options.budget or BUDGET * len(options.select)
             outcome.result = compare(base, head, options.select, options.delta, budget, options.seed)
     except (ComparisonError, WorkerError) as error:
-        outcome.error = str(error)
-        print(f"error: {error}", file=sys.stderr)
+        outcome.error = one_line(str(error))
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        return 130
-    if outcome.result:
-        print(terminal(outcome))
-    for kind, text in FORMATS.items():
-        if path := getattr(options, kind):
+        return STOPPED
+    except Exception as error:
+        outcome.error = unforeseen(error)
+    problems = [outcome.error] if outcome.error else []
+    try:
+        if outcome.result:
+            _show(terminal(outcome))
+    except OSError as error:
+        problems.append(f"the verdict cannot be printed: {error.strerror}")
+    problems += _write(outcome, {kind: path for kind in FORMATS if (path := getattr(options, kind))})
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return ERROR if problems else EXIT_CODES[outcome.verdict]
+
+
+def _show(text: str) -> None:
+    """Print a text now, with what the terminal's encoding lacks escaped."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # stdout may be closed or replaced
+    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+
+
+def _write(outcome: Outcome, paths: Mapping[str, Path]) -> list[str]:
+    """Write the outcome in each of these formats; return the problems, each in one line."""
+    problems = []
+    for kind, path in paths.items():
+        try:
             with write_atomically(path) as file:
-                file.write(text(outcome).encode())
-    return EXIT_CODES[outcome.verdict]
+                file.write(FORMATS[kind](outcome).encode(errors="backslashreplace"))
+        except OSError as error:
+            problems.append(f"--{kind} {path}: cannot be written: {error.strerror}")
+    return problems
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -204,19 +256,21 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--budget",
-        type=_seconds,
+        type=duration,
         metavar="TIME",
-        help="total time limit for timing all benchmarks, such as 120s or 5m; "
+        help="total time limit, such as 120s or 5m; one pair of processes is always timed; "
         f"default {BUDGET:g}s times the number of benchmarks",
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random order; default %(default)s")
+    parser.add_argument("--seed", type=whole_number, default=0, help="seed of the random order; default %(default)s")
     for kind, purpose in PURPOSES.items():
         parser.add_argument(f"--{kind}", type=Path, metavar="FILE", help=f"write the result to FILE {purpose}")
     options = parser.parse_args(arguments)
-    for kind in FORMATS:
-        path = getattr(options, kind)
-        if path and not writable(path.parent):
-            parser.error(f"--{kind} {path}: not in a writable folder")
+    paths = {kind: path for kind in FORMATS if (path := getattr(options, kind)) is not None}
+    for kind, path in paths.items():
+        if problem := file_problem(path):
+            parser.error(f"--{kind} {path}: {problem}")
+        if path.absolute() in (other.absolute() for name, other in paths.items() if name != kind):
+            parser.error(f"--{kind} {path}: is the file of another option, too")
     return options
 
 
@@ -258,18 +312,5 @@ def _share(text: str) -> float:
     return share
 
 
-def _seconds(text: str) -> float:
-    """Parse a duration such as `120s`, `2m` or `120`, in seconds."""
-    try:
-        seconds = float(text.rstrip("sm")) * (60 if text.endswith("m") else 1)
-    except ValueError:
-        seconds = 0.0
-    if not seconds > 0:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a positive duration: write seconds or minutes, as 120s or 2m"
-        )
-    return seconds
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

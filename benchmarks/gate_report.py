@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from math import exp
 from statistics import median
 from typing import Any
 from xml.etree import ElementTree as Xml
@@ -44,18 +45,27 @@ def benchmark_reason(benchmark: Benchmark, delta: float) -> str:
         return "; ".join(f"{name} rose from {a:,} to {b:,}" for name, (a, b) in benchmark.risen.items())
     if found is None:
         return "no pair of processes was timed"
+    if benchmark.gross and benchmark.verdict != "passed":
+        return _gross_reason(benchmark)
     if benchmark.verdict == "passed":
         prefix = "slower in the first round, but not in the second; " if first_round else ""
         suffix = "; faster by more than delta" if found.upper < -delta else ""
         return f"{prefix}at most {found.upper:+.2%}{suffix}"
-    if benchmark.verdict == "failed":
-        assert first_round
+    if benchmark.verdict == "failed" and first_round:
         return f"at least {first_round.lower:+.2%}, and in the second round at least {found.lower:+.2%}"
     prefix = "slower in the first round, undecided in the second: " if first_round else "undecided: "
     if found.lower == -1:
         pairs = "1 pair is" if found.pairs == 1 else f"{found.pairs} pairs are"
         return f"{prefix}{pairs} too few (raise --budget or --delta)"
     return f"{prefix}slowdowns above {delta + found.margin:.2%} would have been detected in this time"
+
+
+def _gross_reason(benchmark: Benchmark) -> str:
+    """Return the reason for failing after a few pairs, or for not doing so with too few of them."""
+    times = f"head takes at least {exp(min(pair.ratio for pair in benchmark.pairs)):.3g} times as long"
+    if benchmark.verdict == "failed":
+        return f"{times} in each of {len(benchmark.pairs)} pairs"
+    return f"undecided: {times}, but 1 pair is too few (raise --budget)"
 
 
 def rows(result: Result) -> list[list[str]]:

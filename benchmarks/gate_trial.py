@@ -25,17 +25,22 @@ import numpy as np
 from scipy import stats
 from tqdm import tqdm
 
+from benchmarks.arguments import duration, file_problem
+from benchmarks.command import ERROR, STOPPED, one_line
+from benchmarks.command import run as run_command
 from benchmarks.comparison import Benchmark, ComparisonError, Pair, Side, compare, operation_and_batch
 from benchmarks.decision import Rates
 from benchmarks.gate import BUDGET, DEFAULT, DELTA
 from benchmarks.gate_report import as_dict
 from benchmarks.trial_table import CONDITIONS, LOADS, Condition, proportion, rows
 from benchmarks.worker_client import Arm, Worker, WorkerError
-from lenet.files import writable, write_atomically
+from lenet.files import write_atomically
 from lenet.fingerprint import FORMAT, fingerprint, headline, stamp
 from lenet.table import table
 
 FILE = "gate_trial.json"
+
+VERDICTS = ("passed", "failed", "inconclusive")
 
 START_AGAIN = "move or delete the file to start a new trial"
 
@@ -126,12 +131,12 @@ def read(path: Path) -> list[dict[str, Any]]:
         return []
     try:
         content = json.loads(path.read_text())
-        written, stack, verdicts = content["format"], content["stack"], content["verdicts"]
+        written, stack = content["format"], dict(content["stack"])
         settings = (content["delta"], content["budget"])
-    except (ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: not a file of this command ({error}); {START_AGAIN}") from error
     if written != FORMAT:
-        raise ValueError(f"{path}: format {written!r}, this version continues format {FORMAT}; {START_AGAIN}")
+        raise ValueError(f"{path}: format {written!r:.20}, this version continues format {FORMAT}; {START_AGAIN}")
     for part, value in fingerprint().items():
         if stack.get(part) != value:
             raise ValueError(
@@ -140,7 +145,25 @@ def read(path: Path) -> list[dict[str, Any]]:
             )
     if settings != (DELTA, BUDGET):
         raise ValueError(f"{path}: its delta and time limit are {settings}, now {DELTA, BUDGET}; {START_AGAIN}")
-    return list(verdicts)
+    try:
+        verdicts = [_checked(verdict) for verdict in content["verdicts"]]
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{path}: one of its verdicts is none of this command ({error!r}); {START_AGAIN}") from error
+    return verdicts
+
+
+def _checked(verdict: dict[str, Any]) -> dict[str, Any]:
+    """Return a verdict from a file; raises ValueError, LookupError or TypeError unless `trial` can have made it."""
+    condition, sequential = CONDITIONS[verdict["condition"]], verdict["sequential"]
+    figures = [sequential["ratio"], sequential["p"], *(ratio for _, ratio in verdict["ratios"])]
+    integers = [verdict["seed"], verdict["background_processes"], *(number for number, _ in verdict["ratios"])]
+    if verdict["benchmark"] not in condition.benchmarks or verdict["verdict"] not in VERDICTS:
+        raise ValueError("benchmark or verdict is unknown")
+    if not all(type(n) in (int, float) and abs(n) < sys.float_info.max for n in figures):
+        raise ValueError("a figure is not a finite number")
+    if not all(type(n) is int and n >= 0 for n in integers):
+        raise ValueError("a seed, a round or a number of processes is not a whole number")
+    return verdict
 
 
 def next_condition(verdicts: Sequence[dict[str, Any]], processes: int) -> str:
@@ -216,11 +239,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{headline(fingerprint())}: {len(verdicts)} verdicts so far", flush=True)
         run(verdicts, options)
     except (ComparisonError, WorkerError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        return ERROR
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
-        return 130
+        return STOPPED
     print(summary(verdicts))
     return 0
 
@@ -229,7 +252,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gate_trial", description="Measure the false alarms and the power of the gate."
     )
-    parser.add_argument("--minutes", type=float, default=60.0, help="start trials for this long; default %(default)s")
+    parser.add_argument(
+        "--minutes", type=_minutes, default=60.0, help="start trials for this long; default %(default)s"
+    )
     parser.add_argument(
         "--background", type=int, choices=LOADS, default=0, help="background processes that train meanwhile; default 0"
     )
@@ -237,10 +262,15 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--record", type=Path, default=Path("reports/latest"), metavar="DIR", help="default %(default)s"
     )
     options = parser.parse_args(arguments)
-    if not writable(options.record):
-        parser.error(f"--record {options.record}: not a writable folder")
+    if problem := file_problem(options.record / FILE):
+        parser.error(f"--record {options.record}: {FILE} {problem}")
     return options
 
 
+def _minutes(text: str) -> float:
+    """Return a number of minutes, of which 0 starts no trial."""
+    return 0.0 if text == "0" else duration(f"{text}m") / 60
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

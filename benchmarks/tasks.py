@@ -9,8 +9,8 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from benchmarks.workload import LR, Workload
-from lenet.engines import EngineError, Run
+from benchmarks.workload import LR, Workload, output_problem
+from lenet.engines import Engine, EngineError, Run
 from lenet.timer import timer
 from properties.executed import Borrowing, Executed
 from properties.stack import Stack
@@ -51,8 +51,7 @@ class Forward:
     needs_graph = False
 
     def __init__(self, stack: Stack, batch: int, runs: Runs) -> None:
-        assert stack.engine
-        self.engine, self.workload, self.runs = stack.engine, Workload(stack, batch), runs
+        self.engine, self.workload, self.runs = _engine(stack), Workload(stack, batch), runs
         self.images, self.net = self.workload.images, _network(self.workload)
         self.key = None if self.engine.dynamic_batch else batch
 
@@ -68,7 +67,9 @@ class Forward:
         return self.run(self.images)
 
     def verify(self, answer: Tensor) -> None:
-        """Raise AssertionError unless every logit is within budget."""
+        """Raise AssertionError unless the logits are a tensor like the images, and every logit is within budget."""
+        if problem := output_problem(answer, self.images):
+            raise AssertionError(f"logits: {problem}")
         self.workload.verify_logits(answer)
 
 
@@ -93,10 +94,9 @@ class TrainingStep:
     needs_graph = True
 
     def __init__(self, stack: Stack, batch: int, runs: Runs) -> None:
-        assert stack.engine
-        if not stack.engine.differentiable:
-            raise EngineError(f"--engine {stack.engine.name}: has no backward pass")
-        self.engine, self.subject, self.workload = stack.engine, stack.subject, Workload(stack, batch)
+        self.engine, self.subject, self.workload = _engine(stack), stack.subject, Workload(stack, batch)
+        if not self.engine.differentiable:
+            raise EngineError(f"--engine {self.engine.name}: has no backward pass")
         self.images, self.targets, self.net = self.workload.images, self.workload.targets, _network(self.workload)
         self.before, self.lr = self.workload.parameters(), 0.5
 
@@ -112,6 +112,8 @@ class TrainingStep:
 
     def verify(self, answer: Tensor) -> None:
         """Raise AssertionError unless the loss and all updated parameters are within budget."""
+        if problem := output_problem(answer, self.images):
+            raise AssertionError(f"loss: {problem}")
         self.workload.verify_step(self.before, answer, self.lr)
         self.lr = LR
 
@@ -135,7 +137,8 @@ class MatrixProduct:
     def verify(self, answer: Tensor) -> None:
         """Raise AssertionError unless the product of two matrices of ones is right; it is exact in every order."""
         ones = torch.ones_like(self.matrix)
-        assert bool((ones @ ones == len(ones)).all()), f"the product of {len(ones)} x {len(ones)} ones is wrong"
+        if not bool((ones @ ones == len(ones)).all()):
+            raise AssertionError(f"the product of {len(ones)} x {len(ones)} ones is wrong")
 
 
 TASKS: dict[str, Callable[[Stack, int, Runs], Task]] = {
@@ -146,7 +149,12 @@ TASKS: dict[str, Callable[[Stack, int, Runs], Task]] = {
 """The operations by name. The integer is the batch size, or the size of the matrices."""
 
 
+def _engine(stack: Stack) -> Engine:
+    if stack.engine is None:
+        raise EngineError("a worker needs an engine")
+    return stack.engine
+
+
 def _network(workload: Workload) -> nn.Module:
     """Return the network for the engine to run, without the wrapper that the laws use."""
-    assert isinstance(workload.net, Executed)
-    return workload.net.net
+    return workload.net.net if isinstance(workload.net, Executed) else workload.net

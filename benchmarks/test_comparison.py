@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from math import log
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from benchmarks import comparison
 from benchmarks.comparison import (
+    GROSS_BLOCKS,
     MIN_BLOCKS,
     NOISE_RATIO,
+    START_PATIENCE,
     Benchmark,
     ComparisonError,
     Pair,
     Result,
     Side,
+    calls_of_blocks,
     compare,
     sampling_time,
 )
 from benchmarks.decision import Rates, Slowdown
 from benchmarks.fakes import MACHINE, FakeWorker, FakeWorkers
-from benchmarks.worker_client import Arm, WorkerError
+from benchmarks.gate_report import benchmark_reason
+from benchmarks.worker_client import Arm, Limit, WorkerError
 
 DELTA = 0.015
 SECONDS = 60.0
@@ -82,6 +88,84 @@ def test_looks_spend_the_rates_in_proportion_to_the_time(monkeypatch: pytest.Mon
 
     assert benchmark.round == 2
     assert shares == [0.25, 0.25, 0.25, 0.25, 0.25, 0.25]
+
+
+def test_gross_slowdown_fails_after_two_pairs(fake_workers: FakeWorkers) -> None:
+    fake_workers.slower = {"head's": 1.5}
+
+    (benchmark,) = compared(seconds=3).benchmarks
+
+    assert benchmark.verdict == "failed"
+    assert benchmark_reason(benchmark, DELTA).startswith("head takes at least 2.5")
+    assert benchmark_reason(benchmark, DELTA).endswith(" times as long in each of 2 pairs")
+    assert [pair.blocks for pair in benchmark.pairs] == [GROSS_BLOCKS] * 2
+    assert fake_workers.pairs == 1  # the processes that counted are the other pair
+
+
+def test_gross_slowdown_of_one_pair_is_undecided() -> None:
+    benchmark = Benchmark("forward-1", Rates.of(1), verdict="")
+    benchmark.pairs = [Pair(1, (0,), 1.0, 3.0, log(3), 4)]
+
+    benchmark.take_look(DELTA, 1.0)
+
+    assert not benchmark.verdict
+    expected = "undecided: head takes at least 3 times as long, but 1 pair is too few (raise --budget)"
+    assert benchmark_reason(benchmark, DELTA) == expected
+
+
+def test_one_disturbed_pair_does_not_fail() -> None:
+    benchmark = Benchmark("forward-1", Rates.of(1))
+    benchmark.pairs = [Pair(1, (0,), 1.0, 3.0, ratio, 4) for ratio in (log(3), 0.0, 0.001, -0.001)]
+
+    benchmark.take_look(DELTA, 0.5)
+
+    assert not benchmark.verdict
+
+
+def test_much_faster_head_is_not_gross(fake_workers: FakeWorkers) -> None:
+    fake_workers.slower = {"base's": 4.0}
+
+    assert compared().verdict == "passed"
+    assert fake_workers.pairs == 9
+
+
+@pytest.mark.parametrize(
+    ("base", "head", "expected"), [(4, 4, (4, 4)), (4, 8, (8, 8)), (8, 4, (8, 8)), (64, 1, (64, 1)), (2, 8, (2, 8))]
+)
+def test_sides_of_different_speed_have_their_own_number_of_calls(
+    base: int, head: int, expected: tuple[int, int]
+) -> None:
+    workers: Any = {"base": SimpleNamespace(calls=base), "head": SimpleNamespace(calls=head)}
+
+    assert tuple(calls_of_blocks(workers).values()) == expected
+
+
+def test_time_limit_includes_counting(fake_workers: FakeWorkers) -> None:
+    """The fake clock advances by one second per pair of processes, the first of which counts."""
+    fake_workers.noise = 0.2
+
+    compared(seconds=8)
+
+    assert fake_workers.pairs == 7
+
+
+def test_processes_are_given_up_at_the_time_limit(fake_workers: FakeWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[Limit] = []
+    original = comparison.started_workers
+
+    def recorded(sides: Any, random: Any, limit: Limit) -> Any:
+        limits.append(limit)
+        return original(sides, random, limit)
+
+    monkeypatch.setattr(comparison, "started_workers", recorded)
+    compared(seconds=30)
+
+    assert {limit.deadline for limit in limits} == {30}
+    assert [limit.patience for limit in limits[:3]] == [
+        START_PATIENCE,
+        START_PATIENCE,
+        1.0,
+    ]  # the longest pair took 1 s
 
 
 def test_faster_head_passes(fake_workers: FakeWorkers) -> None:

@@ -112,6 +112,57 @@ def test_dying_worker_is_a_one_line_error(fake_engines: Path) -> None:
     assert not remaining_processes(fake_engines)
 
 
+@pytest.mark.parametrize(
+    ("engine", "code", "reason"),
+    [("failing_later", 1, "ZeroDivisionError: division by zero"), ("dying_later", 2, "terminated by SIGABRT")],
+)
+def test_engine_that_fails_while_it_is_timed_loses_no_other_times(
+    fake_engines: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    engine: str,
+    code: int,
+    reason: str,
+) -> None:
+    monkeypatch.syspath_prepend(fake_engines)
+    monkeypatch.setattr(engine_times, "MIN_ROUNDS", 3)
+    options = ["--engines", f"fakes:{engine},eager", "--batches", "1,4", "--threads", "1", "--budget", "0"]
+
+    assert main([*options, "--record", str(fake_engines)]) == code
+
+    record = json.loads((fake_engines / "engine_times.json").read_text())
+    assert [(entry["engine"], entry["batch"]) for entry in record["timings"]] == [("eager", 1), ("eager", 4)]
+    assert all(entry["reason"].count(reason) for entry in record["not_timed"])
+    assert {entry["engine"] for entry in record["not_timed"]} == {f"fakes:{engine}", f"fakes:{engine} again"}
+    assert {effect["engine"] for effect in record["order"]} == {"eager"}
+    assert all(line.count(reason) for line in capsys.readouterr().err.splitlines())
+    assert not remaining_processes(fake_engines)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--budget", "nan"], "'nan' is not a positive duration"),
+        (["--budget", "inf"], "'inf' is not a positive duration"),
+        (["--budget=-1"], "'-1' is not a positive duration"),
+        (["--record", "/proc/none"], "--record /proc/none: engine_times.json not in a writable folder"),
+    ],
+)
+def test_invalid_option_is_a_usage_error(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(options)
+
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("names", ["", ",", "eager,"])
+def test_empty_name_of_an_engine_is_an_error(names: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--engines", names]) == 2
+
+    assert capsys.readouterr().err.startswith("error: --engine : not one of eager, ")
+
+
 def test_ctrl_c_leaves_no_process(fake_engines: Path) -> None:
     with start_command("benchmarks.engine_times", "--engines", "eager,fakes:hanging", "--batches", "1") as run:
         assert interrupt(run, fake_engines, processes=3) == "stopped"  # the parent, the worker and its child

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
 from torch import Tensor, nn
 
 from benchmarks import fastest as module
+from benchmarks.fakes import mutated_json
 from benchmarks.fastest import fastest, main
 from lenet import engines
 from lenet.engines import EngineError, Run
@@ -54,6 +59,12 @@ def changing_parameters(net):
 def misshaped(net):
     return lambda images: net(images)[:1]
 
+def double(net):
+    return lambda images: net(images).double()
+
+def array(net):
+    return lambda images: net(images).numpy()
+
 def raising(net):
     raise NotImplementedError("cannot\nbe built")
 
@@ -76,6 +87,8 @@ EXCLUDED = {
     "fakes:wrong_in_last_image": "budgets of float32; 8 are allowed",
     "fakes:changing_parameters": "budgets of float32; 8 are allowed",
     "fakes:misshaped": "the worst error of its logits is inf budgets",
+    "fakes:double": "its logits: torch.float64 on cpu; the images are torch.float32 on cpu",
+    "fakes:array": "its logits: of type ndarray, not a tensor",
     "fakes:raising": "NotImplementedError: cannot be built",
     "fakes:bfloat16_only": "claims bfloat16; float32 was requested",
     "fakes:cuda_only": "does not support float32 on cpu",
@@ -185,6 +198,8 @@ CORRUPT = (
     b'[{"request": 1}]',
     b'[{"request": 1, "results": [{"x": 1}]}]',
     b"\xff",
+    b"[" * 100_000,
+    b"[" + b"9" * 5000 + b"]",
 )
 
 
@@ -198,6 +213,55 @@ def test_corrupt_cache_is_overwritten(cache: Path, content: bytes) -> None:
 
     assert choice.engine.name == "fakes:in_context"
     assert fastest(Net(), 2).cached
+
+
+def test_engine_that_the_cache_names_is_not_imported(cache: Path) -> None:
+    (cache.parents[1] / "hostile.py").write_text("raise SystemExit('imported')")
+    fastest(Net(), 2)
+    cache.write_text(cache.read_text().replace("fakes:in_context", "hostile:build"))
+
+    with pytest.warns(UserWarning, match="'hostile:build' is not the name of an engine"):
+        choice = fastest(Net(), 2)
+
+    assert choice.engine.name == "fakes:in_context"
+    assert "hostile" not in sys.modules
+    assert "hostile" not in cache.read_text()
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-1", "0", '"9"', "true", "[]", "1" + "0" * 400])
+def test_cached_speed_that_is_none_is_not_used(cache: Path, value: str) -> None:
+    fastest(Net(), 2)
+    cache.write_text(re.sub(r'"images_per_second": [\d.]+', f'"images_per_second": {value}', cache.read_text()))
+
+    with pytest.warns(UserWarning, match="ignoring the cached choices"):
+        assert not fastest(Net(), 2).cached
+    assert fastest(Net(), 2).cached
+
+
+def test_cache_that_is_no_regular_file_is_not_read(cache: Path) -> None:
+    """Reading a FIFO would wait forever."""
+    cache.parent.mkdir()
+    os.mkfifo(cache)
+
+    with pytest.warns(UserWarning, match="not a regular file"):
+        assert fastest(Net(), 2).engine.name == "fakes:in_context"
+
+
+TIMED = {"claim": "float32", "worst_ratio": 0.5, "startup_seconds": 0.1, "images_per_second": 7.0, "excluded": ""}
+CACHED = [{"request": {"batch": 2}, "results": [{"engine": "eager"} | TIMED]}]
+
+
+@given(content=mutated_json(CACHED))
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_cache_is_read_or_ignored(cache: Path, content: bytes) -> None:
+    cache.parent.mkdir(exist_ok=True)
+    cache.write_bytes(content)
+
+    with warnings.catch_warnings(record=True):
+        results = module._read_results({"batch": 2})
+
+    assert all(result.engine == "eager" and result.images_per_second for result in module._fastest_first(results))
+    assert len(list(module._table_lines(results))) == 1 + sum(bool(result.excluded) for result in results)
 
 
 def test_choice_works_without_a_writable_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
@@ -13,7 +14,7 @@ import pytest
 from benchmarks import comparison, gate
 from benchmarks.comparison import ComparisonError
 from benchmarks.fakes import MACHINE, ROOT, FakeWorkers, interrupt, remaining_processes, start_command
-from benchmarks.gate import NAMES, checkout, default_base, main
+from benchmarks.gate import NAMES, checkout, default_base, describe, main, resolve
 from benchmarks.gate_report import FORMATS
 from properties.testing import FAULTY
 
@@ -87,7 +88,7 @@ def test_inconclusive_gate_exits_with_three_and_reports_the_detectable_slowdown(
     assert Xml.fromstring(junit).get("skipped") == "1"
 
 
-@pytest.mark.parametrize(("seconds", "pairs"), [(1, "1 pair is"), (3, "3 pairs are")])
+@pytest.mark.parametrize(("seconds", "pairs"), [(1, "1 pair is"), (4, "3 pairs are")])
 def test_too_few_pairs_are_reported(fake_workers: FakeWorkers, run_gate: RunGate, seconds: int, pairs: str) -> None:
     code, record, _, _ = run_gate(*DIFFERENT_ENGINES, "--budget", f"{seconds}s", "--select", "forward-1")
 
@@ -150,6 +151,19 @@ def test_files_of_the_previous_run_are_kept(fake_workers: FakeWorkers, run_gate:
         (["--delta", "2"], "not a share between 0 and 100%"),
         (["--delta", "abc"], "--delta: 'abc' is not a share between 0 and 100%: write a percentage such as 2% or a"),
         (["--budget", "0s"], "not a positive duration"),
+        (["--budget", "inf"], "'inf' is not a positive duration"),
+        (["--budget", "nan"], "'nan' is not a positive duration"),
+        (
+            ["--budget", "8ms"],
+            "'8ms' is not a positive duration: write seconds or minutes, as 120s or 2m, up to 43200m",
+        ),
+        (["--budget", "1e9s"], "'1e9s' is not a positive duration"),
+        (["--budget", "9999999m"], "'9999999m' is not a positive duration"),
+        (["--seed", "-1"], "--seed: '-1' is not a whole number of at least 0"),
+        (["--seed", "1.5"], "--seed: '1.5' is not a whole number of at least 0"),
+        (["--json", "/"], "--json /: is a folder; name a file"),
+        (["--json", "/dev/null"], "--json /dev/null: is not a regular file"),
+        (["--json", "same", "--junit", "./same"], "same: is the file of another option, too"),
         (["--budget", "soon"], "--budget: 'soon' is not a positive duration: write seconds or minutes, as 120s or 2m"),
         (["--threads", "0"], "--threads: '0' is not a whole number of at least 1"),
         (["--threads", "two"], "--threads: 'two' is not a whole number of at least 1"),
@@ -164,6 +178,83 @@ def test_invalid_option_is_a_usage_error(options: list[str], message: str, capsy
 
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_folder_named_as_a_file_keeps_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "gate.json"
+    folder.mkdir()
+
+    with pytest.raises(SystemExit):
+        main(["--json", str(folder)])
+
+    assert [path.name for path in tmp_path.iterdir()] == ["gate.json"]
+
+
+def test_unforeseen_error_is_no_verdict(
+    fake_workers: FakeWorkers, run_gate: RunGate, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object) -> None:
+        raise ZeroDivisionError("by \ud800")
+
+    monkeypatch.setattr(gate, "compare", fails)
+
+    code, record, junit, markdown = run_gate(*DIFFERENT_ENGINES)
+
+    assert (code, record["verdict"]) == (2, "error")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(r"error: ZeroDivisionError: by \ud800 (test_gate.py, line ")
+    assert line.removeprefix("error: ") == record["reason"]
+    assert "ZeroDivisionError" in junit
+    assert "ZeroDivisionError" in markdown
+
+
+def test_verdict_is_printed_and_written_to_the_files_that_can_be_written(
+    fake_workers: FakeWorkers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = gate.write_atomically
+
+    def fails_once(path: Path) -> object:
+        if path.name == "full.json":
+            raise OSError(28, "No space left on device")
+        return original(path)
+
+    monkeypatch.setattr(gate, "write_atomically", fails_once)
+    fake_workers.slower = {"head's": 0.05}
+    files = ("--json", str(tmp_path / "full.json"), "--markdown", str(tmp_path / "gate.md"))
+
+    assert main([*DIFFERENT_ENGINES, *files]) == 2
+
+    output = capsys.readouterr()
+    assert "FAILED: slower" in output.out
+    assert output.err == f"error: --json {tmp_path}/full.json: cannot be written: No space left on device\n"
+    assert (tmp_path / "gate.md").read_text().startswith("## Gate: failed")
+
+
+def test_verdict_that_cannot_be_printed_is_written(
+    fake_workers: FakeWorkers, run_gate: RunGate, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = gate._show
+
+    def fails_at_the_end(text: str) -> None:
+        if "PASSED" in text:
+            raise BrokenPipeError(32, "Broken pipe")
+        original(text)
+
+    monkeypatch.setattr(gate, "_show", fails_at_the_end)
+
+    code, record, _, _ = run_gate(*DIFFERENT_ENGINES)
+
+    assert (code, record["verdict"]) == (2, "passed")
+    assert capsys.readouterr().err == "error: the verdict cannot be printed: Broken pipe\n"
+
+
+def test_terminal_without_unicode_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = TextIOWrapper(BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", terminal)
+
+    gate._show("größer \ud800")
+
+    assert terminal.buffer.getvalue() == rb"gr\xf6\xdfer \ud800" + b"\n"
 
 
 def test_options_accept_patterns_percentages_and_units() -> None:
@@ -254,7 +345,65 @@ def test_unknown_commit_is_an_error(repository: Path, run_gate: RunGate, capsys:
     code, record, _, _ = run_gate("--base", "nowhere")
 
     assert (code, record["verdict"]) == (2, "error")
-    assert "--base nowhere: fatal: not a valid object name" in capsys.readouterr().err
+    assert "--base nowhere: not a commit of this repository; name a commit, such as HEAD~1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("revision", "message"),
+    [
+        ("--output=FILE", "not a commit of this repository"),
+        ("--remote=file:///", "not a commit of this repository"),
+        ("", "not a commit of this repository"),
+        ("HEAD HEAD", "not a commit of this repository"),
+        ("HEAD..HEAD~1", "not a commit of this repository"),
+        ("\udcff", "not a commit of this repository"),
+        ("a\0b", "git cannot be executed"),
+        ("HEAD:", "is a tree, not a commit"),
+        ("HEAD:file.txt", "is a blob, not a commit"),
+    ],
+)
+def test_base_that_is_no_commit_is_an_error_and_changes_nothing(
+    repository: Path, revision: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`git archive --output=FILE` would empty FILE."""
+    (repository / "FILE").write_text("kept")
+
+    assert main([f"--base={revision}"]) == 2
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert line.isprintable()
+    assert (repository / "FILE").read_text() == "kept"
+
+
+def test_every_name_of_a_commit_is_resolved(repository: Path) -> None:
+    git("tag", "-a", "v1", "-m", "annotated", "HEAD~1")
+    first, second = git("rev-parse", "HEAD~1"), git("rev-parse", "HEAD")
+
+    assert [resolve(name) for name in ("v1", "HEAD~1", first[:8], ":/one")] == [first] * 4
+    assert [resolve(name) for name in ("HEAD", "@", "main", second)] == [second] * 4
+
+
+def test_message_of_a_commit_in_another_encoding_is_shown(repository: Path) -> None:
+    subprocess.run(
+        ["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--allow-empty", "-F", "-"],
+        input=b"gr\xf6\xdfer \x1b[31m",
+        capture_output=True,
+        check=True,
+    )
+
+    assert describe("HEAD").split(" ", 1)[1].isprintable()
+
+
+def test_missing_git_is_an_error(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    assert main([]) == 2
+
+    expected = "error: git cannot be executed ([Errno 2] No such file or directory: 'git')"
+    assert capsys.readouterr().err.startswith(expected)
 
 
 def test_commit_without_a_worker_is_an_error(

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
 
 from benchmarks import gate_trial
+from benchmarks.fakes import mutated_json
 from benchmarks.gate import BUDGET, DEFAULT, DELTA
 from benchmarks.gate_trial import background, main, next_condition, read, replayed, sequential, summary, write
-from benchmarks.trial_table import CONDITIONS, RULES, Condition, proportion
+from benchmarks.trial_table import CONDITIONS, RULES, Condition, proportion, rows
 from benchmarks.worker_client import Worker, WorkerError
 from lenet import subject
 from lenet.fingerprint import FORMAT, fingerprint
@@ -103,6 +105,14 @@ def test_verdicts_are_read_as_they_were_written(tmp_path: Path) -> None:
             "cannot be continued on another stack; move or delete the file to start a new trial",
         ),
         (json.dumps(CONTENT | {"stack": {"torch": "1.0"}}), "its torch is 1.0, here it is"),
+        ("[" * 100_000, "not a file of this command"),
+        (
+            json.dumps(CONTENT | {"verdicts": [verdict(condition="none")]}),
+            "one of its verdicts is none of this command",
+        ),
+        (json.dumps(CONTENT | {"verdicts": [verdict(benchmark="none")]}), "benchmark or verdict is unknown"),
+        (json.dumps(CONTENT | {"verdicts": [verdict(seed="1")]}), "a seed, a round or a number of processes is not"),
+        (json.dumps(CONTENT | {"verdicts": [verdict(ratios=[[1, float("nan")]])]}), "a figure is not a finite number"),
         (json.dumps(CONTENT | {"delta": 0.05}), "its delta and time limit are (0.05, 60.0), now"),
     ],
 )
@@ -115,6 +125,19 @@ def test_file_of_another_run_is_an_error_and_is_kept(
 
     assert message in capsys.readouterr().err
     assert (tmp_path / "gate_trial.json").read_text() == content
+
+
+@given(content=mutated_json(CONTENT | {"verdicts": [verdict(), verdict("+5%", "failed")]}))
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_file_is_continued_or_an_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "gate_trial.json").write_bytes(content)
+
+    try:
+        verdicts = read(tmp_path / "gate_trial.json")
+    except ValueError:
+        return
+    assert next_condition(verdicts, 0) in CONDITIONS
+    assert rows(verdicts)
 
 
 def test_error_in_a_trial_keeps_earlier_verdicts(

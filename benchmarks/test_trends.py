@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
 
-from benchmarks.fakes import ROOT
+from benchmarks.fakes import ROOT, mutated_json
 from benchmarks.trends import main
 from lenet.fingerprint import FORMAT, fingerprint
 
@@ -57,6 +58,39 @@ def test_foreign_file_is_a_one_line_error(tmp_path: Path, content: str, capsys: 
         "run.json: not a benchmarks.json, as `pytest benchmarks -m benchmark --record DIR` writes it"
     )
     assert missing.endswith("none.json: no such file")
+
+
+@pytest.mark.parametrize("median", ["0", "-1.5", "NaN", "Infinity", '"1"', "true", "null", "1" + "0" * 400])
+def test_median_that_is_no_time_is_an_error(tmp_path: Path, median: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(run(tmp_path, "2026-01", {"a": 1.5}))
+    path.write_text(path.read_text().replace('"median": 1.5', f'"median": {median}'))
+
+    assert main([str(path), str(path)]) == 2
+
+    assert capsys.readouterr().err.count("not a benchmarks.json") == 1
+
+
+VALID = {
+    "format": FORMAT,
+    "date": "2026-01",
+    "stack": {"torch": "2", "python": "3", "processor": "a", "cores": "2"},
+    "benchmarks": [{"name": "a", "stats": {"median": 0.5}}, {"name": "b", "stats": {"median": 0.25}}],
+}
+
+
+@given(content=mutated_json(VALID))
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_file_is_shown_or_a_one_line_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    (tmp_path / "valid.json").write_text(json.dumps(VALID))
+    (tmp_path / "mutated.json").write_bytes(content)
+
+    code = main([str(tmp_path / "valid.json"), str(tmp_path / "mutated.json")])
+
+    output = capsys.readouterr()
+    assert (code, len(output.err.splitlines())) in ((0, 0), (2, 1))
+    assert all(line.isprintable() for line in output.out.splitlines())
 
 
 def test_published_run_of_format_2_is_read(capsys: pytest.CaptureFixture[str]) -> None:

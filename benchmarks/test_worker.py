@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
 
 from benchmarks import worker_client
-from benchmarks.fakes import remaining_processes
-from benchmarks.worker_client import Arm, NotTimed, Worker, WorkerError
+from benchmarks.fakes import mutated_json, remaining_processes
+from benchmarks.worker_client import PROTOCOL, Arm, Limit, NotTimed, Worker, WorkerError
 
 
 def test_right_answer_is_timed_whatever_the_engine_prints(fake_engines: Path) -> None:
@@ -73,6 +78,125 @@ def test_hanging_worker_is_killed_with_its_children(fake_engines: Path, monkeypa
 
     assert len((fake_engines / "pids").read_text().split()) == 2
     assert not remaining_processes(fake_engines)
+
+
+def test_process_in_a_session_of_its_own_is_killed(fake_engines: Path) -> None:
+    with Worker(Arm(engine="fakes:escaping")) as worker:
+        worker.prepare("forward", 1)
+
+    assert len((fake_engines / "pids").read_text().split()) == 2
+    assert not remaining_processes(fake_engines)
+
+
+def test_limit_is_the_deadline_but_leaves_patience() -> None:
+    assert 99 < Limit(time.monotonic() + 100, 5.0).seconds() <= 100
+    assert Limit(time.monotonic() - 100, 5.0).seconds() == 5.0
+
+
+def test_hanging_worker_is_given_up_at_its_limit_and_named(fake_engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_client, "EXIT_TIMEOUT", 0.1)
+    with Worker(Arm(engine="fakes:hanging"), side="head") as worker:
+        worker.limit = Limit(0.0, 1.0)
+
+        with pytest.raises(
+            WorkerError, match=r"^head: .* did not answer within 1 s \(if it needs longer, raise --budget"
+        ):
+            worker.prepare("forward", 1)
+
+
+def test_answers_are_verified_under_python_o(fake_engines: Path) -> None:
+    """PYTHONOPTIMIZE removes every `assert`."""
+    with (
+        Worker(Arm(engine="fakes:misshaped"), environment={"PYTHONOPTIMIZE": "1"}) as worker,
+        pytest.raises(NotTimed, match=r"logits has shape \(10,\), expected \(4, 10\)"),
+    ):
+        worker.prepare("forward", 4)
+
+
+def interpreter(folder: Path, script: str) -> str:
+    """Return the path of a program that runs this script instead of Python."""
+    python = folder / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    return str(python)
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("echo hello; sleep 9", "wrote 'hello' instead of an answer"),
+        ("echo 5; sleep 9", "wrote '5' instead of an answer"),
+        ("printf '\\377\\n'; sleep 9", "instead of an answer"),
+        ("printf '{\"protocol\": 1'", "exited with code 0"),
+        ("kill -40 $$", "was terminated by signal 40"),
+        ("exec >&-; sleep 9", "closed its pipe without an answer"),
+        ("head -c 20000000 /dev/zero", "wrote 16,777,216 bytes without the end of a line"),
+        ('printf "%s\\n" \'{"failed": "a\\nb \\ud800"}\'', r"in float32: a b \\ud800"),
+        (f"echo '{{\"protocol\": {PROTOCOL}}}'", "did not say what it runs"),
+    ],
+)
+def test_process_that_is_no_worker_is_a_one_line_error(
+    tmp_path: Path, script: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_client, "EXIT_TIMEOUT", 0.1)
+
+    with pytest.raises(WorkerError, match=message) as caught, Worker(Arm(), python=interpreter(tmp_path, script)):
+        pass
+
+    assert str(caught.value).isprintable()
+
+
+def test_program_that_cannot_be_executed_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "python").write_text("neither a program nor a script")
+    (tmp_path / "python").chmod(0o755)
+
+    with pytest.raises(WorkerError, match="cannot be executed: Exec format error"):
+        Worker(Arm(), python=str(tmp_path / "python")).start()
+
+
+READY = {
+    "protocol": PROTOCOL,
+    "operations": ["forward"],
+    "machine": {"host": "a"},
+    "stack": {"torch": "2"},
+    "root": "/",
+}
+PREPARED = {"build": 0.5, "first": 0.25, "memory": 7}
+
+
+@pytest.fixture(scope="module")
+def silent() -> Iterator[Worker]:
+    """A worker without a process: what it receives is set by the tests."""
+    worker = Worker(Arm())
+    worker.requests = io.BytesIO()
+    with tempfile.TemporaryFile() as worker.errors:
+        yield worker
+
+
+@given(
+    ready=mutated_json(READY),
+    prepared=mutated_json(PREPARED),
+    counted=mutated_json({"FLOPs": 7}),
+    timed=mutated_json({"seconds": 0.5}),
+    sampled=mutated_json({"seconds": [0.5, 0.25]}),
+)
+@settings(max_examples=50)
+def test_any_answer_is_right_or_a_one_line_error(silent: Worker, **answers: bytes) -> None:
+    calls = {
+        "ready": silent.wait_until_ready,
+        "prepared": silent.wait_until_prepared,
+        "counted": silent.count,
+        "timed": lambda: silent.block(1),
+        "sampled": lambda: silent.sample(1.0),
+    }
+    for name, call in calls.items():
+        silent.received = bytearray(answers[name].replace(b"\n", b" ") + b"\n")
+        problem = ""
+        try:
+            call()
+        except WorkerError as error:
+            problem = str(error)
+        assert problem.isprintable()
 
 
 def test_interpreter_without_this_package_is_an_error(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import ERROR, one_line
+from benchmarks.command import run as run_command
 from lenet.fingerprint import FORMAT, headline
 from lenet.table import table
 
@@ -36,17 +38,28 @@ class TrendError(ValueError):
 
 def read(path: Path) -> dict[str, Any]:
     """Return the `date`, the `stack` and the median `seconds` by benchmark of a benchmarks.json; raises TrendError."""
+    if not path.exists():
+        raise TrendError(f"{path}: no such file")
     try:
-        run = json.loads(path.read_text())
-        seconds = {entry["name"]: float(entry["stats"]["median"]) for entry in run["benchmarks"]}
-        stack, date, written = dict(run["stack"]), str(run["date"]), run["format"]
-    except FileNotFoundError as error:
-        raise TrendError(f"{path}: no such file") from error
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        if not path.is_file():
+            raise ValueError("not a regular file")
+        content = json.loads(path.read_text())
+        seconds = {one_line(str(entry["name"])): _median(entry["stats"]["median"]) for entry in content["benchmarks"]}
+        stack = {name: one_line(str(value)) for name, value in content["stack"].items() if name not in IRRELEVANT}
+        headline(stack)
+        date, written = one_line(str(content["date"])), content["format"]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise TrendError(f"{path}: not a benchmarks.json, as `{COMMAND}` writes it") from error
-    if written not in range(OLDEST_FORMAT, FORMAT + 1):
-        raise TrendError(f"{path}: format {written!r}; this version reads formats {OLDEST_FORMAT} to {FORMAT}")
-    return {"date": date, "stack": {k: v for k, v in stack.items() if k not in IRRELEVANT}, "seconds": seconds}
+    if type(written) is not int or not OLDEST_FORMAT <= written <= FORMAT:
+        raise TrendError(f"{path}: format {written!r:.20}; this version reads formats {OLDEST_FORMAT} to {FORMAT}")
+    return {"date": date, "stack": stack, "seconds": seconds}
+
+
+def _median(value: object) -> float:
+    """Return a median of times; raises ValueError unless it is finite and positive."""
+    if type(value) not in (int, float) or not 0 < value < sys.float_info.max:  # type: ignore[operator]
+        raise ValueError(f"{value!r:.100} is not a time")
+    return float(value)  # type: ignore[arg-type]
 
 
 def by_stack(runs: Iterable[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -83,11 +96,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         runs = [read(path) for path in parser.parse_args(arguments).files]
     except TrendError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
+        return ERROR
     print("\n".join(lines(runs)))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

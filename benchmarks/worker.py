@@ -93,7 +93,8 @@ class Bench:
             gc.enable()
 
     def _prepared(self) -> Task:
-        assert self.task, "nothing has been prepared"
+        if self.task is None:
+            raise AssertionError("nothing has been prepared")
         return self.task
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from benchmarks import guard
+from benchmarks.command import one_line
+
 MIN_BLOCK_SECONDS = 0.005
 """A block of calls takes at least this long: hundreds of times what the clock and the request cost."""
 
@@ -36,6 +39,9 @@ ANSWER_TIMEOUT = 120.0
 
 EXIT_TIMEOUT = 5.0
 """Seconds that a worker has to exit by itself once its pipe is closed."""
+
+MAX_ANSWER = 2**24
+"""Bytes of an answer, at most. The longest, a second of single calls, has less than a megabyte."""
 
 PROTOCOL = 1
 """
@@ -76,6 +82,18 @@ class Startup:
     memory: int | None  # bytes at the peak of both, above those in use before; None if the system does not report it
 
 
+@dataclass(frozen=True)
+class Limit:
+    """When a worker that does not answer is given up: at the deadline, but never before it had `patience` seconds."""
+
+    deadline: float  # by time.monotonic
+    patience: float
+
+    def seconds(self) -> float:
+        """Return the seconds that an answer may take from now on."""
+        return max(self.deadline - time.monotonic(), self.patience)
+
+
 @dataclass
 class Worker:
     """
@@ -94,6 +112,8 @@ class Worker:
     """The working directory of the process. Packages found there take precedence over installed ones."""
     side: str = ""
     """`base` or `head` in a gate, which its errors name."""
+    limit: Limit | None = None
+    """When it is given up; by default, each answer has a timeout of its own."""
 
     def __enter__(self) -> Self:
         self.start()
@@ -108,22 +128,27 @@ class Worker:
         self.stop()
 
     def start(self) -> None:
-        """Start the process, without waiting for it."""
-        variables = PASSIVE_WAIT | {"OMP_NUM_THREADS": str(self.arm.threads)} | dict(self.environment)
+        """Start the process, without waiting for it; raises WorkerError if the interpreter cannot be executed."""
+        place = Path(tempfile.mkdtemp(prefix="worker-", dir=guard.folder()))
+        own = {"OMP_NUM_THREADS": str(self.arm.threads), "TMPDIR": str(place), guard.VARIABLE: str(place)}
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `stop`
-        self.process = subprocess.Popen(
-            [self.python, "-m", "benchmarks.worker", json.dumps(asdict(self.arm))],
-            env=os.environ | variables,
-            cwd=self.folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            text=True,
-            start_new_session=True,  # the parent handles Ctrl-C, and can kill the process with all that it started
-        )
-        assert self.process.stdin
-        assert self.process.stdout
-        self.requests, self.answers = self.process.stdin, self.process.stdout
+        try:
+            self.process = subprocess.Popen(
+                [self.python, "-m", "benchmarks.worker", json.dumps(asdict(self.arm))],
+                env=os.environ | PASSIVE_WAIT | own | dict(self.environment),
+                cwd=self.folder,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self.errors,
+                start_new_session=True,  # the parent handles Ctrl-C, and can kill the process with all that it started
+            )
+        except OSError as error:
+            self.errors.close()
+            raise WorkerError(one_line(f"{self._label}: {self.python} cannot be executed: {error.strerror}")) from error
+        if not self.process.stdin or not self.process.stdout:
+            raise WorkerError(f"{self._label}: the worker has no pipes")
+        self.place, self.requests, self.answers = place, self.process.stdin, self.process.stdout
+        self.received, self.awaited = bytearray(), True  # it says by itself that it is ready
 
     def wait_until_ready(self) -> None:
         """
@@ -138,13 +163,16 @@ class Worker:
                 f"uses protocol {answer.get('protocol')}, this version protocol {PROTOCOL}: "
                 "this commit cannot be compared; choose a newer --base"
             )
-        self.operations: list[str] = answer["operations"]
-        self.machine: dict[str, str] = answer["machine"]
-        self.stack: dict[str, str] = answer["stack"]
-        self.root = Path(answer["root"])
+        operations, self.machine = answer.get("operations"), self._texts(answer.get("machine"))
+        self.stack, root = self._texts(answer.get("stack")), answer.get("root")
+        if not isinstance(operations, list) or not isinstance(root, str):
+            raise self._error("did not say what it runs")
+        self.operations, self.root = [str(operation) for operation in operations], Path(root)
 
     def stop(self) -> None:
-        """Stop the process and everything that it started."""
+        """Stop the process and everything that it started, unless that was done before."""
+        if self.answers.closed:
+            return
         with suppress(OSError):  # the process may have exited already
             self.requests.close()
         try:
@@ -155,8 +183,14 @@ class Worker:
             with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+            guard.remove(self.place)  # also processes in a session of their own
             self.answers.close()
             self.errors.close()
+
+    @property
+    def running(self) -> bool:
+        """Whether the process runs and has answered all requests."""
+        return self.process.poll() is None and not self.awaited
 
     def prepare(self, operation: str, batch: int) -> Startup:
         """
@@ -172,26 +206,34 @@ class Worker:
         """Wait for the answer to a request to prepare; raises as `prepare` does."""
         self.calls = 1  # per block
         answer = self._answer(PREPARE_TIMEOUT)
-        return Startup(answer["build"], answer["first"], answer["memory"])
+        memory = answer.get("memory")
+        known = self._count(memory) if memory is not None else None
+        return Startup(self._seconds(answer.get("build")), self._seconds(answer.get("first")), known)
 
     def count(self) -> dict[str, int]:
         """Return the exact counters of one call."""
-        return dict(self._ask({"count": True}, PREPARE_TIMEOUT))
+        return {name: self._count(value) for name, value in self._ask({"count": True}, PREPARE_TIMEOUT).items()}
 
     def sample(self, seconds: float) -> list[float]:
         """Call the operation repeatedly for this many seconds, and return the seconds of each call."""
-        return list(self._ask({"sample": seconds}, seconds + ANSWER_TIMEOUT)["seconds"])
+        times = self._ask({"sample": seconds}, seconds + ANSWER_TIMEOUT).get("seconds")
+        if not isinstance(times, list) or not times:
+            raise self._error("gave no times")
+        return [self._seconds(value) for value in times]
 
     def pin(self, cores: Iterable[int]) -> None:
         """Restrict all threads of the process to these cores, if the system supports it."""
         if hasattr(os, "sched_setaffinity"):
-            for thread in Path(f"/proc/{self.process.pid}/task").iterdir():
+            for thread in Path(f"/proc/{self.process.pid}/task").glob("*"):  # none if the process has exited
                 with suppress(ProcessLookupError):  # the thread has just ended
                     os.sched_setaffinity(int(thread.name), cores)
 
     def block(self, calls: int) -> float:
         """Return the seconds that a block of this many calls takes."""
-        return float(self._ask({"block": calls}, ANSWER_TIMEOUT)["seconds"])
+        seconds = self._seconds(self._ask({"block": calls}, ANSWER_TIMEOUT).get("seconds"))
+        if seconds == 0:
+            raise self._error("took no time for a block of calls")
+        return seconds
 
     def measure(self) -> float:
         """Return the seconds of one call, from a block of MIN_BLOCK_SECONDS: `calls` is doubled until it is reached."""
@@ -201,8 +243,9 @@ class Worker:
 
     def request(self, request: dict[str, Any]) -> None:
         """Send a request without waiting for the answer."""
+        self.awaited = True
         with suppress(BrokenPipeError):  # the process has exited, which reading the answer will report
-            self.requests.write(json.dumps(request) + "\n")
+            self.requests.write(json.dumps(request).encode() + b"\n")
             self.requests.flush()
 
     def _ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
@@ -210,32 +253,73 @@ class Worker:
         return self._answer(timeout)
 
     def _answer(self, timeout: float) -> dict[str, Any]:
+        """Return the answer to the last request; raises WorkerError, or NotTimed, if it is an error or none."""
+        line = self._line(timeout if self.limit is None else self.limit.seconds())
+        try:
+            answer = json.loads(line)
+        except (ValueError, RecursionError):
+            answer = None
+        if not isinstance(answer, dict):
+            raise self._error(f"wrote {one_line(line.decode(errors='replace'))[:100]!r} instead of an answer")
+        self.awaited = False
+        for key, error in (("not timed", NotTimed), ("failed", WorkerError)):
+            if key in answer:
+                raise error(one_line(f"{self._label}: {str(answer[key])[:1000]}"))
+        return answer
+
+    def _line(self, timeout: float) -> bytes:
+        """Return the next line that the process writes; raises WorkerError if it exits or takes longer."""
         deadline = time.monotonic() + timeout
-        while not select.select([self.answers], [], [], 0.2)[0]:
-            if self.process.poll() is not None:  # a child of the process may still hold the pipe open
-                break
+        while b"\n" not in self.received:
+            if select.select([self.answers], [], [], 0.2)[0]:
+                chunk = os.read(self.answers.fileno(), 2**16)
+                if not chunk:
+                    raise self._error(self._ending())
+                self.received += chunk
+            elif self.process.poll() is not None:  # a child of the process may still hold the pipe open
+                raise self._error(self._ending())
+            if len(self.received) > MAX_ANSWER:
+                raise self._error(f"wrote {MAX_ANSWER:,} bytes without the end of a line")
             if time.monotonic() > deadline:
-                raise self._error(f"did not answer within {timeout:g} s")
-        else:
-            if line := self.answers.readline():
-                answer: dict[str, Any] = json.loads(line)
-                for key, error in (("not timed", NotTimed), ("failed", WorkerError)):
-                    if key in answer:
-                        raise error(f"{self._label}: {answer[key]}")
-                return answer
-        raise self._error(_exit_reason(self.process.wait(EXIT_TIMEOUT)))
+                longer = " (if it needs longer, raise --budget)" if self.limit else ""
+                raise self._error(f"did not answer within {timeout:.0f} s{longer}")
+        line, _, self.received = self.received.partition(b"\n")
+        return bytes(line)
+
+    def _seconds(self, value: object) -> float:
+        """Return a time that the process has measured; raises WorkerError unless it is finite and not negative."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < sys.float_info.max:
+            raise self._error(one_line(f"gave {value!r:.100} as a time"))
+        return float(value)
+
+    def _count(self, value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self._error(one_line(f"gave {value!r:.100} as a count"))
+        return value
+
+    def _texts(self, value: object) -> dict[str, str]:
+        if not isinstance(value, dict):
+            raise self._error("did not say what it runs")
+        return {name: one_line(str(text)) for name, text in value.items()}
+
+    def _ending(self) -> str:
+        """Return how the process ended, in words."""
+        try:
+            code = self.process.wait(EXIT_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            return "closed its pipe without an answer"
+        if code >= 0:
+            return f"exited with code {code}"
+        names = {number.value: number.name for number in signal.Signals}
+        return f"was terminated by {names.get(-code, f'signal {-code}')}"
 
     def _error(self, reason: str) -> WorkerError:
         """Return an error with the reason and the last line that the process wrote to stderr."""
         size = os.fstat(self.errors.fileno()).st_size
         end = os.pread(self.errors.fileno(), 4096, max(0, size - 4096)).decode(errors="replace")  # moves no offset
         last = next((line.strip() for line in reversed(end.split("\n")) if line.strip()), "none")
-        return WorkerError(f"{self._label}: the worker {reason}; last line of stderr: {last[:300]}")
+        return WorkerError(one_line(f"{self._label}: the worker {reason}; last line of stderr: {last[:300]}"))
 
     @property
     def _label(self) -> str:
         return f"{self.side}: {self.arm}" if self.side else str(self.arm)
-
-
-def _exit_reason(code: int) -> str:
-    return f"exited with code {code}" if code >= 0 else f"was terminated by {signal.Signals(-code).name}"

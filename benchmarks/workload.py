@@ -25,6 +25,15 @@ DISTINCT = 16
 """Distinct images in a batch. A larger batch repeats them, so that the oracle does not compute thousands of images."""
 
 
+def output_problem(output: object, images: Tensor) -> str:
+    """Return why this is no output for these images, such as another dtype or device; an empty string if it is one."""
+    if not isinstance(output, Tensor):
+        return f"of type {type(output).__name__}, not a tensor"
+    if (output.dtype, output.device) != (images.dtype, images.device):
+        return f"{output.dtype} on {output.device}; the images are {images.dtype} on {images.device}"
+    return ""
+
+
 @dataclass(frozen=True)
 class Workload:
     """A stack's network and a batch of digits; a batch size above DISTINCT is a multiple of it."""

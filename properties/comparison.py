@@ -2,8 +2,9 @@
 The only three ways to compare numbers: exactly, within the roundings of one expression, and within the oracle's budget.
 
 Each assertion raises a MismatchError, whose message names the tensor and its worst element, the actual and the expected
-value, the error, and the number of wrong elements. Errors are recorded in `properties.ledger.current_ledger`. Elements
-that a known issue explains are not wrong: the ledger knows the symptoms that the latest example may show.
+value, the error, and the number of wrong elements; `python -O` does not remove it. Errors are recorded in
+`properties.ledger.current_ledger`. Elements that a known issue explains are not wrong: the ledger knows the symptoms
+that the latest example may show.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def assert_same_bits(got: Tensor, want: Tensor, what: str) -> None:
 def _assert_equal(got: Tensor, want: Tensor, what: str, signed_zeros: bool) -> None:
     __tracebackhide__ = True
     _assert_shape(got.shape, want.shape, what)
-    assert got.dtype == want.dtype, f"{what} has dtype {got.dtype}, expected {want.dtype}"
+    if got.dtype != want.dtype:
+        raise AssertionError(f"{what} has dtype {got.dtype}, expected {want.dtype}")
     actual, expected = float64(got), float64(want)
     different = ~((actual == expected) | (np.isnan(actual) & np.isnan(expected)))
     if signed_zeros:
@@ -124,14 +126,17 @@ def assert_gradients(net: nn.Module, exact: Mapping[str, Budgeted]) -> None:
     """Assert that exactly the parameters in `exact` have a gradient, each within THRESHOLD budgets."""
     got = gradients(net)
     missing, unexpected = exact.keys() - got.keys(), got.keys() - exact.keys()
-    assert not missing, f"{min(missing)} has no gradient"
-    assert not unexpected, f"{min(unexpected)} has a gradient, but is none of the network's ten parameters"
+    if missing:
+        raise AssertionError(f"{min(missing)} has no gradient")
+    if unexpected:
+        raise AssertionError(f"{min(unexpected)} has a gradient, but is none of the network's ten parameters")
     for name, bounded in exact.items():
         assert_within_budget(got[name], bounded, f"{name}.grad")
 
 
 def _assert_shape(got: tuple[int, ...], want: tuple[int, ...], what: str) -> None:
-    assert tuple(got) == tuple(want), f"{what} has shape {tuple(got)}, expected {tuple(want)}"
+    if tuple(got) != tuple(want):
+        raise AssertionError(f"{what} has shape {tuple(got)}, expected {tuple(want)}")
 
 
 def _element(what: str, at: tuple[Any, ...]) -> str:
