@@ -28,7 +28,7 @@ MACHINE = ("processor", "cores", "GPU", "system", "CPU capability")
 
 
 def folder_name(run: Run) -> str:
-    """The name of the folder of a published run: date, machine, version of PyTorch."""
+    """The name of the folder of a published run: date, machine, version of PyTorch, each as the schema allows it."""
     machine = run.stack.get("GPU", run.stack["processor"])
     slug = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-") or "unknown"
     return f"{run.date[:10]}_{slug}_torch-{run.torch_version}"
@@ -46,6 +46,7 @@ def publish(folder: Path, runs: Path) -> Path:
         raise ReportError(f"{folder / missing[0]} is missing; `python -m reports {folder}` writes it")
     files = [folder / file for file in (*run.files, *PAGES)]
     target = runs / folder_name(run)
+    _check_inside(target, runs)
     for file in files:
         published = target / file.name
         if published.exists() and published.read_bytes() != file.read_bytes():
@@ -65,8 +66,16 @@ def publish(folder: Path, runs: Path) -> Path:
 def published(runs: Path) -> list[tuple[str, Run]]:
     """The published runs with the names of their folders, ordered by date; raises ReportError if one cannot be read."""
     folders = [folder for folder in runs.glob("*_torch-*") if (folder / "laws.json").is_file()]
+    for folder in folders:
+        _check_inside(folder, runs)
     named = [(folder.name, load(folder)) for folder in folders]
     return sorted(named, key=lambda each: (each[1].date, each[0]))
+
+
+def _check_inside(folder: Path, runs: Path) -> None:
+    """Raise ReportError unless `folder` is, or will be, a folder in `runs`, and no link to another one."""
+    if folder.resolve() != runs.resolve() / folder.name:
+        raise ReportError(f"{folder} leads to {folder.resolve()}; a published run is a folder in {runs}")
 
 
 def by_machine(named: list[tuple[str, Run]]) -> list[list[tuple[str, Run]]]:
