@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from lenet.files import set_aside, write_atomically
+from lenet.files import file_problem, set_aside, write_atomically
 from reports import exports, history, sentences
 from reports.loading import ReportError, load, one_line
 from reports.page import render, render_index
@@ -111,11 +110,8 @@ def main(arguments: list[str] | None = None) -> int:
         return code
     except ReportError as error:
         problem = str(error)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
-        problem = "the output was closed before the end"
     except OSError as error:
-        problem = f"{error.filename or 'the output'}: {error.strerror or error}"
+        problem = file_problem(error)
     except Exception as error:  # 1 means that the run failed, and nothing else
         folders = rest or [str(history.RUNS if command is make_index else LATEST)]
         problem = f"a file in {' or '.join(folders)} lacks data for the report: {type(error).__name__} {error}"

@@ -110,7 +110,7 @@ def _factor(slowdown: float | None) -> str:
 
 
 def _laws(name: str, results: LawResults) -> Part:
-    """The laws fail if one is violated or could not be judged, if none holds, after an error, or if they did not finish."""
+    """The laws fail if one is violated or not judged, if none holds, after an error, or if they did not finish."""
     apart = sum(bool(law.known_issues) for law in results.holding)
     forgiven, stopped = (len(results.with_outcome(outcome)) for outcome in (FORGIVEN, NOT_JUDGED))
     counts = [hold(len(results.holding)) + (f" ({apart} of them except on examples of known issues)" if apart else "")]
