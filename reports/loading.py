@@ -162,10 +162,10 @@ def _parsed(text: str) -> Any:
 
 
 def _printable(value: Any) -> Any:
-    """The same JSON value with U+FFFD in place of every character of UNPRINTABLE."""
+    """The same JSON value with a question mark in place of every character of UNPRINTABLE."""
     match value:
         case str():
-            return UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", value)
+            return UNPRINTABLE.sub("?", value)
         case list():
             return [_printable(element) for element in value]
         case dict():
@@ -175,7 +175,7 @@ def _printable(value: Any) -> Any:
 
 def one_line(text: str) -> str:
     """The text on one line, without control characters, and clipped to what a terminal shows at once."""
-    line = UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", " ".join(text.split()))
+    line = UNPRINTABLE.sub("?", " ".join(text.split()))
     return line if len(line) <= MAX_MESSAGE else f"{line[:MAX_MESSAGE]} ... ({len(line):,} characters)"
 
 
