@@ -122,12 +122,18 @@ def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ReportError(f"{path} is missing; `{WRITERS[path.name]}` writes it")
     try:
-        content = _printable(_parsed(path.read_text()))
+        return _valid(path, _printable(_parsed(path.read_text())))
+    except ReportError:
+        raise
     except RecursionError as error:
         raise ReportError(f"{path} is corrupt: too deeply nested; {_again(path.name)}") from error
     except (ValueError, OSError) as error:
         state = "empty" if path.stat().st_size == 0 else "corrupt"
         raise ReportError(f"{path} is {state}: {error}; {_again(path.name)}") from error
+
+
+def _valid(path: Path, content: object) -> dict[str, Any]:
+    """The content of a file, upgraded to the current format, if it matches the schema."""
     if not isinstance(content, dict) or "format" not in content or not isinstance(content.get("stack"), dict):
         raise ReportError(f"{path}: not a file of this project; {_again(path.name)}")
     content = upgrade(path.name, content)
