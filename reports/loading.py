@@ -111,6 +111,10 @@ def _check(folder: Path, run: Run, judged: set[str]) -> None:
         raise ReportError(f"{folder / 'benchmarks.json'}: nothing was timed; {_again('benchmarks.json')}")
     if not run.training.get("history"):
         raise ReportError(f"{folder / 'training.json'}: no epoch was trained; {_again('training.json')}")
+    maps = [map_ for when in run.training["feature_maps"].values() for layer in when.values() for map_ in layer]
+    if any(len(set(map(len, image))) > 1 for image in (run.training["digit"]["pixels"], *maps)):
+        fault = "an image has rows of different lengths"
+        raise ReportError(f"{folder / 'training.json'}: {fault}; {_again('training.json')}")
 
 
 def read(path: Path) -> dict[str, Any]:

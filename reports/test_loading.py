@@ -104,6 +104,11 @@ BAD: dict[str, tuple[str, Callable[[Any], Any], str]] = {
         "benchmarks.json is of lenet on cpu in float64, laws.json of lenet on cpu in float32; write it again with "
         "`pytest benchmarks -m benchmark --record DIR`, with the same --device and --dtype",
     ),
+    "rows of different lengths": (
+        "training.json",
+        lambda content: content | {"digit": {"label": 2, "pixels": [[0.0, 1.0], [0.0]]}},
+        "training.json: an image has rows of different lengths; write it again with `python -m lenet.train",
+    ),
     "no laws": (
         "laws.json",
         lambda content: content | {"laws": []},
