@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from lenet.files import PARTIAL, LockedError, file_problem, locked, set_aside, w
 
 ROOT = Path(__file__).parents[1]
 WRITE = "from lenet.files import *; import sys, pathlib\nwith write_atomically(pathlib.Path(sys.argv[1])) as file:"
+WRITE_BYTES = "with write_atomically(pathlib.Path(sys.argv[1])) as file: file.write(bytes([byte]) * 2**20)"
 LOCK = "from lenet.files import *; import sys, pathlib\nwith locked(pathlib.Path(sys.argv[1])):"
 
 
@@ -70,6 +73,27 @@ def test_next_write_removes_what_killed_processes_left(tmp_path: Path) -> None:
 
         assert set(tmp_path.iterdir()) == {path, living, other}
         assert path.read_bytes() == b"content"
+
+
+def test_writer_that_is_killed_at_any_moment_leaves_a_complete_file(tmp_path: Path) -> None:
+    """A process writes without end, and is killed 10 times; each file is one byte, a megabyte long."""
+    path, moments = tmp_path / "run.pt", random.Random(0)
+    endless = f"while True:\n  for byte in range(256):\n    {WRITE_BYTES}\n    print(byte, flush=True)"
+    code = f"from lenet.files import *; import sys, pathlib\n{endless}"
+    for _ in range(10):
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(path)],
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"0\n"
+            time.sleep(moments.uniform(0, 0.02))
+            process.kill()
+
+        content = path.read_bytes()
+        assert content == content[:1] * 2**20
+        assert len(list(tmp_path.iterdir())) <= 2  # the file, and what the last process was writing
 
 
 @pytest.mark.timeout(10)

@@ -18,7 +18,7 @@ from reports.__main__ import main
 from reports.conftest import Files, parsed, write
 
 fuzz = settings(
-    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
 )
 EVIL = (
     "../../../x",
