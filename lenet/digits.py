@@ -9,6 +9,7 @@ that http://yann.lecun.com/exdb/mnist/ describes.
 from __future__ import annotations
 
 import gzip
+import io
 import zlib
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TEST_DIGITS = 360  # a fifth of scikit-learn's 1,797
+
+MAX_IMAGES = 1_000_000
+"""The most images of an IDX file: EMNIST, the largest data set of this format that is widely used, has 814,255."""
+
+MAX_BYTES = 16 + MAX_IMAGES * 28 * 28
+"""The largest IDX file, which a small gzip file can claim to hold many times over."""
 
 
 class DigitsError(ValueError):
@@ -73,7 +80,13 @@ def _table() -> np.ndarray[Any, np.dtype[np.float64]]:
     path = Path(package.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
     if not path.is_file():
         raise DigitsError(f"{path}: not in this version of scikit-learn; install the version in constraints.txt")
-    return np.loadtxt(path, delimiter=",")
+    try:
+        table = np.loadtxt(path, delimiter=",", ndmin=2)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise DigitsError(f"{path}: cannot be read ({error}); install scikit-learn again") from error
+    if not (table.shape == (1797, 65) and table.min() >= 0 and table.max() <= 16 and table[:, -1].max() <= 9):
+        raise DigitsError(f"{path}: not scikit-learn's 1,797 digits; install scikit-learn again")
+    return table
 
 
 def _mnist(folder: Path) -> Digits:
@@ -87,9 +100,6 @@ def _mnist(folder: Path) -> Digits:
 def _mnist_part(folder: Path, part: str) -> tuple[Tensor, Tensor]:
     images_file, pixels = _idx(folder, f"{part}-images-idx3-ubyte", dimensions=3)
     labels_file, labels = _idx(folder, f"{part}-labels-idx1-ubyte", dimensions=1)
-    if pixels.shape[1:] != (28, 28):
-        height, width = pixels.shape[1:]
-        raise DigitsError(f"{images_file}: images of {height}x{width} pixels, expected 28x28")
     if len(pixels) != len(labels):
         raise DigitsError(f"{images_file} has {len(pixels)} images, {labels_file} has {len(labels)} labels")
     if len(labels) == 0:
@@ -109,12 +119,7 @@ def _idx(folder: Path, name: str, dimensions: int) -> tuple[Path, np.ndarray[tup
     path = next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
     if path is None:
         raise DigitsError(f"--mnist {folder}: has neither {name} nor {name}.gz")
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except PermissionError as error:
-        raise DigitsError(f"{path}: cannot be read: {error.strerror}") from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DigitsError(f"{path}: not a complete gzip file: {error}") from error
+    content = _content(path)
     magic, header = bytes((0, 0, 8, dimensions)), 4 + 4 * dimensions
     if content[:4] != magic:
         raise DigitsError(f"{path}: magic number 0x{content[:4].hex()}, expected 0x{magic.hex()}")
@@ -126,4 +131,23 @@ def _idx(folder: Path, name: str, dimensions: int) -> tuple[Path, np.ndarray[tup
         fault = "truncated" if len(content) < expected else "too long"
         sizes = "x".join(map(str, shape))
         raise DigitsError(f"{path}: {fault}: {len(content)} bytes, expected {expected} for {sizes}")
+    if dimensions == 3 and shape[1:] != (28, 28):
+        raise DigitsError(f"{path}: images of {shape[1]}x{shape[2]} pixels, expected 28x28")
     return path, np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def _content(path: Path) -> bytes:
+    """Return the bytes of a file, decompressed if it is gzip, as far as a data set of MAX_IMAGES needs them."""
+    try:
+        size = path.stat().st_size
+        content = path.read_bytes() if size <= MAX_BYTES else b""
+        if path.suffix == ".gz":
+            content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(MAX_BYTES + 1)
+            size = max(size, len(content))
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DigitsError(f"{path}: not a complete gzip file: {error}") from error
+    except OSError as error:
+        raise DigitsError(f"{path}: cannot be read: {error.strerror}") from error
+    if size > MAX_BYTES:
+        raise DigitsError(f"{path}: larger than {MAX_IMAGES:,} images of 28x28 pixels")
+    return content

@@ -94,6 +94,12 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "label 10": (lambda f: (f / LABELS).write_bytes(idx(2049, (2,), bytes([1, 10]))), "label 10 at index 1"),
     "no labels": (lambda f: empty(f), "t10k-labels-idx1-ubyte: no labels"),
     "corrupt gzip": (lambda f: corrupt_middle(f / f"{IMAGES}.gz"), "not a complete gzip file"),
+    "gzip bomb": (lambda f: bomb(f / f"{IMAGES}.gz"), "larger than 1,000,000 images of 28x28 pixels"),
+    "larger than any data set": (lambda f: sparse(f / IMAGES), "larger than 1,000,000 images of 28x28 pixels"),
+    "huge sizes of no images": (
+        lambda f: (f / IMAGES).write_bytes(idx(2051, (0, 2**32 - 1, 2**32 - 1), b"")),
+        "images of 4294967295x4294967295 pixels",
+    ),
     "huge sizes": (lambda f: (f / IMAGES).write_bytes(idx(2051, (2**32 - 1,) * 3, b"")), "truncated: 16 bytes"),
 }
 
@@ -107,9 +113,37 @@ def empty(folder: Path) -> None:
     (folder / LABELS).write_bytes(idx(2049, (0,), b""))
 
 
+def bomb(path: Path) -> None:
+    """A megabyte that claims to hold a gigabyte of images."""
+    part = gzip.compress(bytes(2**26), compresslevel=1)
+    path.write_bytes(gzip.compress(idx(2051, (2**30 // 784, 28, 28), b"")) + 16 * part)
+
+
+def sparse(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(2**40)
+
+
 def corrupt_middle(path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[:10] + b"\xff" * 20 + content[30:])
+
+
+def test_damaged_digits_of_scikit_learn_are_a_one_line_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(np, "loadtxt", lambda *_, **__: np.full((1797, 65), 11.0))
+    with pytest.raises(
+        DigitsError, match=r"digits.csv.gz: not scikit-learn's 1,797 digits; install scikit-learn again"
+    ):
+        digits._table()
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+
+    monkeypatch.setattr(np, "loadtxt", fail)
+    with pytest.raises(
+        DigitsError, match=r"digits.csv.gz: cannot be read \(Compressed file ended .*\); install scikit"
+    ):
+        digits._table()
 
 
 def test_unreadable_file_is_a_one_line_error(mnist: Path, monkeypatch: pytest.MonkeyPatch) -> None:

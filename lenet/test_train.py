@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shlex
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import torch
 
 from lenet import Net, checkpoint, digits, feature_maps, train, training
 from lenet.digits import Digits
+from lenet.files import locked
 from lenet.testing import SETTINGS, four_batches, same_parameters, trained
 from lenet.training import MAX_SEED, Epoch, Progress, Settings
 
@@ -173,6 +175,73 @@ def test_error_names_the_range_of_a_setting(
         train.main(arguments)
 
     assert capsys.readouterr().err.endswith(message)
+
+
+def test_loss_that_is_not_finite_is_null_in_the_record_and_fails_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such a run is not compared: the others diverge as well."""
+    data = four_batches()
+    monkeypatch.setattr(digits, "load", lambda mnist: data)
+    arguments = ["--lr", "1e38", "--epochs", "2", "--checkpoint", str(tmp_path / "run.pt"), "--compare"]
+
+    assert train.main([*arguments, "--record", str(tmp_path)]) == 1
+
+    error = capsys.readouterr().err
+    assert error == "error: the loss of epoch 1 is not finite at --lr 1e+38; start another run with a smaller --lr\n"
+    record = json.loads((tmp_path / "training.json").read_text(), parse_constant=pytest.fail)
+    assert [epoch["loss"] for epoch in record["history"]] == [None, None]
+    assert record["comparisons"] == {}
+
+
+@pytest.mark.parametrize("used", ["run.pt", "link.pt", "record/training.json"])
+def test_two_runs_do_not_share_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], used: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("link.pt").symlink_to("run.pt")
+    arguments = ["--record", "record", "--checkpoint", used if used.endswith(".pt") else "own.pt"]
+    name = "run.pt" if used.endswith(".pt") else used
+
+    with locked(Path(name).absolute()):
+        assert train.main(arguments) == 2
+
+    assert f"{name} is in use by another run; wait for its end, or name another file\n" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_full_disk_is_one_line_and_keeps_the_earlier_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, path = four_batches(), tmp_path / "run.pt"
+    monkeypatch.setattr(digits, "load", lambda mnist: data)
+    arguments = ["--checkpoint", str(path), "--batch", "64"]
+    assert train.main([*arguments, "--epochs", "1"]) == 0
+    earlier, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        assert train.main([*arguments, "--epochs", "2", "--resume"]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    assert capsys.readouterr().err == "error: cannot write: File too large\n"
+    assert path.read_bytes() == earlier
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lenet.train", "--epochs", "1", "--batch", "64"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*command, "--checkpoint", str(tmp_path / "run.pt")],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+
+    assert done.returncode == 2
+    assert done.stderr == "error: cannot write: No space left on device\n"
 
 
 def test_folders_that_are_files_are_rejected(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
@@ -24,24 +25,41 @@ from torch import Tensor
 from lenet import digits
 from lenet.checkpoint import CheckpointError, resume, save
 from lenet.digits import Digits, DigitsError
-from lenet.files import set_aside, writable, write_atomically
+from lenet.files import LockedError, file_problem, locked, resolved, set_aside, writable, write_atomically
 from lenet.fingerprint import stamp
 from lenet.net import Net, feature_maps
-from lenet.training import MAX_SEED, STEPS, Epoch, Progress, Settings, initial_net, train
+from lenet.training import RANGES, STEPS, Epoch, Progress, Settings, initial_net, out_of_range, train
 from lenet.training_comparison import comparisons
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train on real digits; return 0 when done, 130 if stopped by Ctrl-C, 2 for an error in options or files."""
+    """
+    Train on real digits.
+
+    Return 0 when done, 1 if a loss is not finite, 130 if stopped by Ctrl-C, 2 for an error in options or files.
+    """
     options = _options(arguments)
+    try:
+        with ExitStack() as locks:
+            locks.enter_context(locked(resolved(options.checkpoint)))
+            if options.record:
+                locks.enter_context(locked(options.record / "training.json"))
+            code = _train(options)
+            sys.stdout.flush()  # a full disk or a closed pipe shows here
+            return code
+    except (DigitsError, CheckpointError, LockedError) as error:
+        print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"error: {file_problem(error)}", file=sys.stderr)
+    return 2
+
+
+def _train(options: argparse.Namespace) -> int:
+    """Start or resume a run and record it; see `main` for the result."""
     if options.record:
         set_aside(options.record / "training.json")
-    try:
-        data = digits.load(options.mnist)
-        net, settings, progress = _start(options, data)
-    except (DigitsError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    data = digits.load(options.mnist)
+    net, settings, progress = _start(options, data)
     digit = data.test_images[:1]
     before = feature_maps(net, digit)
     print(f"{data.name}: {len(data.train_images):,} training and {len(data.test_images):,} test images; {settings}")
@@ -51,12 +69,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     loss, reached = progress.history[-1].loss, progress.history[-1].accuracy
     print(f"test accuracy {reached:.1%}, loss {loss:.4f} after {settings.epochs} epochs")
+    diverged = next((number for number, epoch in enumerate(progress.history, 1) if not math.isfinite(epoch.loss)), None)
     if options.record:
         maps = {"before": before, "after": feature_maps(net, digit)}
         record = partial(_record, options.record, data, settings, progress, maps)
         record({})
-        if options.compare:
+        if options.compare and not diverged:
             return _compare(data, settings, record)
+    if diverged:
+        advice = "start another run with a smaller --lr"
+        print(f"error: the loss of epoch {diverged} is not finite at --lr {settings.lr}; {advice}", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -102,20 +125,13 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--compare", action="store_true", help="with --record: also train with the other optimizer and by the oracle"
     )
     options = parser.parse_args(arguments)
-    for name, least, most in (
-        ("epochs", 1, math.inf),
-        ("batch", 1, math.inf),
-        ("lr", 0, math.inf),
-        ("seed", 0, MAX_SEED),
-    ):
+    for name in RANGES:
         value = getattr(options, name)
-        if value is not None and not least <= value <= most:
-            parser.error(
-                f"--{name} {value}: must be at least {least}" + (f" and at most {most}" if most < math.inf else "")
-            )
+        if value is not None and (fault := out_of_range(name, value)):
+            parser.error(f"--{name} {value}: {fault}")
     if options.compare and not options.record:
         parser.error("--compare requires --record DIR")
-    for folder in (options.checkpoint.parent, options.record):
+    for folder in (resolved(options.checkpoint).parent, options.record):
         if folder and not writable(folder):
             parser.error(f"{folder}: not a folder that can be written to")
     return options
@@ -184,19 +200,33 @@ def _record(
     compared: dict[str, list[Epoch]],
 ) -> None:
     """Write training.json: the curves, and the feature maps of the first test digit before and after training."""
-    content = {
-        **stamp(shlex.join(["python", "-m", "lenet.train", *sys.argv[1:]])),
-        "data": data.name,
-        "settings": asdict(settings),
-        "history": [asdict(epoch) for epoch in progress.history],
-        "comparisons": {label: [asdict(epoch) for epoch in history] for label, history in compared.items()},
-        "digit": {"label": int(data.test_labels[0]), "pixels": data.test_images[0, 0].tolist()},
-        "feature_maps": {
-            when: {name: map_[0].tolist() for name, map_ in found.items()} for when, found in maps.items()
-        },
-    }
+    content = _without_nonfinite(
+        {
+            **stamp(shlex.join(["python", "-m", "lenet.train", *sys.argv[1:]])),
+            "data": data.name,
+            "settings": asdict(settings),
+            "history": [asdict(epoch) for epoch in progress.history],
+            "comparisons": {label: [asdict(epoch) for epoch in history] for label, history in compared.items()},
+            "digit": {"label": int(data.test_labels[0]), "pixels": data.test_images[0, 0].tolist()},
+            "feature_maps": {
+                when: {name: map_[0].tolist() for name, map_ in found.items()} for when, found in maps.items()
+            },
+        }
+    )
     with write_atomically(folder / "training.json") as file:
-        file.write(json.dumps(content).encode())
+        file.write(json.dumps(content, allow_nan=False).encode())
+
+
+def _without_nonfinite(value: Any) -> Any:
+    """Return the same value for JSON, with None for every float that is not finite."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case list():
+            return [_without_nonfinite(element) for element in value]
+        case dict():
+            return {name: _without_nonfinite(element) for name, element in value.items()}
+    return value
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ The six steps of the tutorial's training, marked `step 1` to `step 6`, and the l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -76,6 +77,14 @@ all operations in one kernel.
 
 MAX_SEED = 2**32 - 1  # the largest seed of NumPy
 
+RANGES: dict[str, tuple[int, float]] = {
+    "epochs": (1, math.inf),
+    "batch": (1, math.inf),
+    "lr": (0, math.inf),
+    "seed": (0, MAX_SEED),
+}
+"""The smallest and the largest value of each setting that is a number."""
+
 STEPS: dict[str, Step] = {"manual": train_step, "sgd": partial(train_step, update=optimizer_update)}
 """The training step with each optimizer of `Settings`."""
 
@@ -108,6 +117,14 @@ class Progress:
     history: list[Epoch] = field(default_factory=list)  # the completed epochs
 
 
+def out_of_range(name: str, value: float) -> str:
+    """Return what a setting that is a number must be, if it is not; otherwise an empty text."""
+    least, most = RANGES[name]
+    if least <= value <= most:
+        return ""
+    return f"must be at least {least}" + (f" and at most {most}" if most < math.inf else "")
+
+
 def initial_net(settings: Settings) -> Net:
     """Return the network that a run with these settings starts from; seeds PyTorch's generator."""
     torch.manual_seed(settings.seed)
@@ -122,6 +139,11 @@ def batches(count: int, settings: Settings, epoch: int) -> list[np.ndarray[Any, 
     """
     order = np.random.RandomState([settings.seed, epoch]).permutation(count)
     return [order[start : start + settings.batch] for start in range(0, count, settings.batch)]
+
+
+def batch_count(count: int, settings: Settings) -> int:
+    """Return the number of batches of an epoch of `count` images."""
+    return len(range(0, count, settings.batch))
 
 
 def accuracy(net: nn.Module, images: Tensor, labels: Tensor) -> float:

@@ -8,15 +8,14 @@ differences between two runs.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from jinja2 import UndefinedError
-
-from lenet.files import set_aside, write_atomically
+from lenet.files import file_problem, set_aside, write_atomically
 from reports import exports, history, sentences
-from reports.loading import ReportError, load
+from reports.loading import ReportError, load, one_line
 from reports.page import render, render_index
 from reports.verdict import not_run, passed, status
 
@@ -34,16 +33,20 @@ def make(arguments: list[str]) -> int:
     folder = _folder(parser, arguments)
     if folder != LATEST and not folder.is_dir():
         raise ReportError(f"no folder {folder}; commands are publish, index and diff")
-    for name in (*history.PAGES, *exports.NAMES):
-        set_aside(folder / name)
+    with contextlib.suppress(OSError):  # a folder that cannot be written to still has a verdict
+        for name in (*history.PAGES, *exports.NAMES):
+            set_aside(folder / name)
     run = load(folder)
-    for name, text in (render(run) | exports.texts(run)).items():
-        _write(folder / name, text)
+    texts = render(run) | exports.texts(run)
     print(f"{status(run)}: {sentences.verdict(run)}")
     print(f"{sentences.evidence(run)} {sentences.speed(run)}")
     print(f"judged: {'; '.join(run.laws.stacks)}")
+    for file in run.unused:
+        print(f"not used: {file}")
     if missing := not_run(run):
         print(f"not run: {', '.join(missing)}")
+    for name, text in texts.items():
+        _write(folder / name, text)
     print(f"page: {(folder / 'index.html').resolve()}")
     return 0 if passed(run) else 1
 
@@ -91,24 +94,28 @@ other commands:
 exit codes:
   0  the run passed; publish, index and diff: done
   1  the run failed
-  2  a file is missing or invalid
+  2  a file is missing or invalid, or cannot be written
 """
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {"publish": publish, "index": make_index, "diff": diff}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit code, or 2 if a run cannot be read."""
+    """Run a command and return its exit code, or 2 after any error."""
     given = sys.argv[1:] if arguments is None else arguments
     command, rest = (COMMANDS[given[0]], given[1:]) if given and given[0] in COMMANDS else (make, given)
     try:
-        return command(rest)
+        code = command(rest)
+        sys.stdout.flush()  # a full disk or a closed pipe shows here
+        return code
     except ReportError as error:
-        print(f"error: {error}", file=sys.stderr)
-    except (LookupError, TypeError, ValueError, AttributeError, UndefinedError) as error:
+        problem = str(error)
+    except OSError as error:
+        problem = file_problem(error)
+    except Exception as error:  # 1 means that the run failed, and nothing else
         folders = rest or [str(history.RUNS if command is make_index else LATEST)]
-        problem = f"a file in {' or '.join(folders)} lacks data for the report"
-        print(f"error: {problem}: {type(error).__name__} {error}", file=sys.stderr)
+        problem = f"a file in {' or '.join(folders)} lacks data for the report: {type(error).__name__} {error}"
+    print(f"error: {one_line(problem)}", file=sys.stderr)
     return 2
 
 

@@ -66,6 +66,7 @@ STYLE: dict[Any, Any] = {
     "font.size": 10,
     "svg.fonttype": "none",
     "svg.hashsalt": "lenet",
+    "text.parse_math": False,  # a name may contain dollar signs
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -353,15 +354,15 @@ def network() -> str:
         return _svg(figure)
 
 
-def training_curves(runs: dict[str, list[dict[str, float]]]) -> str:
-    """Loss and test accuracy against the epoch, a line for each training run."""
+def training_curves(runs: dict[str, list[dict[str, Any]]]) -> str:
+    """Loss and test accuracy against the epoch, a line for each training run; a loss of None has no point."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 3.0), layout="constrained")
         loss, accuracy = figure.subplots(1, 2)
         for (name, history), (color, style, width) in zip(runs.items(), CURVES, strict=False):
             epochs = range(1, len(history) + 1)
             look = {"color": color, "linestyle": style, "linewidth": width, "marker": ".", "label": name}
-            loss.plot(epochs, [epoch["loss"] for epoch in history], **look)
+            loss.plot(epochs, np.array([epoch["loss"] for epoch in history], dtype=float), **look)
             accuracy.plot(epochs, [100 * epoch["accuracy"] for epoch in history], **look)
         loss.set(xlabel="epoch", ylabel="mean squared error", title="Training loss")
         accuracy.set(xlabel="epoch", ylabel="%", title="Test accuracy", ylim=(0, 102))
@@ -372,7 +373,7 @@ def training_curves(runs: dict[str, list[dict[str, float]]]) -> str:
         return _svg(figure)
 
 
-def digit(pixels: list[list[float]]) -> str:
+def digit(pixels: list[list[float | None]]) -> str:
     """The image whose feature maps are shown."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(1.4, 1.4), layout="constrained")
@@ -381,7 +382,7 @@ def digit(pixels: list[list[float]]) -> str:
 
 
 def feature_maps(maps: list[Any], columns: int = 8) -> str:
-    """The feature maps of a layer, numbered by filter; the color scale of each map starts at 0."""
+    """The feature maps of a layer, numbered by filter; the color scale of each map starts at 0; None is left blank."""
     rows = -(-len(maps) // columns)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 1.25 * rows), layout="constrained")
@@ -395,7 +396,7 @@ def feature_maps(maps: list[Any], columns: int = 8) -> str:
 
 
 def _image(axes: Axes, pixels: Any) -> None:
-    axes.imshow(np.asarray(pixels), cmap="magma", vmin=0, interpolation="nearest")
+    axes.imshow(np.array(pixels, dtype=float), cmap="magma", vmin=0, interpolation="nearest")
     axes.axis("off")
 
 

@@ -14,6 +14,7 @@ import tempfile
 from itertools import groupby
 from pathlib import Path
 
+from lenet.files import locked, write_atomically
 from reports.loading import ReportError, load
 from reports.run import Run, Timing
 
@@ -23,12 +24,15 @@ RUNS = Path("reports/runs")
 PAGES = ("index.html", "summary.md", "picture.svg")
 """The files for readers that are made from a run."""
 
+PUBLISHING = ".publishing"
+"""The beginning of the names of folders that are not complete yet."""
+
 MACHINE = ("processor", "cores", "GPU", "system", "CPU capability")
 """The parts of a stack in which two runs must agree for their times to be compared."""
 
 
 def folder_name(run: Run) -> str:
-    """The name of the folder of a published run: date, machine, version of PyTorch."""
+    """The name of the folder of a published run: date, machine, version of PyTorch, each as the schema allows it."""
     machine = run.stack.get("GPU", run.stack["processor"])
     slug = re.sub(r"[^a-z0-9]+", "-", machine.lower()).strip("-") or "unknown"
     return f"{run.date[:10]}_{slug}_torch-{run.torch_version}"
@@ -38,35 +42,62 @@ def publish(folder: Path, runs: Path) -> Path:
     """
     Copy a run's files to its own folder in `runs`, and return that folder.
 
-    Files that were published there before stay. Raises ReportError if the run cannot be read, has no page yet, or would
-    change a published file.
+    Files that were published there before stay. Raises ReportError if the run cannot be read, has no page yet, has a
+    link among its files, or would change a published file.
     """
     run = load(folder)
     if missing := [page for page in PAGES if not (folder / page).is_file()]:
         raise ReportError(f"{folder / missing[0]} is missing; `python -m reports {folder}` writes it")
     files = [folder / file for file in (*run.files, *PAGES)]
+    if links := [file for file in files if file.is_symlink()]:
+        raise ReportError(f"{links[0]} is a link, which could lead to a file that nobody means to publish")
     target = runs / folder_name(run)
+    with locked(runs / PUBLISHING):
+        for left in runs.glob(f"{PUBLISHING}-*"):  # by a process that was killed
+            shutil.rmtree(left)
+        _check_inside(target, runs)
+        for file in files:
+            published = target / file.name
+            if published.exists() and published.read_bytes() != file.read_bytes():
+                raise ReportError(f"{published} belongs to another run; remove {target} to publish this one instead")
+        if target.exists():
+            _add(files, target)
+        else:
+            _create(files, target)
+    return target
+
+
+def _add(files: list[Path], target: Path) -> None:
+    """Copy those files to a published run that it does not have yet."""
     for file in files:
-        published = target / file.name
-        if published.exists() and published.read_bytes() != file.read_bytes():
-            raise ReportError(f"{published} belongs to another run; remove {target} to publish this one instead")
-    runs.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=runs, prefix=".publishing-") as temporary:
+        if not (target / file.name).exists():
+            with write_atomically(target / file.name) as copy:
+                copy.write(file.read_bytes())
+
+
+def _create(files: list[Path], target: Path) -> None:
+    """Copy the files to a new folder, which has its name once it is complete."""
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{PUBLISHING}-") as temporary:
         complete = Path(temporary) / "complete"
         complete.mkdir()
-        for file in [*(target.iterdir() if target.exists() else ()), *files]:
+        for file in files:
             shutil.copy(file, complete)
-        if target.exists():
-            target.rename(Path(temporary) / "previous")
         complete.rename(target)
-    return target
 
 
 def published(runs: Path) -> list[tuple[str, Run]]:
     """The published runs with the names of their folders, ordered by date; raises ReportError if one cannot be read."""
     folders = [folder for folder in runs.glob("*_torch-*") if (folder / "laws.json").is_file()]
+    for folder in folders:
+        _check_inside(folder, runs)
     named = [(folder.name, load(folder)) for folder in folders]
     return sorted(named, key=lambda each: (each[1].date, each[0]))
+
+
+def _check_inside(folder: Path, runs: Path) -> None:
+    """Raise ReportError unless `folder` is, or will be, a folder in `runs`, and no link to another one."""
+    if folder.resolve() != runs.resolve() / folder.name:
+        raise ReportError(f"{folder} leads to {folder.resolve()}; a published run is a folder in {runs}")
 
 
 def by_machine(named: list[tuple[str, Run]]) -> list[list[tuple[str, Run]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -37,6 +37,7 @@ def environment() -> Environment:
         "clip": _clip,
         "code": _code,
         "issue_url": _issue_url,
+        "markdown": _markdown,
         "engine_label": _engine_label,
         "headline": headline,
         "forgiven": total_forgiven,
@@ -104,7 +105,7 @@ def rooflines(run: Run) -> list[tuple[str, str, str]]:
     return found
 
 
-def training_curves(training: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
+def training_curves(training: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """The epochs of each training run by its name, the recorded network's first."""
     optimizer = training["settings"].get("optimizer", "manual")
     return {OPTIMIZER_LABELS[optimizer]: training["history"], **training["comparisons"]}
@@ -153,6 +154,14 @@ def _clip(text: str, length: int = 4000) -> str:
 def _code(text: str) -> Markup:
     """The text as HTML, with what stands between backticks as code."""
     return Markup(re.sub(r"(`+)([^`]+)\1", r"<code>\2</code>", str(escape(text))))
+
+
+def _markdown(text: str) -> str:
+    """The text on one line of Markdown, with what stands between backticks as code and nothing else as markup."""
+    parts = re.split(r"(`[^`]+`)", " ".join(text.split()))
+    escaped = [re.sub(r"([\\`*_\[\]<>|&~#!])", r"\\\1", part) for part in parts[::2]]
+    code = [part.replace("|", "\\|") for part in parts[1::2]]
+    return "".join(map("".join, zip_longest(escaped, code, fillvalue="")))
 
 
 def _significant(number: float) -> str:

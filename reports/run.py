@@ -73,6 +73,7 @@ class Run:
     engine_times: dict[str, Any] | None  # the content of engine_times.json
     latencies: list[dict[str, Any]]
     files: list[str]
+    unused: list[str]  # files of another run, each with the reason
 
     @property
     def law_results(self) -> list[LawResults]:

@@ -115,6 +115,78 @@ def test_corrupt_published_run_is_an_error(publish: Publish, files: Files, capsy
     assert "laws.json is corrupt" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("date", "torch"),
+    [
+        ("/../../../../escaped", "2.13.0"),
+        ("../../..", "2.13.0"),
+        ("2026-11-22T12:00:00+00:00\n", "2.13.0"),
+        ("2026-11-22T12:00:00+00:00", "../../../escaped"),
+        ("2026-11-22T12:00:00+00:00", "2/../../../../escaped"),
+        ("2026-11-22T12:00:00+00:00", "2.13.0\x00"),
+    ],
+)
+def test_folder_of_a_run_cannot_lead_elsewhere(
+    files: Files, tmp_path: Path, runs: Path, capsys: pytest.CaptureFixture[str], date: str, torch: str
+) -> None:
+    folder = tmp_path / "a" / "latest"
+    folder.mkdir(parents=True)
+    write(folder, moved(files, date, torch=torch))
+    for name in history.PAGES:
+        (folder / name).touch()
+    before = set(tmp_path.rglob("*"))
+
+    assert main(["publish", str(folder)]) == 2
+
+    assert " does not match " in capsys.readouterr().err
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_machine_cannot_lead_elsewhere(publish: Publish, files: Files, runs: Path) -> None:
+    folder = publish(moved(files, "2026-11-22T12:00:00+00:00", processor="/../../..\x00"))
+
+    assert folder.parent == runs
+    assert folder.name == "2026-11-22_unknown_torch-2.13.0"
+
+
+def test_published_run_that_is_a_link_is_an_error(
+    publish: Publish, files: Files, tmp_path: Path, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its page would be written where it leads."""
+    folder = publish(files)
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    before = (tmp_path / "elsewhere" / "index.html").stat().st_mtime_ns
+
+    for command in (["index"], ["publish", str(tmp_path / "latest")]):
+        assert main(command) == 2
+        assert f"a published run is a folder in {runs}\n" in capsys.readouterr().err
+    assert (tmp_path / "elsewhere" / "index.html").stat().st_mtime_ns == before
+
+
+def test_link_among_the_files_is_not_published(
+    files: Files, tmp_path: Path, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "latest").mkdir()
+    (tmp_path / "secret").write_text("secret")
+    write(tmp_path / "latest", files)
+    for name in history.PAGES:
+        (tmp_path / "latest" / name).symlink_to(tmp_path / "secret")
+
+    assert main(["publish", str(tmp_path / "latest")]) == 2
+
+    assert "index.html is a link" in capsys.readouterr().err
+    assert not runs.exists()
+
+
+def test_next_publication_removes_what_a_killed_one_left(publish: Publish, files: Files, runs: Path) -> None:
+    (runs / ".publishing-killed").mkdir(parents=True)
+
+    folder = publish(files)
+
+    assert list(runs.iterdir()) == [folder]
+
+
 def diff(tmp_path: Path, old: Files, new: Files, capsys: pytest.CaptureFixture[str]) -> list[str]:
     for name, content in (("old", old), ("new", new)):
         (tmp_path / name).mkdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 
 from reports.__main__ import main
-from reports.conftest import STACK, Files, entry, page, write
+from reports.conftest import STACK, Files, entry, page, parsed, timing, write
+from reports.loading import load
 
 
 def without(*keys: str) -> Callable[[Any], Any]:
@@ -38,6 +40,74 @@ BAD: dict[str, tuple[str, Callable[[Any], Any], str]] = {
         "laws.json",
         lambda content: content | {"format": 4},
         "format 4 is unknown; this version reads formats 2 to 3",
+    ),
+    "NaN": (
+        "training.json",
+        lambda content: content | {"history": [{"loss": math.nan, "accuracy": 0.9}]},
+        "training.json is corrupt: the number NaN is not finite; write it again with `python -m lenet.train",
+    ),
+    "infinity": (
+        "laws.json",
+        lambda content: content | {"threshold": math.inf},
+        "laws.json is corrupt: the number Infinity is not finite",
+    ),
+    "number beyond float64": (
+        "benchmarks.json",
+        lambda content: json.dumps(content).replace("0.001", "1e999", 1),
+        "benchmarks.json is corrupt: the number 1e999 is not finite",
+    ),
+    "integer beyond 64 bits": (
+        "benchmarks.json",
+        lambda content: json.dumps(content).replace("1000000", "9" * 5000, 1),
+        f"benchmarks.json is corrupt: the integer {'9' * 40} has more than 64 bits",
+    ),
+    "deep": ("laws.json", lambda _: "[" * 10**5, "laws.json is corrupt: too deeply nested"),
+    "deep where a text is expected": (
+        "laws.json",
+        lambda content: json.dumps(content).replace('"ci"', "[" * 5000 + "]" * 5000),
+        "laws.json is corrupt: too deeply nested",
+    ),
+    "no torch": (
+        "laws.json",
+        without("stack", "torch"),
+        "laws.json: $.stack: 'torch' is a required property; write it again with `pytest",
+    ),
+    "torch that is a path": (
+        "laws.json",
+        lambda content: content | {"stack": STACK | {"torch": "2.13.0/../../../x"}},
+        "laws.json: $.stack.torch: '2.13.0/../../../x' does not match",
+    ),
+    "date that is a path": (
+        "laws.json",
+        lambda content: content | {"date": "/tmp/2026"},
+        "laws.json: $.date: '/tmp/2026' does not match",
+    ),
+    "no such day": (
+        "laws.json",
+        lambda content: content | {"date": "2026-02-30T12:00:00+00:00"},
+        "laws.json: $.date: day is out of range for month; write it again with",
+    ),
+    "median of 0": (
+        "benchmarks.json",
+        lambda content: content | {"benchmarks": [timing("forward", 1, 0.0)]},
+        "0.0 is less than the minimum of 1e-12; write it again with `pytest benchmarks",
+    ),
+    "of an earlier run": (
+        "training.json",
+        lambda content: content | {"date": "2024-11-22T12:00:00+00:00"},
+        "training.json: written at 2024-11-22T12:00:00+00:00, but laws.json at 2026-11-22T12:00:00+00:00: more than a "
+        "day apart is another run; write it again with `python -m lenet.train",
+    ),
+    "times in another dtype": (
+        "benchmarks.json",
+        lambda content: content | {"benchmarks": [timing("forward", 1, 0.1, dtype="float64")]},
+        "benchmarks.json is of lenet on cpu in float64, laws.json of lenet on cpu in float32; write it again with "
+        "`pytest benchmarks -m benchmark --record DIR`, with the same --device and --dtype",
+    ),
+    "rows of different lengths": (
+        "training.json",
+        lambda content: content | {"digit": {"label": 2, "pixels": [[0.0, 1.0], [0.0]]}},
+        "training.json: an image has rows of different lengths; write it again with `python -m lenet.train",
     ),
     "no laws": (
         "laws.json",
@@ -120,3 +190,52 @@ def test_corrupt_optional_file_is_an_error(tmp_path: Path, gated: Files, name: s
     write(tmp_path, gated | {name: "{"})
 
     assert main([str(tmp_path)]) == 2
+
+
+FOREIGN: dict[str, tuple[str, Callable[[Any], Any], str]] = {
+    "failed gate of two years ago": (
+        "gate.json",
+        lambda content: content | {"verdict": "failed", "date": "2024-11-22T12:00:00+00:00"},
+        "gate.json: written at 2024-11-22T12:00:00+00:00, but laws.json at 2026-11-22T12:00:00+00:00: more than a day "
+        "apart is another run; write it again with `python -m benchmarks.gate",
+    ),
+    "engines on another machine": (
+        "engines.json",
+        lambda content: content | {"stack": STACK | {"processor": "Other"}},
+        "engines.json: processor is Other, but Test in laws.json; run both on one stack",
+    ),
+    "engines of another subject": (
+        "engines.json",
+        lambda content: content | {"laws": [entry("test_sums", subject="lenet2 by eager")]},
+        "engines.json: of lenet2 by eager, but laws.json of lenet; write it again with `pytest properties/laws -m",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FOREIGN)
+def test_optional_file_of_another_run_is_named_and_not_used(
+    tmp_path: Path, complete: Files, capsys: pytest.CaptureFixture[str], fault: str
+) -> None:
+    name, change, message = FOREIGN[fault]
+    write(tmp_path, complete | {name: change(complete[name])})
+
+    assert main([str(tmp_path)]) == 0
+
+    assert f"\nnot used: {message}" in capsys.readouterr().out
+    assert f"Not used: {message}".replace("`", "") in parsed(tmp_path).text
+    assert f"- not used: `{message}".split("; ")[0] in (tmp_path / "summary.md").read_text()
+    assert name not in load(tmp_path).files
+
+
+def test_control_characters_and_half_characters_are_replaced(
+    tmp_path: Path, files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They would write to a terminal, or could not be written at all."""
+    for content in files.values():
+        content["stack"] = STACK | {"processor": "\x1b[2J\ud800 Test\u202e"}
+    write(tmp_path, files)
+
+    assert main([str(tmp_path)]) == 0
+
+    assert " on ?[2J? Test?, 2 cores: " in capsys.readouterr().out
+    assert "?[2J? Test?" in parsed(tmp_path).text

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import pytest
 
 from reports.__main__ import COMMANDS, main
 from reports.conftest import Files, write
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_help_lists_commands_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,6 +38,43 @@ def test_error_for_missing_data_names_the_folder(
 
     assert main([str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"error: a file in {tmp_path} lacks data for the report: KeyError 'x'\n"
+
+
+def test_verdict_is_printed_even_if_no_page_can_be_written(
+    tmp_path: Path, files: Files, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr("reports.__main__._write", full)
+    write(tmp_path, files)
+
+    assert main([str(tmp_path)]) == 2
+
+    shown = capsys.readouterr()
+    assert shown.out.startswith("PASSED: PyTorch")
+    assert shown.err == f"error: {tmp_path / 'index.html'}: No space left on device\n"
+
+
+def test_output_that_cannot_be_written_is_one_line(tmp_path: Path, files: Files) -> None:
+    write(tmp_path, files)
+    command = [sys.executable, "-m", "reports", str(tmp_path)]
+
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
+
+    assert (done.returncode, done.stderr) == (2, "error: cannot write: No space left on device\n")
+
+
+def test_unforeseen_error_is_one_line_and_not_a_verdict(
+    tmp_path: Path, files: Files, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The exit code 1 says that the run failed, and nothing else."""
+    monkeypatch.setattr("reports.__main__.render", lambda run: [] / 0)  # type: ignore[operator]
+    write(tmp_path, files)
+
+    assert main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: a file in {tmp_path} lacks data for the report: TypeError ")
 
 
 def test_browser_without_playwright_names_the_command(

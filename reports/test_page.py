@@ -136,6 +136,49 @@ def test_text_from_users_is_escaped(tmp_path: Path, files: Files) -> None:
     assert all("\\|" in row and "`<script>" in row for row in rows)
 
 
+def test_names_in_the_summary_are_no_markup(tmp_path: Path, files: Files) -> None:
+    """Neither those in sentences and headings, nor those in tables."""
+    evil = "<img src=x>\n\n# [a](http://b) | *x* _y_"
+    files["laws.json"]["laws"].append(entry("test_sums", "failed", statement=evil, chapter=evil))
+    files["laws.json"]["laws"].append(entry("test_other", statement=evil, chapter=evil))
+    files["training.json"]["data"] = evil
+    for content in files.values():
+        content["stack"] = content["stack"] | {"processor": evil}
+    files["benchmarks.json"]["benchmarks"].append(timing(evil, 1, 0.1))
+    write(tmp_path, files)
+
+    assert main([str(tmp_path)]) == 1
+
+    lines = (tmp_path / "summary.md").read_text().splitlines()
+    escaped = r"\<img src=x\> \# \[a\](http://b) \| \*x\* \_y\_"
+    shown = [line for line in lines if "img" in line and "`" not in line]
+    assert all(escaped in line for line in shown)
+    assert [line[:6] for line in shown] == ["**PyTo", f"| {escaped}"[:6], f"| {escaped}"[:6], "Traine"]
+    assert "# [a]" not in {line[:5] for line in lines}
+
+
+def test_loss_that_is_not_finite_is_drawn_as_a_gap(tmp_path: Path, files: Files) -> None:
+    training = files["training.json"]
+    training["history"][0]["loss"] = None
+    training["settings"]["lr"] = None
+    training["feature_maps"]["after"] = {"conv1": [[[None, 1.0]]] * 6, "conv2": [[[None, None]]] * 16}
+    write(tmp_path, files)
+
+    assert main([str(tmp_path)]) == 1
+
+    assert "Failed (training)" in parsed(tmp_path).text
+    assert "the loss of this training is not finite" in parsed(tmp_path).text
+    assert "weight = weight - infinite * gradient" in parsed(tmp_path).text
+
+
+def test_dollar_signs_are_no_formula(tmp_path: Path, complete: Files) -> None:
+    complete["gate.json"]["benchmarks"][0]["name"] = r"a $\frac$ b"
+    write(tmp_path, complete)
+
+    assert main([str(tmp_path)]) == 0
+    assert r"a $\frac$ b" in parsed(tmp_path).text
+
+
 def test_long_counterexample_is_clipped_in_the_summary(tmp_path: Path, files: Files) -> None:
     files["laws.json"]["laws"].append(entry("test_sums", "failed", counterexample="x" * 10**6))
     write(tmp_path, files)
