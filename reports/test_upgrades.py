@@ -34,10 +34,11 @@ def test_renamed_laws_chapters_and_known_issues_exist() -> None:
     assert set(RENAMED["known_issues"].values()) <= {issue.title for issue in KNOWN_ISSUES}
 
 
-def test_published_run_has_the_laws_of_today() -> None:
+def test_published_run_has_laws_of_today() -> None:
+    """By their names and chapters of today; some laws were added later."""
     run = load(PUBLISHED)
 
-    assert {law.name: law.chapter for law in run.laws.laws} == mutant_table()["laws"]
+    assert {law.name: law.chapter for law in run.laws.laws}.items() <= mutant_table()["laws"].items()
     assert run.engines is not None
     assert {law.name for law in run.engines.laws} <= mutant_table()["laws"].keys()
 
