@@ -21,3 +21,18 @@ def test_record_without_times_is_a_usage_error(tmp_path: Path, option: str) -> N
     assert run.returncode == pytest.ExitCode.USAGE_ERROR
     assert f"--record: benchmarks are not timed with {option[:2] if option == '-n2' else option}; omit it" in run.stderr
     assert (tmp_path / "benchmarks.json").read_text() == "kept"
+
+
+def test_times_that_cannot_be_written_are_printed(tmp_path: Path) -> None:
+    """The limit on the size of files acts as a full disk does."""
+    (tmp_path / "benchmarks.previous.json").write_text("kept")
+    options = f"-m benchmark -k 'bench_update and manual' --dtype float32 -p no:cacheprovider --record {tmp_path}"
+    script = f"ulimit -f 1; {sys.executable} -m pytest benchmarks/bench_training.py {options}"
+
+    run = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert run.returncode == pytest.ExitCode.INTERNAL_ERROR
+    assert f"error: --record {tmp_path}: benchmarks.json cannot be written: File too large" in run.stdout
+    assert " passed" in run.stdout
+    assert "Traceback" not in run.stdout + run.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["benchmarks.previous.json"]
