@@ -361,6 +361,7 @@ def test_unknown_commit_is_an_error(repository: Path, run_gate: RunGate, capsys:
     [
         ("--output=FILE", "not a commit of this repository"),
         ("--remote=file:///", "not a commit of this repository"),
+        ("--all", "not a commit of this repository"),
         ("", "not a commit of this repository"),
         ("HEAD HEAD", "not a commit of this repository"),
         ("HEAD..HEAD~1", "not a commit of this repository"),
