@@ -203,7 +203,7 @@ def compare(base: Side, head: Side, names: Sequence[str], delta: float, budget: 
         sides = [_with_cache(side, folder) for side in (base, head)]
         with started_workers(sides, random, Limit(start + budget, START_PATIENCE)) as workers:
             result.stacks = {name: worker.stack for name, worker in workers.items()}
-            compare_counters(workers, result.benchmarks, random)
+            compare_counters(workers, result.benchmarks, start + budget, random)
         sample_pairs(sides, result, start, budget, random)
     for benchmark in result.benchmarks:
         benchmark.verdict = benchmark.verdict or "inconclusive"
@@ -261,7 +261,7 @@ def prepare(workers: Mapping[str, Worker], benchmark: Benchmark) -> dict[str, St
 
 
 def compare_counters(
-    workers: Mapping[str, Worker], benchmarks: Sequence[Benchmark], random: np.random.Generator
+    workers: Mapping[str, Worker], benchmarks: Sequence[Benchmark], limit: float, random: np.random.Generator
 ) -> None:
     """
     Get the exact counters of both sides; a benchmark with a counter that rose fails.
@@ -273,7 +273,7 @@ def compare_counters(
         benchmark.counters = {name: worker.count() for name, worker in workers.items()}
         if benchmark.risen:
             benchmark.verdict = "failed"
-        elif first["head"] >= 2 * first["base"] and (pair := time_pair(workers, 1, 0.0, random)).ratio >= GROSS:
+        elif first["head"] >= 2 * first["base"] and (pair := time_pair(workers, 1, 0.0, limit, random)).ratio >= GROSS:
             benchmark.pairs.append(pair)
 
 
@@ -303,7 +303,7 @@ def sample_pairs(
                 duration = sampling_time(time.monotonic() - pair_start, len(undecided), end - sampling_start)
                 for benchmark in random.permutation(np.array(undecided, dtype=object)).tolist():
                     prepare(workers, benchmark)
-                    benchmark.pairs.append(time_pair(workers, benchmark.round, duration, random))
+                    benchmark.pairs.append(time_pair(workers, benchmark.round, duration, end, random))
                     benchmark.take_look(result.delta, share())
             longest = max(longest, time.monotonic() - pair_start)
             bar.update(round(min(budget, time.monotonic() - start)) - bar.n)
@@ -323,12 +323,14 @@ def sampling_time(start: float, benchmarks: int, budget: float) -> float:
     return min(NOISE_RATIO * sqrt(start / benchmarks), max(0.0, (budget / MIN_PAIRS - start) / benchmarks))
 
 
-def time_pair(workers: Mapping[str, Worker], number: int, duration: float, random: np.random.Generator) -> Pair:
+def time_pair(
+    workers: Mapping[str, Worker], number: int, duration: float, limit: float, random: np.random.Generator
+) -> Pair:
     """
     Time interleaved blocks of both workers on the same cores, for `duration` seconds and at least MIN_BLOCKS blocks.
 
-    If head takes twice as long as base in the warm-up, GROSS_BLOCKS blocks are enough. The order of the two is
-    randomized for each block; `number` is the round.
+    If head takes twice as long as base in the warm-up, GROSS_BLOCKS blocks are enough, and after the time limit (by
+    `time.monotonic`) one is. The order of the two is randomized for each block; `number` is the round.
     """
     threads = workers["base"].arm.threads
     cores = random.choice(available_cores(), min(threads, len(available_cores())), replace=False).tolist()
@@ -340,7 +342,10 @@ def time_pair(workers: Mapping[str, Worker], number: int, duration: float, rando
     calls, gross = calls_of_blocks(workers), warm["head"] >= 2 * warm["base"]
     seconds: dict[str, list[float]] = {name: [] for name in workers}
     end = time.perf_counter() + duration
-    while len(seconds["base"]) < (GROSS_BLOCKS if gross else MIN_BLOCKS) or time.perf_counter() < end:
+    while not seconds["base"] or (
+        time.monotonic() < limit
+        and (len(seconds["base"]) < (GROSS_BLOCKS if gross else MIN_BLOCKS) or time.perf_counter() < end)
+    ):
         for name in random.permutation(list(workers)).tolist():
             seconds[name].append(workers[name].block(calls[name]) / calls[name])
     base, head = (float(np.median(seconds[name])) for name in ("base", "head"))

@@ -25,6 +25,7 @@ from properties.stack import Stack
 
 FAILURES = pytest.StashKey["Failures"]()
 ENTRIES = pytest.StashKey[list[Entry]]()
+NOT_WRITTEN = pytest.StashKey[str]()
 CORES = os.cpu_count() or 1
 THREADS = sorted({2**power for power in range(CORES.bit_length())} | {CORES})
 """The powers of two up to the number of cores, and that number. (2 ** bit_length is the first power above it.)"""
@@ -114,6 +115,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     add_positions(config.stash[ENTRIES])
     for line in summary(config.stash[ENTRIES], fingerprint()):
         terminalreporter.write_line(line)
+    if error := config.stash.get(NOT_WRITTEN, ""):
+        terminalreporter.write_line(f"error: {error}", red=True)
 
 
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
@@ -127,14 +130,25 @@ def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, A
 
 @pytest.hookimpl(wrapper=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Iterator[None]:
-    """Rename the file that pytest-benchmark wrote to its final name, or delete it if the run did not complete."""
-    yield
+    """
+    Rename the file that pytest-benchmark wrote to its final name, or delete it if the run did not complete.
+
+    If it cannot be written, the tables are printed nevertheless, followed by an error.
+    """
     folder = session.config.getoption("record")
-    if folder and _temporary(folder).exists():
-        if exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+    complete = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+    try:
+        yield
+        if folder and complete and _temporary(folder).exists():
             _temporary(folder).replace(folder / "benchmarks.json")
-        else:
-            _temporary(folder).unlink()
+    except OSError as error:
+        if not folder:
+            raise
+        session.config.stash[NOT_WRITTEN] = f"--record {folder}: benchmarks.json cannot be written: {error.strerror}"
+        session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
+    finally:
+        if folder:
+            _temporary(folder).unlink(missing_ok=True)
 
 
 def _temporary(folder: Path) -> Path:

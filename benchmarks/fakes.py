@@ -186,12 +186,17 @@ def start_command(module: str, *options: str) -> subprocess.Popen[str]:
     )
 
 
-def interrupt(run: subprocess.Popen[str], folder: Path, processes: int) -> str:
-    """Send Ctrl-C once this many process ids are in `folder`/pids; return the last line of the command's stderr."""
+def wait_for_processes(run: subprocess.Popen[str], folder: Path, processes: int) -> None:
+    """Wait until this many process ids are in `folder`/pids."""
     pids = folder / "pids"
     while not pids.exists() or len(pids.read_text().split()) < processes:
         assert run.poll() is None
         time.sleep(0.1)
+
+
+def interrupt(run: subprocess.Popen[str], folder: Path, processes: int) -> str:
+    """Send Ctrl-C once this many process ids are in `folder`/pids; return the last line of the command's stderr."""
+    wait_for_processes(run, folder, processes)
     run.send_signal(signal.SIGINT)
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 130

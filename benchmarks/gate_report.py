@@ -62,7 +62,8 @@ def benchmark_reason(benchmark: Benchmark, delta: float) -> str:
 
 def _gross_reason(benchmark: Benchmark) -> str:
     """Return the reason for failing after a few pairs, or for not doing so with too few of them."""
-    times = f"head takes at least {exp(min(pair.ratio for pair in benchmark.pairs)):.3g} times as long"
+    factor = exp(min(pair.ratio for pair in benchmark.pairs))
+    times = f"head takes at least {factor:{',.0f' if factor >= 100 else '.3g'}} times as long"
     if benchmark.verdict == "failed":
         return f"{times} in each of {len(benchmark.pairs)} pairs"
     return f"undecided: {times}, but 1 pair is too few (raise --budget)"

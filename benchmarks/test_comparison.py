@@ -149,6 +149,12 @@ def test_time_limit_includes_counting(fake_workers: FakeWorkers) -> None:
     assert fake_workers.pairs == 7
 
 
+def test_one_block_is_enough_after_the_time_limit(fake_workers: FakeWorkers) -> None:
+    (benchmark,) = compared(seconds=0.5).benchmarks
+
+    assert [pair.blocks for pair in benchmark.pairs] == [1]
+
+
 def test_processes_are_given_up_at_the_time_limit(fake_workers: FakeWorkers, monkeypatch: pytest.MonkeyPatch) -> None:
     limits: list[Limit] = []
     original = comparison.started_workers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,7 @@ def test_wrong_engine_is_reported_and_the_others_are_timed(
     fake_engines: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(fake_engines)
+    monkeypatch.delitem(sys.modules, "fakes", raising=False)
     monkeypatch.setattr(engine_times, "MIN_ROUNDS", 3)
     options = ["--engines", "eager,fakes:wrong", "--batches", "1,16", "--threads", "1", "--budget", "0"]
 
@@ -125,6 +127,7 @@ def test_engine_that_fails_while_it_is_timed_loses_no_other_times(
     reason: str,
 ) -> None:
     monkeypatch.syspath_prepend(fake_engines)
+    monkeypatch.delitem(sys.modules, "fakes", raising=False)
     monkeypatch.setattr(engine_times, "MIN_ROUNDS", 3)
     options = ["--engines", f"fakes:{engine},eager", "--batches", "1,4", "--threads", "1", "--budget", "0"]
 

@@ -13,7 +13,15 @@ import pytest
 
 from benchmarks import comparison, gate
 from benchmarks.comparison import ComparisonError
-from benchmarks.fakes import MACHINE, ROOT, FakeWorkers, interrupt, remaining_processes, start_command
+from benchmarks.fakes import (
+    MACHINE,
+    ROOT,
+    FakeWorkers,
+    interrupt,
+    remaining_processes,
+    start_command,
+    wait_for_processes,
+)
 from benchmarks.gate import NAMES, checkout, default_base, describe, main, resolve
 from benchmarks.gate_report import FORMATS
 from properties.testing import FAULTY
@@ -353,6 +361,7 @@ def test_unknown_commit_is_an_error(repository: Path, run_gate: RunGate, capsys:
     [
         ("--output=FILE", "not a commit of this repository"),
         ("--remote=file:///", "not a commit of this repository"),
+        ("--all", "not a commit of this repository"),
         ("", "not a commit of this repository"),
         ("HEAD HEAD", "not a commit of this repository"),
         ("HEAD..HEAD~1", "not a commit of this repository"),
@@ -467,6 +476,22 @@ def test_ctrl_c_leaves_no_process(fake_engines: Path) -> None:
         assert interrupt(run, fake_engines, processes=2) == "stopped"  # the worker and its child
 
     assert not remaining_processes(fake_engines)
+
+
+def test_killed_gate_leaves_no_process_and_no_file(
+    fake_engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    with start_command("benchmarks.gate", "--head-engine", "fakes:hanging", "--select", "forward-1") as run:
+        wait_for_processes(run, fake_engines, processes=2)
+        assert list(temporary.iterdir())
+        run.kill()
+        run.communicate()
+
+    assert not remaining_processes(fake_engines)
+    assert not list(temporary.iterdir())
 
 
 def test_real_comparison_times_pairs_on_one_core(run_gate: RunGate, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -40,8 +41,9 @@ class Run:
         self.child = int(self.process.stdout.readline())
 
     def end(self, number: int) -> None:
-        """Send the run a signal, and wait for its end."""
-        self.process.send_signal(number)
+        """Send a signal to the run and all processes of its group, as a terminal does, and wait for its end."""
+        with suppress(ProcessLookupError):  # it has ended before
+            os.killpg(self.process.pid, number)
         self.process.communicate(timeout=10)
 
 

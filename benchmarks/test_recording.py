@@ -11,13 +11,28 @@ import pytest
 from benchmarks.fakes import ROOT
 
 
-@pytest.mark.parametrize("option", ["-n2", "--benchmark-disable"])
-def test_record_without_times_is_a_usage_error(tmp_path: Path, option: str) -> None:
+@pytest.mark.parametrize(("option", "named"), [("-n2", "-n"), ("--benchmark-disable", "--benchmark-disable")])
+def test_record_without_times_is_a_usage_error(tmp_path: Path, option: str, named: str) -> None:
     (tmp_path / "benchmarks.json").write_text("kept")
     command = [sys.executable, "-m", "pytest", "benchmarks", "-m", "benchmark", "--record", str(tmp_path), option]
 
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert run.returncode == pytest.ExitCode.USAGE_ERROR
-    assert f"--record: benchmarks are not timed with {option[:2] if option == '-n2' else option}; omit it" in run.stderr
+    assert f"--record: benchmarks are not timed with {named}; omit it" in run.stderr
     assert (tmp_path / "benchmarks.json").read_text() == "kept"
+
+
+def test_times_that_cannot_be_written_are_printed(tmp_path: Path) -> None:
+    """The limit on the size of files acts as a full disk does."""
+    (tmp_path / "benchmarks.previous.json").write_text("kept")
+    options = f"-m benchmark -k 'bench_update and manual' --dtype float32 -p no:cacheprovider --record {tmp_path}"
+    script = f"ulimit -f 1; {sys.executable} -m pytest benchmarks/bench_training.py {options}"
+
+    run = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert run.returncode == pytest.ExitCode.INTERNAL_ERROR
+    assert f"error: --record {tmp_path}: benchmarks.json cannot be written: File too large" in run.stdout
+    assert " passed" in run.stdout
+    assert "Traceback" not in run.stdout + run.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["benchmarks.previous.json"]
