@@ -69,7 +69,7 @@ def _processor() -> str:
     """Return the processor's model name from /proc/cpuinfo, or what the platform reports if that has none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         lines = []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()

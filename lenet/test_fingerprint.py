@@ -69,6 +69,13 @@ def test_processor_is_its_model_name_or_what_the_platform_reports(
     assert module._processor() == name
 
 
+def test_processor_whose_name_is_no_text_is_what_the_platform_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda path: b"model name\t: \xff".decode())
+    monkeypatch.setattr(platform, "processor", lambda: "arm")
+
+    assert module._processor() == "arm"
+
+
 def test_stamp_has_date_and_command() -> None:
     record = stamp("python -m lenet")
 

@@ -194,6 +194,19 @@ def test_loss_that_is_not_finite_is_null_in_the_record_and_fails_the_run(
     assert record["comparisons"] == {}
 
 
+def test_second_ctrl_c_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "_run", interrupt)
+
+    assert train.main(["--checkpoint", str(tmp_path / "run.pt")]) == 130
+    assert capsys.readouterr().err == "stopped at once; if an epoch was completed, continue from it with --resume\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("used", ["run.pt", "link.pt", "record/training.json"])
 def test_two_runs_do_not_share_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], used: str

@@ -51,6 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
     except OSError as error:
         print(f"error: {file_problem(error)}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("stopped at once; if an epoch was completed, continue from it with --resume", file=sys.stderr)
+        return 130
     return 2
 
 

@@ -25,7 +25,7 @@ except ModuleNotFoundError as error:
     print(f"error: {error.name} is not installed; run `tox run -e browser`", file=sys.stderr)
     sys.exit(2)
 
-from reports.__main__ import LATEST
+from reports.commands import LATEST
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WIDTHS = {"phone": 360, "desktop": 1440}

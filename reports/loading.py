@@ -102,7 +102,7 @@ def _check(folder: Path, run: Run, judged: set[str]) -> None:
         raise ReportError(f"{folder}: {subjects}; {_again('benchmarks.json')}, with the same --subject")
     for timing in run.timings:
         stack = f"{timing.subject} on {timing.device} in {timing.dtype}"
-        if not any(stack in each for each in run.laws.stacks):
+        if not any(each.startswith(stack) for each in run.laws.stacks):
             raise ReportError(
                 f"{folder}: benchmarks.json is of {stack}, laws.json of {'; '.join(run.laws.stacks)}; "
                 f"{_again('benchmarks.json')}, with the same --device and --dtype"

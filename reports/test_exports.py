@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
-from reports.__main__ import main
+from reports.commands import main
 from reports.conftest import EVIL, Files, entry, write
 
 

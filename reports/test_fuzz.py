@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reports import figures, history
-from reports.__main__ import main
+from reports.commands import main
 from reports.conftest import Files, parsed, write
 
 fuzz = settings(

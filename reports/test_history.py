@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from reports import history
-from reports.__main__ import main
+from reports.commands import main
 from reports.conftest import EVIL, STACK, Files, Page, entry, timing, write
 from reports.loading import load
 from reports.verdict import passed

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from reports.__main__ import main
+from reports.commands import main
 from reports.conftest import STACK, Files, entry, page, parsed, timing, write
 from reports.loading import load
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import runpy
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from reports.__main__ import COMMANDS, main
+from reports.commands import COMMANDS, main
 from reports.conftest import Files, write
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +34,7 @@ def test_misspelled_command_is_an_error_that_lists_the_commands(capsys: pytest.C
 def test_error_for_missing_data_names_the_folder(
     tmp_path: Path, files: Files, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("reports.__main__.render", lambda run: {}["x"])
+    monkeypatch.setattr("reports.commands.render", lambda run: {}["x"])
     write(tmp_path, files)
 
     assert main([str(tmp_path)]) == 2
@@ -46,7 +47,7 @@ def test_verdict_is_printed_even_if_no_page_can_be_written(
     def full(path: Path, text: str) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr("reports.__main__._write", full)
+    monkeypatch.setattr("reports.commands._write", full)
     write(tmp_path, files)
 
     assert main([str(tmp_path)]) == 2
@@ -66,15 +67,41 @@ def test_output_that_cannot_be_written_is_one_line(tmp_path: Path, files: Files)
     assert (done.returncode, done.stderr) == (2, "error: cannot write: No space left on device\n")
 
 
+def test_name_that_the_terminal_cannot_show_is_escaped(tmp_path: Path, files: Files) -> None:
+    for content in files.values():
+        content["stack"] = content["stack"] | {"processor": "Caf\u00e9"}
+    write(tmp_path, files)
+    command, environment = [sys.executable, "-m", "reports", str(tmp_path)], os.environ | {"PYTHONIOENCODING": "ascii"}
+
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "on Caf\\xe9, 2 cores" in done.stdout
+
+
 def test_unforeseen_error_is_one_line_and_not_a_verdict(
     tmp_path: Path, files: Files, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The exit code 1 says that the run failed, and nothing else."""
-    monkeypatch.setattr("reports.__main__.render", lambda run: [] / 0)  # type: ignore[operator]
+    monkeypatch.setattr("reports.commands.render", lambda run: [] / 0)  # type: ignore[operator]
     write(tmp_path, files)
 
     assert main([str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(f"error: a file in {tmp_path} lacks data for the report: TypeError ")
+
+
+def test_program_that_cannot_be_imported_is_one_line_and_not_a_verdict(tmp_path: Path) -> None:
+    (tmp_path / "lenet").mkdir()
+    (tmp_path / "lenet" / "__init__.py").write_text("def broken(:\n")
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+
+    done = subprocess.run(
+        [sys.executable, "-m", "reports"], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+    )
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the report cannot be imported: SyntaxError: invalid syntax (__init__.py")
+    assert done.stderr.count("\n") == 1
 
 
 def test_browser_without_playwright_names_the_command(

@@ -10,7 +10,7 @@ from xml.etree import ElementTree as Xml
 import pytest
 
 from reports import figures
-from reports.__main__ import main
+from reports.commands import main
 from reports.conftest import EVIL, ROOFLINE, Files, Page, entry, page, parsed, timing, write
 from reports.glossary import GLOSSARY
 from reports.loading import load

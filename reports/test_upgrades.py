@@ -13,7 +13,7 @@ import pytest
 from lenet.fingerprint import FORMAT
 from properties.diagnosis import mutant_table
 from properties.known_issues import KNOWN_ISSUES
-from reports.__main__ import main
+from reports.commands import main
 from reports.conftest import parsed
 from reports.history import PAGES
 from reports.laws import CHAPTERS

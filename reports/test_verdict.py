@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reports import figures, sentences, verdict
-from reports.__main__ import main
+from reports.commands import main
 from reports.conftest import Files, entry, page, parsed, write
 from reports.loading import load
 from reports.page import render_index
