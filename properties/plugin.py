@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from lenet.oracle import CLAIMS, PRECISIONS
 from properties import case, expectations, preconditions, record, terminal
 from properties.case import Case
 from properties.executed import NOT_FOR_ENGINES
+from properties.judged_code import LawTimeout, escapes_are_errors, forbid_early_exit, time_limit
 from properties.preconditions import Unmet
 from properties.stack import Stack, dtype_name
 from properties.strategies import only_case, seed_of_examples
@@ -85,6 +86,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "engine: a law about executing a network, by which engines are judged too")
     share_cores()
     disable_tf32()
+    forbid_early_exit()
     folder = config.getoption("record")
     if folder and not writable(folder):
         raise pytest.UsageError(f"--record {folder}: not a folder that can be written to")
@@ -232,11 +234,34 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         if is_hypothesis_test(item.obj):
             seed(number)(item.obj)
     installed = stack.installed() if stack else nullcontext()
-    with installed, only_case(item.config.stash[CASE]), seed_of_examples(number):
+    with _judging(item), installed, only_case(item.config.stash[CASE]), seed_of_examples(number):
         unmet = _unmet_preconditions(stack) if stack and item.get_closest_marker("law") else {}
         with preconditions.restricted(unmet) as restrictions:
             item.stash[record.RESTRICTIONS] = restrictions
             return (yield)
+
+
+@contextmanager
+def _judging(item: pytest.Item) -> Iterator[None]:
+    """Within this block, whatever judged code raises is a failure, and `--timeout` limits a law."""
+    __tracebackhide__ = True
+    if not item.get_closest_marker("law"):
+        yield
+        return
+    try:
+        with escapes_are_errors(), time_limit(item.stash.get(record.SECONDS, None)):
+            yield
+    except LawTimeout as error:
+        raise pytest.fail.Exception(str(error)).with_traceback(error.__traceback__) from None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> bool | None:
+    """Have a law's time limit end it for good: Hypothesis would repeat the example without one."""
+    if settings.method != "signal" or not item.get_closest_marker("law"):
+        return None
+    item.stash[record.SECONDS] = settings.timeout
+    return True
 
 
 def _unmet_preconditions(stack: Stack) -> Unmet:

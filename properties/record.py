@@ -25,6 +25,7 @@ from lenet.fingerprint import stamp
 from lenet.oracle import THRESHOLD
 from properties.case import Case
 from properties.executed import NOT_FOR_ENGINES
+from properties.judged_code import LAWS, belongs_to_judge
 from properties.ledger import compiled_graphs, current_ledger
 from properties.preconditions import Restrictions, describe
 from properties.stack import dtype_name
@@ -32,7 +33,8 @@ from properties.stack import dtype_name
 PROPERTY = "law"
 """The name under which a report's user_properties hold a law's entry."""
 
-LAWS = Path(__file__).parent / "laws"
+SECONDS = pytest.StashKey[float]()
+"""The time limit of an item, by pytest-timeout."""
 
 RESTRICTIONS = pytest.StashKey[Restrictions]()
 """What the network of an item's stack cannot do."""
@@ -60,6 +62,21 @@ def pytest_runtest_makereport(
         if report.outcome == "failed":
             report.sections.append(("law", _explanation(entry, _drawn_again(item))))
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Escape what cannot be encoded in what a parallel worker reports, such as a subject's message `\\ud800`."""
+    return _encodable((yield))
+
+
+def _encodable(data: Any) -> Any:
+    """Return the data, of JSON's types, with every lone surrogate in its texts escaped."""
+    if isinstance(data, str):
+        return data.encode(errors="backslashreplace").decode()
+    if isinstance(data, dict):
+        return {key: _encodable(value) for key, value in data.items()}
+    return type(data)(map(_encodable, data)) if isinstance(data, (list, tuple)) else data
 
 
 def _entry(item: pytest.Function, report: pytest.TestReport) -> Entry:
@@ -103,16 +120,16 @@ def _failure(call: pytest.CallInfo[None]) -> Entry:
         kind = "flaky"
     elif isinstance(error, pytest.fail.Exception) and str(error).startswith("Timeout"):
         kind = "timeout"
-    elif isinstance(error, pytest.fail.Exception) or (isinstance(error, AssertionError) and _belongs_to_judge(place)):
+    elif isinstance(error, pytest.fail.Exception) or (isinstance(error, AssertionError) and _is_own_assertion(place)):
         kind = "assertion"
     else:
         kind = "crash"
     return {"failure_kind": kind, "first_failure": current_ledger().first_failure}
 
 
-def _belongs_to_judge(source: Path) -> bool:
-    """Whether code in this file belongs to a law or its assertions, and not to the subject."""
-    return source.parent in (LAWS.parent, LAWS) or source.parent.name == "_pytest"
+def _is_own_assertion(source: Path) -> bool:
+    """Whether an AssertionError that was raised in this file is one of a law, and not of the subject."""
+    return belongs_to_judge(source) or source.parent.name == "_pytest"
 
 
 def _message(report: pytest.TestReport) -> str:
@@ -138,6 +155,7 @@ def _command(item: pytest.Function) -> str:
     words += ["--engine", stack.engine.name] if stack.engine else []
     words += ["--claim", stack.claim] if stack.claim else []
     words.append(f"--hypothesis-profile={_profile(item.config)}")
+    words += [f"--timeout={limit:g}"] if (limit := item.stash.get(SECONDS, None)) else []
     if stack.subject.spec != "lenet":
         words += ["--subject", stack.subject.spec]
     if name := _only_case():
