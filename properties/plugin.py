@@ -7,6 +7,7 @@ It registers `properties.expectations` (known issues), `properties.record` (entr
 
 from __future__ import annotations
 
+import itertools
 import os
 import zlib
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import pytest
 import torch
 from hypothesis import Phase, is_hypothesis_test, seed, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
+from hypothesis.errors import InvalidArgument
 from threadpoolctl import threadpool_limits
 
 from lenet import engines, subject
@@ -51,6 +53,7 @@ UNSHRUNK = settings(COMMON, derandomize=True, database=None, phases={Phase.expli
 settings.register_profile("kills", UNSHRUNK, max_examples=20)  # mutants by the laws that they name; examples of `ci`
 settings.register_profile("mutants", UNSHRUNK, max_examples=2)  # mutants by all laws; as many as there is time for
 settings.load_profile("quick")
+PROFILES = ("quick", "ci", "thorough", "kills", "mutants")
 
 SUBJECT_HELP = "module or file.py, either followed by :Name if needed; may be repeated (default: lenet)"
 CLAIM_HELP = f"judge the engines at this precision instead of the one that each claims: {', '.join(CLAIMS)}"
@@ -67,8 +70,9 @@ UNSUPPORTED = pytest.StashKey[list[str]]()
 """A line for each engine that supports none of the stacks."""
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     """Add the options that choose what is judged."""
+    _check_configuration(pluginmanager.get_plugin("pytestconfig"))
     group = parser.getgroup("lenet", "lenet: what is judged")
     known = ", ".join(engines.names())
     group.addoption("--subject", action="append", metavar="SPEC", help=SUBJECT_HELP)
@@ -77,11 +81,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--device", metavar="DEVICES", help="comma-separated, such as cpu,cuda; default: those available")
     group.addoption("--dtype", metavar="DTYPES", help=f"comma-separated; default: {','.join(DEFAULT_DTYPES)}")
     group.addoption("--case", metavar="CASE", help=CASE_HELP)
-    group.addoption("--record", type=Path, metavar="DIR", help="write the results to JSON files in this folder")
+    group.addoption("--record", type=_folder, metavar="DIR", help="write the results to JSON files in this folder")
 
 
+def _check_configuration(config: pytest.Config) -> None:
+    """
+    Raise a usage error if the run is configured by a file that pytest has found beside a subject.
+
+    To find its configuration, pytest reads the command line before it knows of `--subject`, and takes the next word for
+    the path of a test.
+    """
+    words, place = config.invocation_params.args, config.invocation_params.dir
+    subjects = [place / word for option, word in itertools.pairwise(words) if option == "--subject"]
+    ini = config.inipath
+    if ini and ini.parent not in (place, *place.parents) and any(ini.parent in path.parents for path in subjects):
+        raise pytest.UsageError(f"--subject: pytest has read {ini}; write --subject=PATH, with =, and it does not")
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise pytest.UsageError("--record: the name of a folder is needed")
+    return Path(text)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Build the stacks from the options; every wrong option is a one-line usage error."""
+    _check_profile(config.getoption("--hypothesis-profile", None))
     config.addinivalue_line("markers", "law: a property that a stack is judged by; every test in properties/laws")
     config.addinivalue_line("markers", "engine: a law about executing a network, by which engines are judged too")
     share_cores()
@@ -92,11 +118,11 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"--record {folder}: not a folder that can be written to")
     specs = config.getoption("subject") or [os.environ.get("LENET_SUBJECT") or "lenet"]
     devices, config.stash[UNAVAILABLE] = _devices(config.getoption("device"))
-    text = config.getoption("case")
+    text, names = config.getoption("case"), config.getoption("engine")
     try:
         subjects = [subject.load(spec) for spec in specs]
-        chosen_engines = [engines.load(name) for name in (config.getoption("engine") or "").split(",") if name]
-        config.stash[CASE] = case.parse(text) if text else None
+        chosen_engines = [] if names is None else [engines.load(name) for name in names.split(",")]
+        config.stash[CASE] = None if text is None else case.parse(text)
     except (subject.SubjectError, EngineError) as error:
         raise pytest.UsageError(str(error)) from error
     except ValueError as error:
@@ -115,6 +141,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(expectations, "lenet-expectations")
     config.pluginmanager.register(record, "lenet-record")
     config.pluginmanager.register(terminal, "lenet-terminal")
+
+
+def _check_profile(name: str | None) -> None:
+    """Raise a usage error if Hypothesis has no profile of this name; its own error would be a traceback."""
+    if name is None:
+        return
+    try:
+        settings.get_profile(name)
+    except InvalidArgument as error:
+        raise pytest.UsageError(f"--hypothesis-profile {name}: not one of {', '.join(PROFILES)}") from error
 
 
 def _executed_by(chosen: list[Engine], stacks: list[Stack], claim: str | None) -> tuple[list[Stack], list[str]]:

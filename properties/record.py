@@ -7,9 +7,11 @@ counterexample's case if it has one; the failure's report shows them too.
 
 from __future__ import annotations
 
+import fcntl
 import inspect
 import json
 import math
+import os
 import re
 import shlex
 from collections.abc import Generator
@@ -205,7 +207,10 @@ class Record:
         self.errors: list[str] = []  # what failed without a verdict: a crashed worker, a file of laws with an error
         folder = config.getoption("record")
         self.path: Path | None = folder and folder / ("engines.json" if config.getoption("engine") else "laws.json")
+        self.selected = 0  # the number of laws to run
+        self.not_written: list[str] = []  # a line about each file that could not be written
         if self.path and _laws_are_selected(config):
+            self.lock = _locked(self.path.parent)
             set_aside(self.path)
 
     @property
@@ -225,12 +230,40 @@ class Record:
         if report.failed:
             self.errors.append(report.nodeid)
 
-    @pytest.hookimpl(trylast=True)
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Count the laws of this process."""
+        self.selected = sum(item.get_closest_marker("law") is not None for item in session.items)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
+        """Count the laws of the parallel workers, which each collect all of them."""
+        laws = Path("properties", "laws").as_posix()
+        self.selected = sum(laws in name.partition("::")[0] for name in ids)
+
+    @property
+    def not_reached(self) -> int:
+        """The number of laws that were not run although the run was to run them."""
+        options = self.config.option
+        return 0 if options.collectonly or options.setuponly else max(0, self.selected - len(self.entries))
+
+    @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """Write the record; a run in which every law was skipped fails."""
+        """Write the record; a run in which every law was skipped, or which ended before its last law, fails."""
+        passed = session.exitstatus == pytest.ExitCode.OK
+        if passed and (self.not_reached or (self.entries and not self.judged)):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        try:
+            self._write(exitstatus)
+        except OSError as error:
+            self.not_written.append(f"--record {self.path}: {error.strerror or error}")
+            if passed:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _write(self, exitstatus: int) -> None:
         if self.path and self.entries:
             content = stamp(shlex.join(["pytest", *self.config.invocation_params.args])) | {
-                "finished": exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED),
+                "finished": exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+                and not self.not_reached,
                 "errors": self.errors,
                 "profile": _profile(self.config),
                 "threshold": THRESHOLD,
@@ -240,11 +273,23 @@ class Record:
                 content["matrix"] = engine_matrix(self.entries)
             with write_atomically(self.path) as file:
                 file.write(json.dumps(content, indent=1, allow_nan=False).encode())
-        if self.entries and not self.judged and session.exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 RECORD = pytest.StashKey[Record]()
+
+
+def _locked(folder: Path) -> int:
+    """Return a descriptor of the folder, locked until this process ends; a usage error if another run has locked it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise pytest.UsageError(
+            f"--record {folder}: another run is recording into this folder; wait for its end, or name another folder"
+        ) from None
+    except OSError:
+        pass  # a file system that has no locks
+    return descriptor
 
 
 def _laws_are_selected(config: pytest.Config) -> bool:
