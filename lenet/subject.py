@@ -150,12 +150,16 @@ def _one_line_error(spec: str, what: str) -> Iterator[None]:
     except (SubjectError, KeyboardInterrupt):
         raise
     except BaseException as error:
-        raise SubjectError(f"--subject {spec}: {what} raised {_line(error)}") from error
+        raise SubjectError(f"--subject {spec}: {what} raised {one_line(error)}") from error
 
 
-def _line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Return an exception's type and message in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    try:
+        message = str(error)
+    except Exception:
+        message = "(its message raises an exception)"
+    return " ".join(f"{type(error).__name__}: {message}".split())
 
 
 def _parts(spec: str, found: Any) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 from torch.overrides import TorchFunctionMode
 
 from lenet import oracle, subject
-from lenet.files import write_atomically
+from lenet.files import writable, write_atomically
 from lenet.fingerprint import stamp
 from lenet.oracle import PRECISIONS, Answer, Budgeted
 from properties.case import IMAGE_LAYOUTS, IMAGES, TARGETS, WEIGHTS, Case
@@ -42,6 +42,7 @@ from properties.strategies import BATCHES
 RESULT = Path(__file__).with_suffix(".json")
 LR = 0.1
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 0.9999, 1.0)
+LAST_SEED = 2**32 - 1  # of a Case
 SAVE_INTERVAL = 120.0  # seconds between two files, so that an interrupted run loses little
 
 CLAIMS = {
@@ -373,8 +374,15 @@ def main() -> None:
     options = parser.parse_args()
     if options.cases < 1:
         parser.error(f"--cases {options.cases}: at least 1 is needed")
+    largest = LAST_SEED - options.cases + 1
+    if not 0 <= options.seed <= largest:
+        parser.error(f"--seed {options.seed}: with {options.cases} cases, not from 0 to {largest}")
+    if not (options.processes and options.processes >= 1):
+        parser.error(f"--processes {options.processes}: at least 1 is needed")
+    if options.output.is_dir() or not writable(options.output.parent):
+        parser.error(f"--output {options.output}: not a file that can be written")
     if options.merge:
-        return merge(options.merge, options.output)
+        return _merge_or_exit(parser, options.merge, options.output)
     os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # one thread per worker
     header = stamp(shlex.join(["python", "-m", "properties.calibration", *sys.argv[1:]]))
 
@@ -382,6 +390,13 @@ def main() -> None:
         _write(options.output, header | {"dtypes": dtypes})
 
     calibrate(options.dtype, options.cases, options.seed, options.processes, save)
+
+
+def _merge_or_exit(parser: argparse.ArgumentParser, files: Sequence[Path], output: Path) -> None:
+    try:
+        merge(files, output)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        parser.error(f"--merge: not files that this program has written ({type(error).__name__}: {error})")
 
 
 def merge(files: Sequence[Path], output: Path) -> None:

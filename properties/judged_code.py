@@ -25,6 +25,8 @@ import hypothesis
 import pytest
 from hypothesis.errors import HypothesisException
 
+from lenet.subject import one_line
+
 LAWS = Path(__file__).parent / "laws"
 LIBRARIES = tuple(f"{Path(str(library.__file__)).parent}{os.sep}" for library in (_pytest, hypothesis))
 """Pytest's and Hypothesis's own code, which raises what its caller has asked for."""
@@ -37,7 +39,7 @@ class EscapeError(RuntimeError):
     """Judged code has raised an exception that would have skipped the law, discarded the example or ended the run."""
 
 
-class LawTimeout(BaseException):  # noqa: N818  (no error of the judged code, which must not catch it as one)
+class LawTimeout(BaseException):
     """A law has reached its time limit. Hypothesis does not catch it: it would run the example again, without limit."""
 
 
@@ -60,7 +62,7 @@ def _is_plain(error: BaseException) -> bool:
 
 @contextmanager
 def escapes_are_errors() -> Iterator[None]:
-    """Raise EscapeError for an exception in this block that is no failure, unless the judge or the user has raised it."""
+    """Raise EscapeError for an exception in this block that is no failure, unless the judge or the user raised it."""
     __tracebackhide__ = True
     try:
         yield
@@ -69,8 +71,8 @@ def escapes_are_errors() -> Iterator[None]:
     except BaseException as error:
         if _is_plain(error) or _raised_by_judge(error):
             raise
-        raised = f"{type(error).__name__}: {error}".removesuffix(": ")
-        raise EscapeError(f"only a law may skip, discard an example or end the run; this code raised {raised}") from error
+        message = f"only a law may skip, discard an example or end the run; this code raised {one_line(error)}"
+        raise EscapeError(message) from error
 
 
 @contextmanager

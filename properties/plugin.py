@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,11 @@ from lenet.engines.eager import disable_tf32
 from lenet.files import writable
 from lenet.fingerprint import fingerprint, headline
 from lenet.oracle import CLAIMS, PRECISIONS
+from lenet.processes import adopt_orphans, descendants, end_descendants
 from properties import case, expectations, preconditions, record, terminal
 from properties.case import Case
 from properties.executed import NOT_FOR_ENGINES
-from properties.judged_code import LawTimeout, escapes_are_errors, forbid_early_exit, time_limit
+from properties.judged_code import LAWS, LawTimeout, escapes_are_errors, forbid_early_exit, time_limit
 from properties.preconditions import Unmet
 from properties.stack import Stack, dtype_name
 from properties.strategies import only_case, seed_of_examples
@@ -72,7 +75,7 @@ UNSUPPORTED = pytest.StashKey[list[str]]()
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     """Add the options that choose what is judged."""
-    _check_configuration(pluginmanager.get_plugin("pytestconfig"))
+    _check_configuration(pluginmanager)
     group = parser.getgroup("lenet", "lenet: what is judged")
     known = ", ".join(engines.names())
     group.addoption("--subject", action="append", metavar="SPEC", help=SUBJECT_HELP)
@@ -84,13 +87,14 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
     group.addoption("--record", type=_folder, metavar="DIR", help="write the results to JSON files in this folder")
 
 
-def _check_configuration(config: pytest.Config) -> None:
+def _check_configuration(pluginmanager: pytest.PytestPluginManager) -> None:
     """
     Raise a usage error if the run is configured by a file that pytest has found beside a subject.
 
     To find its configuration, pytest reads the command line before it knows of `--subject`, and takes the next word for
     the path of a test.
     """
+    config: Any = pluginmanager.get_plugin("pytestconfig")
     words, place = config.invocation_params.args, config.invocation_params.dir
     subjects = [place / word for option, word in itertools.pairwise(words) if option == "--subject"]
     ini = config.inipath
@@ -113,6 +117,7 @@ def pytest_configure(config: pytest.Config) -> None:
     share_cores()
     disable_tf32()
     forbid_early_exit()
+    _end_children_with_run(config)
     folder = config.getoption("record")
     if folder and not writable(folder):
         raise pytest.UsageError(f"--record {folder}: not a folder that can be written to")
@@ -141,6 +146,16 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(expectations, "lenet-expectations")
     config.pluginmanager.register(record, "lenet-record")
     config.pluginmanager.register(terminal, "lenet-terminal")
+
+
+def _end_children_with_run(config: pytest.Config) -> None:
+    """End the processes that judged code has started when the run ends, as by a signal that would end it at once."""
+    adopt_orphans()
+    config.add_cleanup(partial(end_descendants, spared=descendants()))
+    if not hasattr(config, "workerinput"):
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, signal.default_int_handler)
 
 
 def _check_profile(name: str | None) -> None:
@@ -210,7 +225,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Warnings that a subject raises are not errors.
     """
     for item in items:
-        if record.LAWS in item.path.parents:
+        if LAWS in item.path.parents:
             item.add_marker("law")
         if "stack" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.filterwarnings("default"))

@@ -26,6 +26,7 @@ import torch
 from hypothesis import currently_in_test_context, reject
 from torch import Tensor, nn
 
+from lenet.subject import one_line
 from properties.case import IMAGE_LAYOUTS, Case
 from properties.entries import NOT_JUDGED
 from properties.global_settings import restored_settings
@@ -110,7 +111,7 @@ def _require_one_image(unmet: Unmet) -> None:
 
 def describe(name: str, error: Exception) -> str:
     """Return one line about an unmet precondition."""
-    return f"the network raises for {name}: {type(error).__name__}: {' '.join(str(error).split())}"
+    return f"the network raises for {name}: {one_line(error)}"
 
 
 def unmet_preconditions(stack: Stack) -> Unmet:
@@ -141,11 +142,11 @@ def _unmet(stack: Stack) -> Unmet:
     tried = {_layout(case): case for case in (Case(batch=2, layout=layout) for layout in IMAGE_LAYOUTS)}
     unmet: dict[str, Exception] = {}
     for name, case in ({EMPTY_BATCH: Case(batch=0)} | tried).items():
-        error = _error_of(stack, net, case)
-        if isinstance(error, LawTimeout):
+        raised = _error_of(stack, net, case)
+        if isinstance(raised, LawTimeout):
             break  # the laws judge that; to try the others would take as long each
-        if error:
-            unmet[name] = error
+        if raised:
+            unmet[name] = raised
     return unmet
 
 

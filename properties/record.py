@@ -153,7 +153,7 @@ def _command(item: pytest.Function) -> str:
     A law that drew other values too draws them again (see `_drawn_again`).
     """
     stack: Any = item.callspec.params["stack"]
-    words = ["pytest", item.nodeid, "--device", str(stack.device), "--dtype", dtype_name(stack.dtype)]
+    words = ["pytest", *_selected(item), "--device", str(stack.device), "--dtype", dtype_name(stack.dtype)]
     words += ["--engine", stack.engine.name] if stack.engine else []
     words += ["--claim", stack.claim] if stack.claim else []
     words.append(f"--hypothesis-profile={_profile(item.config)}")
@@ -163,6 +163,15 @@ def _command(item: pytest.Function) -> str:
     if name := _only_case():
         words += ["--case", repr(current_ledger().drawn[name])]
     return " ".join(map(_quoted, words))
+
+
+def _selected(item: pytest.Function) -> list[str]:
+    """Return the words that select this item in the folder where the run was started: a subject's path is relative."""
+    started = item.config.invocation_params
+    inside = started.dir in item.path.parents
+    path = item.path.relative_to(started.dir) if inside else item.path
+    plugin = ["-p", "properties.plugin"] if "properties.plugin" in started.args else []
+    return [*plugin, f"{path}::{item.nodeid.partition('::')[2]}"]
 
 
 def _only_case() -> str:
@@ -262,8 +271,7 @@ class Record:
     def _write(self, exitstatus: int) -> None:
         if self.path and self.entries:
             content = stamp(shlex.join(["pytest", *self.config.invocation_params.args])) | {
-                "finished": exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
-                and not self.not_reached,
+                "finished": exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not self.not_reached,
                 "errors": self.errors,
                 "profile": _profile(self.config),
                 "threshold": THRESHOLD,
