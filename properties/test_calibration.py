@@ -144,6 +144,42 @@ def test_summary_has_the_quantiles_the_counts_and_the_worst_trial_of_each_tensor
     assert summary["worst cases"][0] == {"ratio": 3.0, "tensor": "loss", "trial": trial}
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seed", "-1"], "--seed -1: with 2 cases, not from 0 to 4294967294"),
+        (["--seed", "4294967295"], "--seed 4294967295: with 2 cases, not from 0 to 4294967294"),
+        (["--processes", "0"], "--processes 0: at least 1 is needed"),
+        (["--output", "{folder}"], "--output {folder}: not a file that can be written"),
+        (["--output", "{folder}/file/result"], "--output {folder}/file/result: not a file that can be written"),
+        (["--merge", "{folder}/file"], "--merge: not files that this program has written (JSONDecodeError: "),
+        (["--merge", "{folder}/list"], "--merge: not files that this program has written (TypeError: "),
+        (["--merge", "{folder}/deep"], "--merge: not files that this program has written (RecursionError: "),
+        (["--merge", "{folder}/absent"], "--merge: not files that this program has written (FileNotFoundError: "),
+    ],
+)
+def test_wrong_option_is_a_one_line_error_before_anything_is_measured(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "list").write_text("[[]]")
+    (tmp_path / "deep").write_text("[" * 100_000)
+    options = [option.format(folder=tmp_path) for option in options]
+    output = [] if "--output" in options else ["--output", str(tmp_path / "result")]
+    monkeypatch.setattr("sys.argv", ["calibration", "--cases", "2", *options, *output])
+
+    with pytest.raises(SystemExit, match="2"):
+        calibration.main()
+
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("python -m properties.calibration: error: " + message.format(folder=tmp_path))
+    assert not (tmp_path / "result").exists()
+
+
 def test_command_line_measures_saves_and_merges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two dtypes in two files, then both in one, in the order of the precisions."""
     for dtype in ("float16", "float64"):

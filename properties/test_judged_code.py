@@ -14,6 +14,7 @@ from hypothesis.errors import UnsatisfiedAssumption
 
 import lenet
 from lenet import subject
+from lenet.testing import is_running
 from properties import preconditions, record
 from properties.judged_code import EscapeError, LawTimeout, escapes_are_errors, time_limit
 from properties.preconditions import ONE_IMAGE
@@ -168,14 +169,6 @@ def test_processes_that_judged_code_starts_end_with_the_run(tmp_path: Path) -> N
 
     assert result.returncode == 0, result.stdout
     assert not is_running(int((tmp_path / "pid").read_text()))
-
-
-def is_running(process: int) -> bool:
-    """Whether the process runs; one that has ended, and that its parent has not noticed, does not."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_verdict_is_printed_whatever_cannot_be_written(tmp_path: Path) -> None:

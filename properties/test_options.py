@@ -19,6 +19,14 @@ LAW = "properties/laws/test_network.py::test_repr_matches_the_tutorial"
 CI = ("--dtype", "float32", "--hypothesis-profile=ci")
 
 
+def wide(net: object) -> object:
+    """An engine that claims a precision that no dtype has."""
+    return net
+
+
+wide.claims = {"float128": "float128"}  # type: ignore[attr-defined]
+
+
 def written(folder: Path, line: str) -> str:
     """Write a subject, the reference network whose forward pass begins with this line; return its option."""
     source = "import torch\nimport lenet\n\nclass Net(lenet.Net):\n    def forward(self, images):\n"
@@ -45,6 +53,13 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--dtype", "float23"], "--dtype float23: not one of float64, float32"),
         (["--dtype", "int64"], "--dtype int64: not one of float64, float32"),
         (["--case", "Case(batch=-1)"], "--case: batch=-1: not an integer"),
+        (["--case", ""], "--case: '' is not of the form Case("),
+        (["--case", "(" * 10_000], "...' is not of the form Case("),
+        (["--engine", ""], "--engine : not one of eager, "),
+        (["--engine", "eager,"], "--engine : not one of eager, "),
+        (["--record", ""], "--record: the name of a folder is needed"),
+        (["--hypothesis-profile=typo"], "--hypothesis-profile typo: not one of quick, ci, thorough, "),
+        (["--engine", "properties.test_options:wide"], "claims is {'float128': 'float128'}, expected a mapping from "),
     ],
 )
 def test_wrong_option_is_a_one_line_error(faulty: Path, options: list[str], message: str) -> None:
