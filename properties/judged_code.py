@@ -98,7 +98,8 @@ def forbid_early_exit() -> None:
     """
     Let `os._exit` raise SystemExit in this process, so that judged code cannot end the run with any exit code it likes.
 
-    Its child processes can, and another thread can end the run as failed: pytest-timeout and pytest-xdist do so.
+    Its child processes can, and another thread can end the run as failed: pytest-timeout and pytest-xdist do so. It
+    stays so after the run, as for a function that judged code has registered with `atexit`.
     """
     judge, leave = os.getpid(), os._exit
 

@@ -114,6 +114,8 @@ def pytest_configure(config: pytest.Config) -> None:
     _check_profile(config.getoption("--hypothesis-profile", None))
     config.addinivalue_line("markers", "law: a property that a stack is judged by; every test in properties/laws")
     config.addinivalue_line("markers", "engine: a law about executing a network, by which engines are judged too")
+    if not __debug__:
+        raise pytest.UsageError("python -O and PYTHONOPTIMIZE remove assertions, by which laws judge: run without them")
     share_cores()
     disable_tf32()
     forbid_early_exit()
@@ -156,6 +158,11 @@ def _end_children_with_run(config: pytest.Config) -> None:
         for number in (signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) is signal.SIG_DFL:
                 signal.signal(number, signal.default_int_handler)
+                config.add_cleanup(partial(_restore_default, number))
+
+
+def _restore_default(number: int) -> None:
+    signal.signal(number, signal.SIG_DFL)
 
 
 def _check_profile(name: str | None) -> None:

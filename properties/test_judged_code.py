@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
+import sys
 import time
 from pathlib import Path
 from unittest import SkipTest
@@ -14,7 +16,8 @@ from hypothesis.errors import UnsatisfiedAssumption
 
 import lenet
 from lenet import subject
-from lenet.testing import is_running
+from lenet.processes import descendants
+from lenet.testing import holds_soon, is_running
 from properties import preconditions, record
 from properties.judged_code import EscapeError, LawTimeout, escapes_are_errors, time_limit
 from properties.preconditions import ONE_IMAGE
@@ -238,3 +241,35 @@ def test_two_runs_do_not_record_into_one_folder(tmp_path: Path) -> None:
 
     with pytest.raises(pytest.UsageError, match="another run is recording into this folder"):
         record._locked(tmp_path)
+
+
+def test_python_without_assertions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONOPTIMIZE", "1")
+
+    result = run(*IMAGE)
+
+    assert result.returncode == 4
+    assert "ERROR: python -O and PYTHONOPTIMIZE remove assertions, by which laws judge" in result.stderr
+
+
+def test_signal_ends_a_run_with_its_processes_and_a_hanging_forward(tmp_path: Path) -> None:
+    statement = "subprocess.Popen(['sleep', '600'], start_new_session=True).wait()"
+    (tmp_path / "hangs.py").write_text("import subprocess\n" + IMPORTS + escaping(statement))
+    command = [sys.executable, "-m", "pytest", *IMAGE, f"--subject={tmp_path}/hangs.py"]
+    before = descendants()
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as judge:
+        assert holds_soon(lambda: any(map(sleeps, descendants() - before)))
+        started = descendants() - before
+
+        judge.terminate()
+
+    assert judge.returncode == pytest.ExitCode.INTERRUPTED
+    assert holds_soon(lambda: not any(map(is_running, started)))
+
+
+def sleeps(process: int) -> bool:
+    """Whether the process is the one that the subject starts."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes().startswith(b"sleep\0")
+    except FileNotFoundError:
+        return False

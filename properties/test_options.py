@@ -179,7 +179,12 @@ def test_empty_batch_with_a_wrong_result_is_judged(tmp_path: Path) -> None:
 
 def test_reports_of_many_violations_are_folded_except_with_v_and_all_are_recorded(tmp_path: Path) -> None:
     subject = written(tmp_path, "return images.new_zeros(len(images), 11)")
-    laws = ("properties/laws/test_network.py", "properties/laws/test_forward.py", "-k", "n_images or logits or mse_loss")
+    laws = (
+        "properties/laws/test_network.py",
+        "properties/laws/test_forward.py",
+        "-k",
+        "n_images or logits or mse_loss",
+    )
     command = (*laws, "--hypothesis-profile=mutants", "--subject", subject)
 
     folded = run(*command, "--record", str(tmp_path))
