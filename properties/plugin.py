@@ -112,6 +112,7 @@ def _folder(text: str) -> Path:
 def pytest_configure(config: pytest.Config) -> None:
     """Build the stacks from the options; every wrong option is a one-line usage error."""
     _check_profile(config.getoption("--hypothesis-profile", None))
+    _check_encoding(config)
     config.addinivalue_line("markers", "law: a property that a stack is judged by; every test in properties/laws")
     config.addinivalue_line("markers", "engine: a law about executing a network, by which engines are judged too")
     if not __debug__:
@@ -159,6 +160,13 @@ def _end_children_with_run(config: pytest.Config) -> None:
             if signal.getsignal(number) is signal.SIG_DFL:
                 signal.signal(number, signal.default_int_handler)
                 config.add_cleanup(partial(_restore_default, number))
+
+
+def _check_encoding(config: pytest.Config) -> None:
+    """Raise a usage error for an argument that pytest-xdist cannot send to parallel workers."""
+    for word in config.invocation_params.args if config.getoption("numprocesses", None) else ():
+        if word != word.encode(errors="replace").decode():
+            raise pytest.UsageError(f"-n: {word!a} is not UTF-8, as parallel workers need it: run without -n")
 
 
 def _restore_default(number: int) -> None:

@@ -57,6 +57,7 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--case", "(" * 10_000], "...' is not of the form Case("),
         (["--engine", ""], "--engine : not one of eager, "),
         (["--engine", "eager,"], "--engine : not one of eager, "),
+        (["-n", "2", "--subject", "\udcff.py"], "-n: '\\udcff.py' is not UTF-8, as parallel workers need it"),
         (["--record", ""], "--record: the name of a folder is needed"),
         (["--hypothesis-profile=typo"], "--hypothesis-profile typo: not one of quick, ci, thorough, "),
         (["--engine", "properties.test_options:wide"], "claims is {'float128': 'float128'}, expected a mapping from "),

@@ -24,7 +24,7 @@ from statistics import median
 from types import FrameType
 from typing import Any, NoReturn
 
-from lenet.files import write_atomically
+from lenet.files import writable, write_atomically
 from lenet.fingerprint import stamp
 from lenet.processes import end_with_parent
 from properties.diagnosis import correct_diagnoses
@@ -246,6 +246,8 @@ def main() -> int:
         parser.error(str(error))
     if options.output and (options.names or options.first_kill):
         parser.error("--output requires all variants and all laws: remove NAME and --first-kill")
+    if options.output and (options.output.is_dir() or not writable(options.output.parent)):
+        parser.error(f"--output {options.output}: not a file that can be written")
     try:
         named = judge_by_named_laws([variant for variant in chosen if variant.law])
         references, entries = ([], []) if options.first_kill else judge_by_all_laws(chosen)

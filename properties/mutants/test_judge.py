@@ -17,7 +17,7 @@ from lenet import oracle
 from lenet.processes import descendants
 from lenet.testing import holds_soon, is_running
 from properties.mutants import Variant
-from properties.mutants.__main__ import ROOT, kills, problems, select
+from properties.mutants.__main__ import ROOT, kills, main, problems, select
 from properties.mutants.plugin import _digest
 
 MUTANT = Variant("properties.mutants.update:sign", "sgd_update", "It adds.", "test_update", "a category")
@@ -63,6 +63,18 @@ def test_surviving_mutants_rejected_twins_and_idle_laws_are_problems(entries: li
 )
 def test_mutant_is_selected_by_every_name_that_a_diagnosis_or_the_table_prints(name: str) -> None:
     assert [variant.spec for variant in select([name])] == ["properties.mutants.structure:Fc1LastUnitIsZero"]
+
+
+def test_output_that_cannot_be_written_is_an_error_before_anything_is_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["mutants", "--output", str(tmp_path)])
+    monkeypatch.setattr("properties.mutants.__main__.judge", lambda *arguments: pytest.fail("judged"))
+
+    with pytest.raises(SystemExit, match="2"):
+        main()
+
+    assert f"error: --output {tmp_path}: not a file that can be written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
