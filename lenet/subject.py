@@ -34,6 +34,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial, reduce
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -79,6 +80,11 @@ class Subject:
 
 def load(spec: str) -> Subject:
     """Return the subject that `spec` names; raises SubjectError if it does not exist or cannot be judged."""
+    with _one_line_error(spec, "import"):
+        return _load(spec)
+
+
+def _load(spec: str) -> Subject:
     place, _, name = spec.partition(":")
     found: Any = _file(spec, Path(place)) if place.endswith(".py") else _module(spec, place)
     if name:
@@ -100,44 +106,60 @@ def load(spec: str) -> Subject:
 def _file(spec: str, path: Path) -> Any:
     if not path.is_file():
         raise SubjectError(f"--subject {spec}: no such file: {path}")
-    description = importlib.util.spec_from_file_location(path.stem, path)
+    description = importlib.util.spec_from_file_location(_module_name(path), path)
     assert description is not None, "a path that ends in .py has a spec"
     assert description.loader is not None, "a path that ends in .py has a loader"
     module = importlib.util.module_from_spec(description)
-    sys.modules.setdefault(path.stem, module)  # where dataclasses and pickle look up their module
-    sys.path.append(str(path.parent.resolve()))  # so that it can import neighboring files
-    with _importing(spec):
-        description.loader.exec_module(module)
+    sys.modules.setdefault(description.name, module)  # where dataclasses and pickle look up their module
+    folder = str(path.parent.resolve())
+    sys.path.append(folder)  # so that it can import neighboring files
+    _folders.add(folder)
+    description.loader.exec_module(module)
     return module
+
+
+_folders: set[str] = set()
+"""The folders of subjects, which are on the import path."""
+
+
+def _module_name(path: Path) -> str:
+    """Return the file's name, or another one if a module of Python or of an installed package has that name."""
+    path_without_subjects = [folder for folder in sys.path if folder not in _folders]
+    found = PathFinder.find_spec(path.stem, path_without_subjects)
+    is_other = found is not None and (found.origin is None or Path(found.origin).resolve() != path.resolve())
+    return f"subject_{path.stem}" if is_other or path.stem in sys.builtin_module_names else path.stem
 
 
 def _module(spec: str, name: str) -> Any:
     absent = SubjectError(f"--subject {spec}: no module named {name!r}; name a file as path/to/file.py")
     if not all(part.isidentifier() for part in name.split(".")):
         raise absent
-    with _importing(spec):
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if f"{name}.".startswith(f"{error.name}."):
-                raise absent from None
-            raise
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if f"{name}.".startswith(f"{error.name}."):
+            raise absent from None
+        raise
 
 
 @contextmanager
-def _importing(spec: str) -> Iterator[None]:
-    """Turn any exception raised while a subject is imported into a SubjectError."""
+def _one_line_error(spec: str, what: str) -> Iterator[None]:
+    """Turn whatever the subject's code raises in this block into a SubjectError; only the user can interrupt it."""
     try:
         yield
-    except SubjectError:
+    except (SubjectError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
-        raise SubjectError(f"--subject {spec}: import raised {_line(error)}") from error
+    except BaseException as error:
+        raise SubjectError(f"--subject {spec}: {what} raised {one_line(error)}") from error
 
 
-def _line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """Return an exception's type and message in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    try:
+        message = str(error)
+    except Exception:
+        message = "(its message raises an exception)"
+    return " ".join(f"{type(error).__name__}: {message}".split())
 
 
 def _parts(spec: str, found: Any) -> dict[str, Any]:
@@ -180,10 +202,8 @@ def _check(subject: Subject) -> None:
         if not callable(getattr(subject, part)):
             raise SubjectError(f"--subject {subject.spec}: {part} is not callable")
     wanted = {name: tuple(value.shape) for name, value in lenet.Net().state_dict().items()}
-    try:
+    with _one_line_error(subject.spec, "Net()"):
         got = {name: tuple(value.shape) for name, value in subject.Net().state_dict().items()}
-    except Exception as error:
-        raise SubjectError(f"--subject {subject.spec}: Net() raised {_line(error)}") from error
     differences = [f"{name} {list(shape)} is missing" for name, shape in wanted.items() if name not in got]
     differences += [f"{name} {list(shape)} is not in lenet.Net" for name, shape in got.items() if name not in wanted]
     differences += [

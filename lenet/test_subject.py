@@ -1,5 +1,7 @@
 """Subjects are loaded from every kind of spec, and those that cannot be judged give a clear error."""
 
+import importlib
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -160,7 +162,18 @@ def test_subject_that_cannot_be_judged_is_a_one_line_error(file: Path, spec: str
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("source", ["import nonexistent_thing", "1 / 0", "def broken(:", "raise SystemExit('bye')"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import nonexistent_thing",
+        "1 / 0",
+        "def broken(:",
+        "raise SystemExit('bye')",
+        "import pytest\npytest.skip('no', allow_module_level=True)",
+        "class Mine(BaseException):\n    def __str__(self):\n        raise KeyError\nraise Mine",
+        "def __getattr__(name):\n    raise ValueError(name)",
+    ],
+)
 def test_subject_that_raises_on_import_is_a_one_line_error(tmp_path: Path, source: str) -> None:
     path = tmp_path / "raises.py"
     path.write_text(source)
@@ -189,6 +202,19 @@ def test_subject_error_raised_on_import_is_kept(tmp_path: Path) -> None:
 
     with pytest.raises(SubjectError, match=r"^not on this machine$"):
         subject.load(str(path))
+
+
+@pytest.mark.parametrize("name", ["secrets", "sklearn"])
+def test_file_named_like_a_module_of_python_or_a_package_does_not_replace_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / f"{name}.py").write_text("from dataclasses import dataclass\nfrom lenet import Net")
+    monkeypatch.delitem(sys.modules, name, raising=False)
+
+    found = subject.load(f"{tmp_path}/{name}.py")
+
+    assert found.Net is lenet.Net
+    assert str(tmp_path) not in str(importlib.import_module(name).__file__)
 
 
 def test_file_can_import_neighboring_files(tmp_path: Path) -> None:

@@ -1,6 +1,10 @@
-"""Helpers of the tests: short training runs."""
+"""Helpers of the tests: short training runs, and processes."""
 
 from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -34,3 +38,21 @@ def trained(settings: Settings, data: Digits) -> tuple[Net, Progress]:
 def same_parameters(first: Net, second: Net) -> bool:
     """Whether two networks have the same parameters bit for bit."""
     return all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def is_running(process: int) -> bool:
+    """Whether the process runs; one that has ended, and that its parent has not noticed, does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def holds_soon(condition: Callable[[], bool]) -> bool:
+    """Whether the condition holds within ten seconds."""
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False

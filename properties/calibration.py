@@ -35,7 +35,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 from torch.overrides import TorchFunctionMode
 
 from lenet import oracle, subject
-from lenet.files import write_atomically
+from lenet.files import writable, write_atomically
 from lenet.fingerprint import stamp
 from lenet.oracle import PRECISIONS, Answer, Budgeted
 from properties.case import IMAGE_LAYOUTS, IMAGES, TARGETS, WEIGHTS, Case
@@ -374,9 +374,12 @@ class Log:
             os.truncate(path, sum(map(len, lines[:-1])))
 
     def read(self) -> list[Measured]:
-        """Return the trials."""
-        rows = [json.loads(line) for line in self.path.read_text().splitlines()[1:]]
-        return [Measured(dtype, draw(dtype, seed), *others) for dtype, seed, *others in rows]
+        """Return the trials; raises ValueError if a line is damaged."""
+        try:
+            rows = [json.loads(line) for line in self.path.read_text().splitlines()[1:]]
+            return [Measured(dtype, draw(dtype, seed), *others) for dtype, seed, *others in rows]
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise ValueError(f"{self.path} is damaged ({type(error).__name__}): remove it to begin again") from error
 
     def append(self, measured: Iterable[Measured]) -> None:
         """Append trials."""
@@ -397,7 +400,9 @@ def _digest_of_code() -> str:
     return hashlib.sha256(b"".join(Path(source).read_bytes() for source in sources)).hexdigest()
 
 
-def calibrate(dtypes: Sequence[str], seeds: range, processes: int, log: Log, save: Callable[..., None]) -> None:
+def calibrate(
+    dtypes: Sequence[str], seeds: range, processes: int, log: Log, logged: list[Measured], save: Callable[..., None]
+) -> None:
     """
     Measure the trials of these seeds in each dtype that are not in the log yet.
 
@@ -405,7 +410,7 @@ def calibrate(dtypes: Sequence[str], seeds: range, processes: int, log: Log, sav
     """
     distributions: dict[str, Distribution] = defaultdict(Distribution)
     known = set()
-    for measured in log.read():
+    for measured in logged:
         distributions[measured.dtype].add(measured)
         known.add((measured.dtype, measured.trial.case.seed))
     jobs = [(dtype, seed) for seed in seeds for dtype in dtypes if (dtype, seed) not in known]
@@ -452,9 +457,12 @@ def main() -> None:
     for name in ("cases", "processes"):
         if (number := getattr(options, name)) < 1:
             parser.error(f"--{name} {number}: at least 1 is needed")
+    if options.output.is_dir() or not writable(options.output.parent):
+        parser.error(f"--output {options.output}: not a file that can be written")
     os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # one thread per worker
     try:
         log = Log(options.output.with_suffix(".cases.jsonl"))
+        logged = log.read()
     except ValueError as error:
         parser.error(str(error))
     header = stamp(shlex.join(["python", "-m", "properties.calibration", *sys.argv[1:]]))
@@ -463,7 +471,7 @@ def main() -> None:
         with write_atomically(options.output) as file:
             file.write(json.dumps(header | {"dtypes": dtypes}, indent=1).encode() + b"\n")
 
-    calibrate(options.dtype, range(options.cases), options.processes, log, save)
+    calibrate(options.dtype, range(options.cases), options.processes, log, logged, save)
 
 
 if __name__ == "__main__":

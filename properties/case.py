@@ -119,17 +119,22 @@ class Case:
         return np.random.RandomState([self.seed, stream])
 
 
+LONGEST_SHOWN = 160
+"""The number of characters of a wrong case that an error shows: more than any case has."""
+
+
 def parse(text: str) -> Case:
     """Return the case with this repr. Raises ValueError, with a one-line message, if `text` is not the repr of one."""
     try:
         call = ast.parse(text.strip(), mode="eval").body
-        assert isinstance(call, ast.Call)
-        assert isinstance(call.func, ast.Name)
-        assert call.func.id == "Case"
-        assert not call.args
+        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Case"):
+            raise ValueError(text)
+        if call.args:
+            raise ValueError(text)
         values = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, ValueError, AssertionError):
-        raise ValueError(f"{text!r} is not of the form Case(weights='default', batch=1, ...)") from None
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        shown = text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+        raise ValueError(f"{shown!r} is not of the form Case(weights='default', batch=1, ...)") from None
     choices = {
         "weights": WEIGHTS,
         "images": IMAGES,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import SkipTest
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from hypothesis import Phase, currently_in_test_context, settings, target
 from hypothesis.errors import StopTest, UnsatisfiedAssumption
 
 from properties.global_settings import restored_settings
+from properties.judged_code import escapes_are_errors
 from properties.known_issues import ExpectedFailure, KnownIssue, expected_issues, torch_version
 from properties.ledger import Ledger, current_ledger, recording
 from properties.stack import Stack
@@ -47,10 +49,11 @@ def _counted(law: Callable[..., None]) -> Callable[..., None]:
             ledger.forgiven += 1
             return
         try:
-            with restored_settings():  # only the laws about global state fail if the subject changes it
+            # Only the laws about global state fail if the subject changes it.
+            with escapes_are_errors(), restored_settings():
                 law(*args, **drawn)
                 synchronize(drawn.get("stack"))
-        except (UnsatisfiedAssumption, StopTest, pytest.skip.Exception):
+        except (UnsatisfiedAssumption, StopTest, SkipTest):
             raise
         except (Exception, pytest.fail.Exception) as error:
             note_stopped_device(drawn.get("stack"), error)

@@ -7,11 +7,14 @@ It registers `properties.expectations` (known issues), `properties.record` (entr
 
 from __future__ import annotations
 
+import itertools
 import os
+import signal
 import zlib
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import pytest
 import torch
 from hypothesis import Phase, is_hypothesis_test, seed, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
+from hypothesis.errors import InvalidArgument
 from threadpoolctl import threadpool_limits
 
 from lenet import engines, subject
@@ -27,9 +31,11 @@ from lenet.engines.eager import disable_tf32
 from lenet.files import writable
 from lenet.fingerprint import fingerprint, headline
 from lenet.oracle import CLAIMS, PRECISIONS
+from lenet.processes import adopt_orphans, descendants, end_descendants
 from properties import case, expectations, preconditions, record, terminal
 from properties.case import Case
 from properties.executed import NOT_FOR_ENGINES
+from properties.judged_code import LAWS, LawTimeout, escapes_are_errors, forbid_early_exit, time_limit
 from properties.preconditions import Unmet
 from properties.stack import Stack, dtype_name
 from properties.strategies import only_case, seed_of_examples
@@ -50,6 +56,7 @@ UNSHRUNK = settings(COMMON, derandomize=True, database=None, phases={Phase.expli
 settings.register_profile("kills", UNSHRUNK, max_examples=20)  # mutants by the laws that they name; examples of `ci`
 settings.register_profile("mutants", UNSHRUNK, max_examples=2)  # mutants by all laws; as many as there is time for
 settings.load_profile("quick")
+PROFILES = ("quick", "ci", "thorough", "kills", "mutants")
 
 SUBJECT_HELP = "module or file.py, either followed by :Name if needed; may be repeated (default: lenet)"
 CLAIM_HELP = f"judge the engines at this precision instead of the one that each claims: {', '.join(CLAIMS)}"
@@ -66,8 +73,9 @@ UNSUPPORTED = pytest.StashKey[list[str]]()
 """A line for each engine that supports none of the stacks."""
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     """Add the options that choose what is judged."""
+    _check_configuration(pluginmanager)
     group = parser.getgroup("lenet", "lenet: what is judged")
     known = ", ".join(engines.names())
     group.addoption("--subject", action="append", metavar="SPEC", help=SUBJECT_HELP)
@@ -76,25 +84,53 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--device", metavar="DEVICES", help="comma-separated, such as cpu,cuda; default: those available")
     group.addoption("--dtype", metavar="DTYPES", help=f"comma-separated; default: {','.join(DEFAULT_DTYPES)}")
     group.addoption("--case", metavar="CASE", help=CASE_HELP)
-    group.addoption("--record", type=Path, metavar="DIR", help="write the results to JSON files in this folder")
+    group.addoption("--record", type=_folder, metavar="DIR", help="write the results to JSON files in this folder")
 
 
+def _check_configuration(pluginmanager: pytest.PytestPluginManager) -> None:
+    """
+    Raise a usage error if the run is configured by a file that pytest has found beside a subject.
+
+    To find its configuration, pytest reads the command line before it knows of `--subject`, and takes the next word for
+    the path of a test.
+    """
+    config: Any = pluginmanager.get_plugin("pytestconfig")
+    words, place = config.invocation_params.args, config.invocation_params.dir
+    subjects = [place / word for option, word in itertools.pairwise(words) if option == "--subject"]
+    ini = config.inipath
+    if ini and ini.parent not in (place, *place.parents) and any(ini.parent in path.parents for path in subjects):
+        raise pytest.UsageError(f"--subject: pytest has read {ini}; write --subject=PATH, with =, and it does not")
+
+
+def _folder(text: str) -> Path:
+    if not text:
+        raise pytest.UsageError("--record: the name of a folder is needed")
+    return Path(text)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Build the stacks from the options; every wrong option is a one-line usage error."""
+    _check_profile(config.getoption("--hypothesis-profile", None))
+    _check_encoding(config)
     config.addinivalue_line("markers", "law: a property that a stack is judged by; every test in properties/laws")
     config.addinivalue_line("markers", "engine: a law about executing a network, by which engines are judged too")
+    if not __debug__:
+        raise pytest.UsageError("python -O and PYTHONOPTIMIZE remove assertions, by which laws judge: run without them")
     share_cores()
     disable_tf32()
+    forbid_early_exit()
+    _end_children_with_run(config)
     folder = config.getoption("record")
     if folder and not writable(folder):
         raise pytest.UsageError(f"--record {folder}: not a folder that can be written to")
     specs = config.getoption("subject") or [os.environ.get("LENET_SUBJECT") or "lenet"]
     devices, config.stash[UNAVAILABLE] = _devices(config.getoption("device"))
-    text = config.getoption("case")
+    text, names = config.getoption("case"), config.getoption("engine")
     try:
         subjects = [subject.load(spec) for spec in specs]
-        chosen_engines = [engines.load(name) for name in (config.getoption("engine") or "").split(",") if name]
-        config.stash[CASE] = case.parse(text) if text else None
+        chosen_engines = [] if names is None else [engines.load(name) for name in names.split(",")]
+        config.stash[CASE] = None if text is None else case.parse(text)
     except (subject.SubjectError, EngineError) as error:
         raise pytest.UsageError(str(error)) from error
     except ValueError as error:
@@ -113,6 +149,38 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(expectations, "lenet-expectations")
     config.pluginmanager.register(record, "lenet-record")
     config.pluginmanager.register(terminal, "lenet-terminal")
+
+
+def _end_children_with_run(config: pytest.Config) -> None:
+    """End the processes that judged code has started when the run ends, as by a signal that would end it at once."""
+    adopt_orphans()
+    config.add_cleanup(partial(end_descendants, spared=descendants()))
+    if not hasattr(config, "workerinput"):
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, signal.default_int_handler)
+                config.add_cleanup(partial(_restore_default, number))
+
+
+def _check_encoding(config: pytest.Config) -> None:
+    """Raise a usage error for an argument that pytest-xdist cannot send to parallel workers."""
+    for word in config.invocation_params.args if config.getoption("numprocesses", None) else ():
+        if word != word.encode(errors="replace").decode():
+            raise pytest.UsageError(f"-n: {word!a} is not UTF-8, as parallel workers need it: run without -n")
+
+
+def _restore_default(number: int) -> None:
+    signal.signal(number, signal.SIG_DFL)
+
+
+def _check_profile(name: str | None) -> None:
+    """Raise a usage error if Hypothesis has no profile of this name; its own error would be a traceback."""
+    if name is None:
+        return
+    try:
+        settings.get_profile(name)
+    except InvalidArgument as error:
+        raise pytest.UsageError(f"--hypothesis-profile {name}: not one of {', '.join(PROFILES)}") from error
 
 
 def _executed_by(chosen: list[Engine], stacks: list[Stack], claim: str | None) -> tuple[list[Stack], list[str]]:
@@ -172,7 +240,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Warnings that a subject raises are not errors.
     """
     for item in items:
-        if record.LAWS in item.path.parents:
+        if LAWS in item.path.parents:
             item.add_marker("law")
         if "stack" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.filterwarnings("default"))
@@ -232,11 +300,34 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         if is_hypothesis_test(item.obj):
             seed(number)(item.obj)
     installed = stack.installed() if stack else nullcontext()
-    with installed, only_case(item.config.stash[CASE]), seed_of_examples(number):
+    with _judging(item), installed, only_case(item.config.stash[CASE]), seed_of_examples(number):
         unmet = _unmet_preconditions(stack) if stack and item.get_closest_marker("law") else {}
         with preconditions.restricted(unmet) as restrictions:
             item.stash[record.RESTRICTIONS] = restrictions
             return (yield)
+
+
+@contextmanager
+def _judging(item: pytest.Item) -> Iterator[None]:
+    """Within this block, whatever judged code raises is a failure, and `--timeout` limits a law."""
+    __tracebackhide__ = True
+    if not item.get_closest_marker("law"):
+        yield
+        return
+    try:
+        with escapes_are_errors(), time_limit(item.stash.get(record.SECONDS, None)):
+            yield
+    except LawTimeout as error:
+        raise pytest.fail.Exception(str(error)).with_traceback(error.__traceback__) from None
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> bool | None:
+    """Have a law's time limit end it for good: Hypothesis would repeat the example without one."""
+    if settings.method != "signal" or not item.get_closest_marker("law"):
+        return None
+    item.stash[record.SECONDS] = settings.timeout
+    return True
 
 
 def _unmet_preconditions(stack: Stack) -> Unmet:

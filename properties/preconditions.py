@@ -26,9 +26,11 @@ import torch
 from hypothesis import currently_in_test_context, reject
 from torch import Tensor, nn
 
+from lenet.subject import one_line
 from properties.case import IMAGE_LAYOUTS, Case
 from properties.entries import NOT_JUDGED
 from properties.global_settings import restored_settings
+from properties.judged_code import LawTimeout, escapes_are_errors
 
 if TYPE_CHECKING:
     from properties.stack import Stack
@@ -109,7 +111,7 @@ def _require_one_image(unmet: Unmet) -> None:
 
 def describe(name: str, error: Exception) -> str:
     """Return one line about an unmet precondition."""
-    return f"the network raises for {name}: {type(error).__name__}: {' '.join(str(error).split())}"
+    return f"the network raises for {name}: {one_line(error)}"
 
 
 def unmet_preconditions(stack: Stack) -> Unmet:
@@ -128,24 +130,34 @@ def _tried(stack: Stack) -> Unmet:
 
 def _unmet(stack: Stack) -> Unmet:
     try:
-        net = stack.net(Case())
-        net(stack.images(Case()))
+        with escapes_are_errors():
+            net = stack.net(Case())
+            net(stack.images(Case()))
     except Exception as error:
         return {ONE_IMAGE: error}
+    except LawTimeout as error:
+        return {ONE_IMAGE: TimeoutError(*error.args)}
     if _error_of(stack, net, Case(batch=2)):
         return {}  # it runs only one image at a time, or has no backward pass: all laws judge that
     tried = {_layout(case): case for case in (Case(batch=2, layout=layout) for layout in IMAGE_LAYOUTS)}
-    errors = {name: _error_of(stack, net, case) for name, case in ({EMPTY_BATCH: Case(batch=0)} | tried).items()}
-    return {name: error for name, error in errors.items() if error}
+    unmet: dict[str, Exception] = {}
+    for name, case in ({EMPTY_BATCH: Case(batch=0)} | tried).items():
+        raised = _error_of(stack, net, case)
+        if isinstance(raised, LawTimeout):
+            break  # the laws judge that; to try the others would take as long each
+        if raised:
+            unmet[name] = raised
+    return unmet
 
 
-def _error_of(stack: Stack, net: nn.Module, case: Case) -> Exception | None:
+def _error_of(stack: Stack, net: nn.Module, case: Case) -> Exception | LawTimeout | None:
     """Return the exception of a forward pass, or of the backward pass if the logits have a graph."""
     try:
-        logits = net(stack.images(case))
-        if isinstance(logits, Tensor) and logits.requires_grad:
-            logits.sum().backward()
-    except Exception as error:
+        with escapes_are_errors():
+            logits = net(stack.images(case))
+            if isinstance(logits, Tensor) and logits.requires_grad:
+                logits.sum().backward()
+    except (Exception, LawTimeout) as error:
         return error
     return None
 

@@ -7,9 +7,11 @@ counterexample's case if it has one; the failure's report shows them too.
 
 from __future__ import annotations
 
+import fcntl
 import inspect
 import json
 import math
+import os
 import re
 import shlex
 from collections.abc import Generator
@@ -25,6 +27,7 @@ from lenet.fingerprint import stamp
 from lenet.oracle import THRESHOLD
 from properties.case import Case
 from properties.executed import NOT_FOR_ENGINES
+from properties.judged_code import LAWS, belongs_to_judge
 from properties.ledger import compiled_graphs, current_ledger
 from properties.preconditions import Restrictions, describe
 from properties.stack import dtype_name
@@ -32,7 +35,8 @@ from properties.stack import dtype_name
 PROPERTY = "law"
 """The name under which a report's user_properties hold a law's entry."""
 
-LAWS = Path(__file__).parent / "laws"
+SECONDS = pytest.StashKey[float]()
+"""The time limit of an item, by pytest-timeout."""
 
 RESTRICTIONS = pytest.StashKey[Restrictions]()
 """What the network of an item's stack cannot do."""
@@ -60,6 +64,21 @@ def pytest_runtest_makereport(
         if report.outcome == "failed":
             report.sections.append(("law", _explanation(entry, _drawn_again(item))))
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, Any, Any]:
+    """Escape what cannot be encoded in what a parallel worker reports, such as a subject's message `\\ud800`."""
+    return _encodable((yield))
+
+
+def _encodable(data: Any) -> Any:
+    """Return the data, of JSON's types, with every lone surrogate in its texts escaped."""
+    if isinstance(data, str):
+        return data.encode(errors="backslashreplace").decode()
+    if isinstance(data, dict):
+        return {key: _encodable(value) for key, value in data.items()}
+    return type(data)(map(_encodable, data)) if isinstance(data, (list, tuple)) else data
 
 
 def _entry(item: pytest.Function, report: pytest.TestReport) -> Entry:
@@ -103,16 +122,16 @@ def _failure(call: pytest.CallInfo[None]) -> Entry:
         kind = "flaky"
     elif isinstance(error, pytest.fail.Exception) and str(error).startswith("Timeout"):
         kind = "timeout"
-    elif isinstance(error, pytest.fail.Exception) or (isinstance(error, AssertionError) and _belongs_to_judge(place)):
+    elif isinstance(error, pytest.fail.Exception) or (isinstance(error, AssertionError) and _is_own_assertion(place)):
         kind = "assertion"
     else:
         kind = "crash"
     return {"failure_kind": kind, "first_failure": current_ledger().first_failure}
 
 
-def _belongs_to_judge(source: Path) -> bool:
-    """Whether code in this file belongs to a law or its assertions, and not to the subject."""
-    return source.parent in (LAWS.parent, LAWS) or source.parent.name == "_pytest"
+def _is_own_assertion(source: Path) -> bool:
+    """Whether an AssertionError that was raised in this file is one of a law, and not of the subject."""
+    return belongs_to_judge(source) or source.parent.name == "_pytest"
 
 
 def _message(report: pytest.TestReport) -> str:
@@ -134,15 +153,25 @@ def _command(item: pytest.Function) -> str:
     A law that drew other values too draws them again (see `_drawn_again`).
     """
     stack: Any = item.callspec.params["stack"]
-    words = ["pytest", item.nodeid, "--device", str(stack.device), "--dtype", dtype_name(stack.dtype)]
+    words = ["pytest", *_selected(item), "--device", str(stack.device), "--dtype", dtype_name(stack.dtype)]
     words += ["--engine", stack.engine.name] if stack.engine else []
     words += ["--claim", stack.claim] if stack.claim else []
     words.append(f"--hypothesis-profile={_profile(item.config)}")
+    words += [f"--timeout={limit:g}"] if (limit := item.stash.get(SECONDS, None)) else []
     if stack.subject.spec != "lenet":
         words += ["--subject", stack.subject.spec]
     if name := _only_case():
         words += ["--case", repr(current_ledger().drawn[name])]
     return " ".join(map(_quoted, words))
+
+
+def _selected(item: pytest.Function) -> list[str]:
+    """Return the words that select this item in the folder where the run was started: a subject's path is relative."""
+    started = item.config.invocation_params
+    inside = started.dir in item.path.parents
+    path = item.path.relative_to(started.dir) if inside else item.path
+    plugin = ["-p", "properties.plugin"] if "properties.plugin" in started.args else []
+    return [*plugin, f"{path}::{item.nodeid.partition('::')[2]}"]
 
 
 def _only_case() -> str:
@@ -187,7 +216,10 @@ class Record:
         self.errors: list[str] = []  # what failed without a verdict: a crashed worker, a file of laws with an error
         folder = config.getoption("record")
         self.path: Path | None = folder and folder / ("engines.json" if config.getoption("engine") else "laws.json")
+        self.selected = 0  # the number of laws to run
+        self.not_written: list[str] = []  # a line about each file that could not be written
         if self.path and _laws_are_selected(config):
+            self.lock = _locked(self.path.parent)
             set_aside(self.path)
 
     @property
@@ -207,12 +239,39 @@ class Record:
         if report.failed:
             self.errors.append(report.nodeid)
 
-    @pytest.hookimpl(trylast=True)
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Count the laws of this process."""
+        self.selected = sum(item.get_closest_marker("law") is not None for item in session.items)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
+        """Count the laws of the parallel workers, which each collect all of them."""
+        laws = Path("properties", "laws").as_posix()
+        self.selected = sum(laws in name.partition("::")[0] for name in ids)
+
+    @property
+    def not_reached(self) -> int:
+        """The number of laws that were not run although the run was to run them."""
+        options = self.config.option
+        return 0 if options.collectonly or options.setuponly else max(0, self.selected - len(self.entries))
+
+    @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """Write the record; a run in which every law was skipped fails."""
+        """Write the record; a run in which every law was skipped, or which ended before its last law, fails."""
+        passed = session.exitstatus == pytest.ExitCode.OK
+        if passed and (self.not_reached or (self.entries and not self.judged)):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        try:
+            self._write(exitstatus)
+        except OSError as error:
+            self.not_written.append(f"--record {self.path}: {error.strerror or error}")
+            if passed:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _write(self, exitstatus: int) -> None:
         if self.path and self.entries:
             content = stamp(shlex.join(["pytest", *self.config.invocation_params.args])) | {
-                "finished": exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED),
+                "finished": exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not self.not_reached,
                 "errors": self.errors,
                 "profile": _profile(self.config),
                 "threshold": THRESHOLD,
@@ -222,11 +281,23 @@ class Record:
                 content["matrix"] = engine_matrix(self.entries)
             with write_atomically(self.path) as file:
                 file.write(json.dumps(content, indent=1, allow_nan=False).encode())
-        if self.entries and not self.judged and session.exitstatus == pytest.ExitCode.OK:
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 RECORD = pytest.StashKey[Record]()
+
+
+def _locked(folder: Path) -> int:
+    """Return a descriptor of the folder, locked until this process ends; a usage error if another run has locked it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise pytest.UsageError(
+            f"--record {folder}: another run is recording into this folder; wait for its end, or name another folder"
+        ) from None
+    except OSError:
+        pass  # a file system that has no locks
+    return descriptor
 
 
 def _laws_are_selected(config: pytest.Config) -> bool:

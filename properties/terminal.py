@@ -44,6 +44,18 @@ class Folding:
             terminalreporter.write_line(f"{_count(hidden, 'more failure')}, printed with -v")
 
 
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    """Let a file that another plugin cannot write at the end of the run fail the run, but not hide its verdict."""
+    try:
+        return (yield)
+    except (OSError, Warning) as error:
+        if RECORD not in session.config.stash:
+            raise
+        session.config.stash[RECORD].not_written.append(" ".join(f"{type(error).__name__}: {error}".split()))
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+
+
 def unfolded(reports: list[pytest.TestReport]) -> list[pytest.TestReport]:
     """Return the reports to print: of tests that are no laws, and at most SHOWN of laws that each subject violates."""
     shown, by_subject = [], dict[str, list[tuple[Entry, pytest.TestReport]]]()
@@ -70,9 +82,16 @@ def _most_specific(reports: list[tuple[Entry, pytest.TestReport]]) -> list[pytes
     return [report for _, _, report in sorted(chosen, key=lambda item: item[1])]
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: int | pytest.ExitCode, config: pytest.Config
+) -> None:
     """Summarize the entries of the run, if laws were run."""
     entries, judged = config.stash[RECORD].entries, config.stash[RECORD].judged
+    errors = [f"not written: {line}" for line in config.stash[RECORD].not_written]
+    if exitstatus == pytest.ExitCode.OK and (count := config.stash[RECORD].not_reached):
+        errors.append(f"{_count(count, 'law')} not run: the run ended early")
+    for error in errors:
+        terminalreporter.write_line(f"ERROR: {error}", red=True)
     if not entries:
         return
     terminalreporter.write_sep("-", "verdict")

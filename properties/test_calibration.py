@@ -189,3 +189,46 @@ def test_log_of_another_oracle_is_refused(
         run(monkeypatch, tmp_path / "found.json", "--cases", "1")
 
     assert "has trials of other code or another PyTorch: remove it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line", ["not JSON", "3", "[]", '["float16",0]', '["float128",0,{},false,false,0.0]', "[" * 100_000]
+)
+def test_damaged_log_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str
+) -> None:
+    log = calibration.Log(tmp_path / "found.cases.jsonl")
+    log.path.write_text(f"{log.path.read_text()}{line}\n")
+
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, tmp_path / "found.json", "--cases", "1")
+
+    assert "found.cases.jsonl is damaged (" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--cases", "0"], "--cases 0: at least 1 is needed"),
+        (["--processes", "0"], "--processes 0: at least 1 is needed"),
+        (["--output", "{folder}"], "--output {folder}: not a file that can be written"),
+        (["--output", "{folder}/file/result"], "--output {folder}/file/result: not a file that can be written"),
+    ],
+)
+def test_wrong_option_is_a_one_line_error_before_anything_is_measured(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(
+        "sys.argv", ["calibration", "--output", str(tmp_path / "result"), *(o.format(folder=tmp_path) for o in options)]
+    )
+
+    with pytest.raises(SystemExit, match="2"):
+        calibration.main()
+
+    assert message.format(folder=tmp_path) in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "result").exists()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 
 from lenet import subject
 from lenet.oracle import PRECISIONS, SHAPES
@@ -82,6 +83,13 @@ def test_equal_cases_build_equal_arrays_and_other_seeds_others() -> None:
         ("Case(weights='none')", "weights='none': not one of default, "),
         ("Case(batch=-1)", "batch=-1: not an integer"),
         ("Case(seed='x')", "seed='x': not an integer"),
+        ("", "'' is not of the form"),
+        ("(" * 10_000, "...' is not of the form"),
+        (f"Case(batch={'-' * 100_000}1)", "...' is not of the form"),
+        ("1" + "+1" * 20_000, "...' is not of the form"),
+        (f"Case(seed={'1' * 5_000})", "...' is not of the form"),
+        ("Case(seed={[]: 1})", "not of the form"),
+        ("Case(**{'seed': 1})", "Case has no field 'None'"),
     ],
 )
 def test_text_that_is_not_a_case_raises_with_a_one_line_message(text: str, message: str) -> None:
@@ -89,3 +97,24 @@ def test_text_that_is_not_a_case_raises_with_a_one_line_message(text: str, messa
         parse(text)
 
     assert message in str(caught.value)
+
+
+@given(
+    position=st.integers(0, len(repr(Case()))),
+    removed=st.integers(0, 20),
+    inserted=st.text(max_size=5) | st.text("()=,'-1"),
+)
+def test_changed_text_of_a_case_is_a_case_or_a_one_line_error(position: int, removed: int, inserted: str) -> None:
+    text = repr(Case())
+
+    result = parsed_or_error(text[:position] + inserted + text[position + removed :])
+
+    assert len(str(result).splitlines()) == 1
+    assert isinstance(result, ValueError) or parse(repr(result)) == result
+
+
+def parsed_or_error(text: str) -> Case | ValueError:
+    try:
+        return parse(text)
+    except ValueError as error:
+        return error

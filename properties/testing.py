@@ -39,14 +39,16 @@ class Skips16:
 """
 
 
-def run(*arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `pytest` as a user does, in a new process; it finds plugins in the folder `path`."""
-    return run_module("pytest", "-p", "no:cacheprovider", *arguments, path=path)
+def run(*arguments: str, path: Path | None = None, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run `pytest` as a user does, in a new process in the folder; it finds plugins in the folder `path`."""
+    return run_module("pytest", "-p", "no:cacheprovider", *arguments, path=path, folder=folder)
 
 
-def run_module(module: str, *arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run_module(
+    module: str, *arguments: str, path: Path | None = None, folder: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
     """Run `python -m module` likewise."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment |= {"PYTHONPATH": str(path)} if path else {}
     command = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)

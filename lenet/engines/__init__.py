@@ -10,7 +10,7 @@ only when that engine is loaded.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
@@ -18,7 +18,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lenet.oracle import PRECISIONS
+from lenet.oracle import CLAIMS, PRECISIONS
 
 Run: TypeAlias = Callable[[Tensor], Tensor]
 """A network's forward pass as an engine executes it: (N,1,32,32) -> (N,10)."""
@@ -36,6 +36,10 @@ ENGINES_BY_MODULE: dict[str, tuple[str, ...]] = {
 
 PEERS = {"onnxruntime": "onnxruntime", "openvino": "openvino", "openvino-f32": "openvino", "jax": "jax"}
 """The engines that are not part of PyTorch, and the package that executes each. The extra `peers` installs them."""
+
+
+PASSES = ("forward", "backward")
+"""The passes that an engine executes."""
 
 
 class EngineError(ValueError):
@@ -74,7 +78,7 @@ class Engine:
     """Whether it computes with copies of the parameters, so that in-place changes take effect only after a reload."""
     dynamic_batch: bool = True
     """Whether one `Run` accepts every batch size. If False, it accepts only the batch size of its first call."""
-    empty_batch: tuple[str, ...] = ("forward", "backward")
+    empty_batch: tuple[str, ...] = PASSES
     """The passes that support an empty batch."""
     context: Callable[[], AbstractContextManager[object]] = nullcontext
     """Returns a context manager that must be active while it is built, called and differentiated."""
@@ -143,10 +147,53 @@ def _load_custom(spec: str, module: str, name: str) -> Engine:
             f"no module named {error.name!r}; put its folder on PYTHONPATH" if own else f"ModuleNotFoundError: {error}"
         )
         raise EngineError(f"--engine {spec}: {problem}") from error
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the module raises must not end the run as passed
         raise EngineError(f"--engine {spec}: {' '.join(f'{type(error).__name__}: {error}'.split())}") from error
     if isinstance(found, Engine):
-        return found
-    if not callable(found):
+        engine = found
+    elif callable(found):
+        engine = Engine(spec, found, **{name: getattr(found, name) for name in ATTRIBUTES if hasattr(found, name)})
+    else:
         raise EngineError(f"--engine {spec}: is {type(found).__name__}, neither an Engine nor a function build(net)")
-    return Engine(spec, found, **{name: getattr(found, name) for name in ATTRIBUTES if hasattr(found, name)})
+    for name, (is_valid, wanted) in DECLARED.items():
+        if not is_valid(value := getattr(engine, name)):
+            raise EngineError(f"--engine {spec}: {name} is {' '.join(repr(value).split())}, expected {wanted}")
+    return engine
+
+
+def _is_tuple_of(value: object, choices: Container[str] | None = None) -> bool:
+    return isinstance(value, tuple) and all(
+        isinstance(item, str) and (choices is None or item in choices) for item in value
+    )
+
+
+def _is_claims(value: object) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and _is_tuple_of(tuple(value), PRECISIONS)
+        and _is_tuple_of(tuple(value.values()), CLAIMS)
+    )
+
+
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+DECLARED: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    "name": (lambda value: isinstance(value, str) and bool(value), "a text"),
+    "build": (callable, "a function build(net)"),
+    "claims": (
+        _is_claims,
+        f"a mapping from some of the dtypes {', '.join(PRECISIONS)} to precisions, each one of {', '.join(CLAIMS)}",
+    ),
+    "devices": (lambda value: value != () and _is_tuple_of(value), 'a tuple of device types such as ("cpu",)'),
+    "differentiable": (_is_bool, "True or False"),
+    "copies_parameters": (_is_bool, "True or False"),
+    "dynamic_batch": (_is_bool, "True or False"),
+    "empty_batch": (lambda value: _is_tuple_of(value, PASSES), f"a tuple of some of {', '.join(PASSES)}"),
+    "context": (callable, "a function that returns a context manager"),
+}
+"""For each field that a custom engine declares, whether a value is valid, and what is expected."""

@@ -31,12 +31,24 @@ bfloat16_weights.differentiable = False
 
 engine = Engine("mine", build, devices=("cpu",))
 number = 3
+
+wide = Engine("wide", build, claims={"float128": "float32"})
+unknown = Engine("unknown", build, claims={"float32": "float128"})
+numbered = Engine("numbered", build, claims=3)
+claimless = Engine("claimless", build, claims={})
+nameless = Engine(None, build)
+texts = Engine("texts", build, devices="cpu")
+listed = Engine("listed", build, devices=["cpu"])
+passing = Engine("passing", build, empty_batch=("forth",))
+truthy = Engine("truthy", build, differentiable="no")
+contextless = Engine("contextless", build, context=None)
 """
 
 
 @pytest.fixture
 def custom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "custom_engines.py").write_text(CUSTOM_ENGINES)
+    (tmp_path / "leaving.py").write_text("raise SystemExit(0)")
     (tmp_path / "without_package.py").write_text("import no_such_package")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "custom_engines", raising=False)
@@ -86,6 +98,20 @@ def test_custom_engine_is_an_engine_or_a_function_with_attributes(custom: str) -
         ("warp", "--engine warp: not one of eager, "),
         ("custom_engines:nothing", "has no attribute 'nothing'"),
         ("custom_engines:number", "is int, neither an Engine nor a function build(net)"),
+        (
+            "custom_engines:wide",
+            "claims is {'float128': 'float32'}, expected a mapping from some of the dtypes float64, ",
+        ),
+        ("custom_engines:unknown", "claims is {'float32': 'float128'}, expected a mapping "),
+        ("custom_engines:numbered", "claims is 3, expected a mapping "),
+        ("custom_engines:claimless", "claims is {}, expected a mapping "),
+        ("custom_engines:nameless", "name is None, expected a text"),
+        ("custom_engines:texts", "devices is 'cpu', expected a tuple of device types"),
+        ("custom_engines:listed", "devices is ['cpu'], expected a tuple of device types"),
+        ("custom_engines:passing", "empty_batch is ('forth',), expected a tuple of some of forward, backward"),
+        ("custom_engines:truthy", "differentiable is 'no', expected True or False"),
+        ("custom_engines:contextless", "context is None, expected a function that returns a context manager"),
+        ("leaving:build", "SystemExit: 0"),
         ("no_such_module:build", "no module named 'no_such_module'; put its folder on PYTHONPATH"),
         ("lenet.no_such_module:build", "no module named 'lenet.no_such_module'; put its folder on PYTHONPATH"),
         ("without_package:build", "ModuleNotFoundError: No module named 'no_such_package'"),

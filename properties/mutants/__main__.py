@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,10 +21,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import median
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
-from lenet.files import write_atomically
+from lenet.files import writable, write_atomically
 from lenet.fingerprint import stamp
+from lenet.processes import end_with_parent
 from properties.diagnosis import correct_diagnoses
 from properties.mutants import KINDS, Variant, all_mutants, all_twins
 
@@ -60,7 +63,16 @@ def judge(
             path.write_text(json.dumps({law: sorted(specs) for law, specs in subjects_by_law.items()}))
             command += ["--subjects-by-law", str(path)]
         environment = {name: value for name, value in os.environ.items() if name != "LENET_SUBJECT"}
-        run = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+        run = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            errors="backslashreplace",
+            check=False,
+            preexec_fn=end_with_parent,
+        )
         record = Path(folder) / "laws.json"
         content = json.loads(record.read_text()) if record.exists() else None
         if content is None or not content["finished"] or content["errors"]:
@@ -201,10 +213,20 @@ def select(names: list[str]) -> list[Variant]:
     """Return the variants of these kinds or names, or all if there are none; raises ValueError for an unknown name."""
     everything = all_mutants() + all_twins()
     for name in names:
-        if not any(name in (variant.kind, variant.spec, variant.name) for variant in everything):
+        if not any(name in _names(variant) for variant in everything):
             kinds = ", ".join((*KINDS, "twins"))
             raise ValueError(f"no mutant, twin or kind is named {name}; the kinds are {kinds}")
-    return [v for v in everything if not names or {v.kind, v.spec, v.name} & set(names)]
+    return [variant for variant in everything if not names or _names(variant) & set(names)]
+
+
+def _names(variant: Variant) -> set[str]:
+    """Return the names that select the variant; a diagnosis prints its kind and name."""
+    return {variant.kind, variant.spec, variant.name, f"{variant.kind}:{variant.name}"}
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    """End this process, and with it the run that it waits for, as the signal would have ended it alone."""
+    sys.exit(128 + number)
 
 
 def main() -> int:
@@ -216,12 +238,16 @@ def main() -> int:
         "--output", type=Path, metavar="FILE", help="write the table as JSON; requires all variants and all laws"
     )
     options = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
     try:
         chosen = select(options.names)
     except ValueError as error:
         parser.error(str(error))
     if options.output and (options.names or options.first_kill):
         parser.error("--output requires all variants and all laws: remove NAME and --first-kill")
+    if options.output and (options.output.is_dir() or not writable(options.output.parent)):
+        parser.error(f"--output {options.output}: not a file that can be written")
     try:
         named = judge_by_named_laws([variant for variant in chosen if variant.law])
         references, entries = ([], []) if options.first_kill else judge_by_all_laws(chosen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 
 from lenet import oracle
+from lenet.processes import descendants
+from lenet.testing import holds_soon, is_running
 from properties.mutants import Variant
-from properties.mutants.__main__ import ROOT, kills, problems, select
+from properties.mutants.__main__ import ROOT, kills, main, problems, select
 from properties.mutants.plugin import _digest
 
 MUTANT = Variant("properties.mutants.update:sign", "sgd_update", "It adds.", "test_update", "a category")
@@ -53,6 +56,39 @@ def test_surviving_mutants_rejected_twins_and_idle_laws_are_problems(entries: li
     assert len(lines) == len(found)
     for line, part in zip(lines, found, strict=True):
         assert part in line
+
+
+@pytest.mark.parametrize(
+    "name", ["properties.mutants.structure:Fc1LastUnitIsZero", "structure:Fc1LastUnitIsZero", "Fc1LastUnitIsZero"]
+)
+def test_mutant_is_selected_by_every_name_that_a_diagnosis_or_the_table_prints(name: str) -> None:
+    assert [variant.spec for variant in select([name])] == ["properties.mutants.structure:Fc1LastUnitIsZero"]
+
+
+def test_output_that_cannot_be_written_is_an_error_before_anything_is_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["mutants", "--output", str(tmp_path)])
+    monkeypatch.setattr("properties.mutants.__main__.judge", lambda *arguments: pytest.fail("judged"))
+
+    with pytest.raises(SystemExit, match="2"):
+        main()
+
+    assert f"error: --output {tmp_path}: not a file that can be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_run_of_the_laws_ends_with_the_judge_of_mutants(number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "properties.mutants", "Fc1LastUnitIsZero", "--first-kill"]
+    before = descendants()
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as judge:
+        assert holds_soon(lambda: len(descendants() - before) >= 2)
+        started = descendants() - before
+
+        judge.send_signal(number)
+
+    assert judge.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    assert holds_soon(lambda: not any(map(is_running, started)))
 
 
 def test_law_that_rejects_no_mutant_is_a_problem() -> None:
