@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -254,7 +255,7 @@ def mutated_json(draw: st.DrawFn, valid: Any) -> bytes:
 def _mutated(draw: st.DrawFn, content: Any) -> Any:
     """Return the content with one value replaced, at any depth, or one key left out."""
     if not isinstance(content, dict | list) or not content or draw(st.integers(0, 4)) == 0:
-        return draw(st.sampled_from(ODD_VALUES))
+        return deepcopy(draw(st.sampled_from(ODD_VALUES)))  # a later mutation may change it
     key = draw(st.sampled_from(list(content) if isinstance(content, dict) else range(len(content))))
     if draw(st.integers(0, 4)) == 0:
         content.pop(key)
