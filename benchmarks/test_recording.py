@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,8 +29,9 @@ def test_times_that_cannot_be_written_are_printed(tmp_path: Path) -> None:
     (tmp_path / "benchmarks.previous.json").write_text("kept")
     options = f"-m benchmark -k 'bench_update and manual' --dtype float32 -p no:cacheprovider --record {tmp_path}"
     script = f"ulimit -f 1; {sys.executable} -m pytest benchmarks/bench_training.py {options}"
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
 
-    run = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    run = subprocess.run(["bash", "-c", script], cwd=ROOT, env=alone, capture_output=True, text=True, check=False)
 
     assert run.returncode == pytest.ExitCode.INTERNAL_ERROR
     assert f"error: --record {tmp_path}: benchmarks.json cannot be written: File too large" in run.stdout
