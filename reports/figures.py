@@ -140,6 +140,9 @@ def roofline(timings: list[Timing], compute: float, bandwidth: float) -> str:
                 )
         axes.margins(y=0.12)  # room for the batch sizes below the lowest points
         axes.set(xscale="log", yscale="log", xlabel="arithmetic intensity, FLOP/byte", ylabel="GFLOP/s")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:,g}")  # the default one writes formulas
+        axes.minorticks_off()
         axes.legend(frameon=False, loc="lower right")
         return _svg(figure)
 
