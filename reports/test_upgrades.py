@@ -14,7 +14,7 @@ from lenet.fingerprint import FORMAT
 from properties.diagnosis import mutant_table
 from properties.known_issues import KNOWN_ISSUES
 from reports.commands import main
-from reports.conftest import parsed
+from reports.conftest import page, parsed
 from reports.history import PAGES
 from reports.laws import CHAPTERS
 from reports.loading import load, read
@@ -51,6 +51,7 @@ def test_published_run_renders(tmp_path: Path) -> None:
     assert main([str(tmp_path)]) == 1
     assert all((tmp_path / name).is_file() for name in PAGES)
     assert parsed(tmp_path).external == []
+    assert "mathdefault" not in page(tmp_path)  # Matplotlib's formulas, which would be shown as they are
 
 
 def test_published_run_does_not_differ_from_itself(capsys: pytest.CaptureFixture[str]) -> None:
