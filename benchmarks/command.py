@@ -1,5 +1,5 @@
 """
-How the commands `python -m benchmarks.NAME` end: what they do not foresee is one line on stderr and exit code 2.
+How commands end: what they do not foresee is one line on stderr and exit code 2.
 
 Other exit codes keep their meaning: the gate's 1 means slower and nothing else. This module imports the standard
 library alone, so that it works if an import of the command fails.

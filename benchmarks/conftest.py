@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
@@ -21,6 +20,7 @@ from benchmarks.roofline import Entry, add_positions
 from benchmarks.summary import summary
 from lenet.files import set_aside
 from lenet.fingerprint import fingerprint, stamp
+from properties.record import command_line
 from properties.stack import Stack
 
 FAILURES = pytest.StashKey["Failures"]()
@@ -120,7 +120,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
-    output_json |= stamp(shlex.join(["pytest", *config.invocation_params.args]))
+    output_json |= stamp(command_line(config))
     add_positions(output_json["benchmarks"])
     for entry in output_json["benchmarks"]:
         if "latency" in entry["extra_info"]:

@@ -1,5 +1,5 @@
 """
-Times of the engines, measured together: `python -m benchmarks.engine_times` prints tables, `--record DIR` a JSON file.
+Times of the engines, measured together: `lenet-properties engine-times` prints tables, `--record DIR` a JSON file.
 
 Each engine has a fresh process of its own, and only one process computes at any moment. A time is the median over
 blocks of calls of at least 5 ms. The blocks of all engines are interleaved, in a new random order in every round. As
@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.arguments import duration, file_problem, positive_int
-from benchmarks.command import ERROR, STOPPED, run
+from benchmarks.command import ERROR, STOPPED
 from benchmarks.guard import folder as run_folder
 from benchmarks.worker_client import Arm, Startup, Worker, WorkerError
 from benchmarks.workload import DISTINCT, TIMED_BATCHES
@@ -354,7 +354,7 @@ def choose(names: str | None, device: str, dtype: str) -> list[Engine]:
     return chosen
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """
     Return 0 if everything was timed, 1 if an engine raised or was wrong, 2 if a worker failed, 130 after Ctrl-C.
 
@@ -389,7 +389,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _record(options: argparse.Namespace, chosen: list[Engine], result: Result) -> None:
     """Write engine_times.json."""
-    command = shlex.join(["python", "-m", "benchmarks.engine_times", *sys.argv[1:]])
     settings = {name: getattr(options, name) for name in ("device", "dtype", "threads", "budget")}
     claims = {engine.name: engine.claims[options.dtype] for engine in chosen}
     measured = {
@@ -398,14 +397,14 @@ def _record(options: argparse.Namespace, chosen: list[Engine], result: Result) -
         "order": [asdict(effect) for effect in result.order],
         "not_timed": [asdict(one) for one in result.not_timed],
     }
-    content = stamp(command) | settings | {"seed": SEED, "claims": claims} | measured
+    content = stamp(options.command) | settings | {"seed": SEED, "claims": claims} | measured
     with write_atomically(options.record / FILE) as file:
         file.write(json.dumps(content, indent=1).encode())
 
 
-def _options(arguments: list[str] | None) -> argparse.Namespace:
+def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.engine_times", description="Time the engines in interleaved blocks."
+        prog="lenet-properties engine-times", description="Time the engines in interleaved blocks."
     )
     parser.add_argument(
         "--engines", metavar="NAMES", help=f"comma-separated; default: {','.join(DEFAULT)}, as far as available"
@@ -429,6 +428,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         help=f"time per engine, operation and batch size, for at least {MIN_ROUNDS} blocks; default %(default)s",
     )
     parser.add_argument("--record", type=Path, metavar="DIR", help="write the times to DIR/engine_times.json")
+    parser.set_defaults(command=shlex.join(["lenet-properties", "engine-times", *arguments]))
     options = parser.parse_args(arguments)
     if options.record and (problem := file_problem(options.record / FILE)):
         parser.error(f"--record {options.record}: {FILE} {problem}")
@@ -448,7 +448,3 @@ def _batches(text: str) -> tuple[int, ...]:
             f"{wrong[0]} is not a multiple of {DISTINCT}, as batch sizes above {DISTINCT} must be"
         )
     return batches
-
-
-if __name__ == "__main__":
-    run(main)

@@ -178,10 +178,10 @@ class FakeWorker:
         return slower.get(self.arm.engine, slower.get(f"{self.arm.engine} {self.operation}", 0.0))
 
 
-def start_command(module: str, *options: str) -> subprocess.Popen[str]:
-    """Start `python -m module` on one thread, as a user would."""
+def start_command(command: str, *options: str) -> subprocess.Popen[str]:
+    """Start `lenet-properties COMMAND` on one thread, as a user would."""
     default_sigint = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
-    arguments = [sys.executable, "-m", module, "--threads", "1", *options]
+    arguments = [sys.executable, "-m", "lenet_properties", command, "--threads", "1", *options]
     return subprocess.Popen(
         arguments, cwd=ROOT, preexec_fn=default_sigint, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

@@ -3,7 +3,7 @@ Choose the fastest correct engine for a network on this machine: `fastest(net, b
 
 Every installed engine that supports the network's dtype on its device, and claims the requested precision, is built and
 called on real digits. Engines whose logits are within budget of the oracle's are timed in interleaved blocks. The
-choice is cached for this machine, and verified again whenever it is used. `python -m benchmarks.fastest` prints a table
+choice is cached for this machine, and verified again whenever it is used. `lenet-properties fastest` prints a table
 with every engine's speed, or the reason why it was excluded.
 """
 
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.arguments import positive_int
-from benchmarks.command import ERROR, one_line, run
+from benchmarks.command import ERROR, one_line
 from benchmarks.worker_client import MIN_BLOCK_SECONDS
 from benchmarks.workload import DISTINCT, output_problem
 from lenet import digits, engines, oracle
@@ -327,9 +327,9 @@ def _write_results(key: dict[str, Any], results: tuple[EngineResult, ...]) -> No
         warnings.warn(f"the choice is not cached: {_cache_file()} cannot be written: {error}", stacklevel=3)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Print the table for the reference network; returns 2 if no engine is correct or the device is unavailable."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fastest", description=__doc__)
+    parser = argparse.ArgumentParser(prog="lenet-properties fastest", description=__doc__)
     parser.add_argument("--batch", type=positive_int, default=1, help="batch size, default %(default)s")
     parser.add_argument("--device", default="cpu", help="default %(default)s")
     parser.add_argument("--precision", choices=CLAIMS, default="float32", help="minimum, default %(default)s")
@@ -347,7 +347,3 @@ def main(arguments: list[str] | None = None) -> int:
     if choice.cached:
         print("timed in an earlier run; --remeasure times the engines again")
     return 0
-
-
-if __name__ == "__main__":
-    run(main)

@@ -1,7 +1,8 @@
 """
-The performance gate: `python -m benchmarks.gate` decides whether head is slower than base, with designed error rates.
+The performance gate: `lenet-properties gate` decides whether head is slower than base, with designed error rates.
 
-Head is the working tree. Base is the commit that it branched from, or `--base REV`, in a temporary checkout.
+Head is the working tree. Base is the commit that it branched from, or `--base REV`, in a temporary checkout. In a
+repository other than this project's, `--subject path/to/file.py:Net` is timed as it is in head and as it was in base.
 Alternatively, head and base differ in engine, subject or interpreter. `benchmarks/comparison.py` compares them and
 `benchmarks/decision.py` has the decision rule.
 
@@ -24,16 +25,17 @@ import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from io import BytesIO
 from pathlib import Path
 
 from benchmarks.arguments import duration, file_problem, positive_int, whole_number
-from benchmarks.command import ERROR, STOPPED, one_line, run, unforeseen
+from benchmarks.command import ERROR, STOPPED, one_line, unforeseen
 from benchmarks.comparison import OPERATIONS, ComparisonError, Side, compare
 from benchmarks.gate_report import FORMATS, PURPOSES, Outcome, terminal
 from benchmarks.guard import folder as run_folder
-from benchmarks.worker_client import Arm, WorkerError
+from benchmarks.worker_client import Arm, WorkerError, contains_project
 from benchmarks.workload import TIMED_BATCHES
 from lenet.files import set_aside, write_atomically
 from lenet.oracle import PRECISIONS
@@ -100,7 +102,7 @@ def resolve(revision: str) -> str:
 @contextmanager
 def checkout(revision: str) -> Iterator[Path]:
     """Check out a commit to a temporary folder and yield it; raises ComparisonError if there is no such commit."""
-    archive = _run_git("archive", "--format=tar", resolve(revision))
+    archive = _run_git("-C", str(_top_level()), "archive", "--format=tar", resolve(revision))
     if archive.returncode:
         raise ComparisonError(f"--base {revision}: {_last_line(archive.stderr)}")
     with tempfile.TemporaryDirectory(prefix="base-", dir=run_folder(), ignore_cleanup_errors=True) as folder:
@@ -137,30 +139,66 @@ def describe(revision: str) -> str:
 @contextmanager
 def sides(options: argparse.Namespace) -> Iterator[tuple[Side, Side]]:
     """Yield base and head; if no option makes them differ, base is the commit that head branched from."""
-    arms = {
-        side: Arm(
-            subject=_absolute(getattr(options, f"{side}_subject")),
+    head, base = (
+        Arm(
+            subject=_absolute(options.subject or getattr(options, f"{side}_subject")),
             engine=getattr(options, f"{side}_engine"),
             device=options.device,
             dtype=options.dtype,
             threads=options.threads,
         )
-        for side in ("base", "head")
-    }
-    differ = arms["base"] != arms["head"] or options.base_python != options.head_python
+        for side in ("head", "base")
+    )
     # only installed packages are imported there
     with tempfile.TemporaryDirectory(prefix="installed-", dir=run_folder(), ignore_cleanup_errors=True) as empty:
-        folders = {side: Path(empty) if getattr(options, f"{side}_python") != sys.executable else None for side in arms}
-        head = Side("head", arms["head"], options.head_python, folders["head"])
-        if differ and options.base is None:
-            yield Side("base", arms["base"], options.base_python, folders["base"]), head
+        own, other = (
+            Path(empty) if python != sys.executable else None for python in (options.head_python, options.base_python)
+        )
+        head_side = Side("head", head, options.head_python, own)
+        if options.base is None and (base != head or options.base_python != options.head_python):
+            yield Side("base", base, options.base_python, other), head_side
             return
         revision = default_base() if options.base is None else options.base
         with checkout(revision) as folder:
-            yield Side("base", arms["base"], options.base_python, folder, describe(revision)), head
+            _check_contents(folder, options.subject, revision)
+            if options.subject:
+                base = replace(base, subject=_in_checkout(options.subject, folder))
+            yield Side("base", base, options.base_python, folder, describe(revision)), head_side
 
 
-def main(arguments: list[str] | None = None) -> int:
+def _check_contents(folder: Path, subject: str | None, revision: str) -> None:
+    """Raise ComparisonError unless the checkout of a revision contains what is to be timed."""
+    if contains_project(folder) or (subject and not contains_project(_top_level())):
+        return
+    if contains_project(_top_level()):
+        raise ComparisonError(
+            f"--base {revision}: {describe(revision)}: no benchmarks/worker.py in this commit: "
+            "this commit cannot be compared; choose a newer --base"
+        )
+    raise ComparisonError(
+        f"{_top_level()}: this repository is not lenet-properties; name what to time: --subject path/to/file.py:Net"
+    )
+
+
+def _in_checkout(spec: str, folder: Path) -> str:
+    """Return the spec of a subject in the checkout of a revision."""
+    place, separator, name = spec.partition(":")
+    if not place.endswith(".py"):
+        return spec  # a module, which is imported from the checkout
+    path = Path(place).absolute()
+    if not path.is_relative_to(_top_level()):
+        raise ComparisonError(f"--subject {spec}: is not in the repository {_top_level()}")
+    inside = folder / path.relative_to(_top_level())
+    if not inside.is_file():
+        raise ComparisonError(f"--subject {spec}: base has no such file; use --base-subject and --head-subject")
+    return f"{inside}{separator}{name}"
+
+
+def _top_level() -> Path:
+    return Path(_git("rev-parse", "--show-toplevel"))
+
+
+def main(arguments: list[str]) -> int:
     """
     Return 0 if head passed, 1 if it is slower, 3 if that is inconclusive, 2 after an error, 130 after Ctrl-C.
 
@@ -170,8 +208,7 @@ def main(arguments: list[str] | None = None) -> int:
     for kind in FORMATS:
         if path := getattr(options, kind):
             set_aside(path)
-    given = sys.argv[1:] if arguments is None else arguments
-    outcome = Outcome(shlex.join(["python", "-m", "benchmarks.gate", *given]), options.delta)
+    outcome = Outcome(shlex.join(["lenet-properties", "gate", *arguments]), options.delta)
     try:
         with sides(options) as (base, head):
             outcome.compared = [f"base: {base}", f"head: {head}"]
@@ -215,9 +252,9 @@ def _write(outcome: Outcome, paths: Mapping[str, Path]) -> list[str]:
     return problems
 
 
-def _options(arguments: list[str] | None) -> argparse.Namespace:
+def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gate",
+        prog="lenet-properties gate",
         description="Is head slower than base? "
         "Exit codes: 0 no, 1 yes (or an exact counter rose), 3 inconclusive, 2 error.",
     )
@@ -226,6 +263,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         metavar="REV",
         help="commit to compare with; default: where this branch began; on main HEAD if files changed, else HEAD~1",
     )
+    parser.add_argument("--subject", metavar="SPEC", help="time this subject, each side its own version of it")
     for side in ("base", "head"):
         parser.add_argument(f"--{side}-subject", default="lenet", metavar="SPEC", help="default %(default)s")
         parser.add_argument(f"--{side}-engine", default="eager", metavar="NAME", help="default %(default)s")
@@ -310,7 +348,3 @@ def _share(text: str) -> float:
             f"{text!r} is not a share between 0 and 100%: write a percentage such as 2% or a fraction such as 0.02"
         )
     return share
-
-
-if __name__ == "__main__":
-    run(main)

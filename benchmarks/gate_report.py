@@ -185,7 +185,7 @@ FORMATS: dict[str, Callable[[Outcome], str]] = {"json": as_json, "junit": junit,
 """The formats of the files that the gate can write, by the names of their options."""
 
 PURPOSES = {
-    "json": "as JSON, which `python -m reports` reads",
+    "json": "as JSON, which `lenet-properties report` reads",
     "junit": "as JUnit XML, for a CI system's list of tests",
     "markdown": "as Markdown, for a comment on a pull request",
 }

@@ -1,7 +1,7 @@
 """
 A trial of the gate: how often it raises a false alarm, and how often it detects a real slowdown.
 
-`python -m benchmarks.gate_trial --minutes 60 --record DIR` has the gate compare the reference with itself and with the
+`lenet-properties gate-trial --minutes 60 --record DIR` has the gate compare the reference with itself and with the
 variants of `benchmarks/slowdowns.py`, in alternation, and appends each verdict to `gate_trial.json`; the next run
 resumes there. `--background 1` runs the trial under load: a background process trains at the same time. With each
 verdict the trial also takes samples as other tools do, one side after the other, each in one process, and records what
@@ -27,14 +27,13 @@ from tqdm import tqdm
 
 from benchmarks.arguments import duration, file_problem
 from benchmarks.command import ERROR, STOPPED, one_line
-from benchmarks.command import run as run_command
 from benchmarks.comparison import Benchmark, ComparisonError, Pair, Side, compare, operation_and_batch
 from benchmarks.decision import Rates
 from benchmarks.gate import BUDGET, DEFAULT, DELTA
 from benchmarks.gate_report import as_dict
 from benchmarks.trial_table import CONDITIONS, LOADS, Condition, proportion, rows
 from benchmarks.worker_client import Arm, Worker, WorkerError
-from lenet.files import write_atomically
+from lenet.files import RESULTS, write_atomically
 from lenet.fingerprint import FORMAT, fingerprint, headline, stamp
 from lenet.table import table
 
@@ -225,13 +224,12 @@ def run(verdicts: list[dict[str, Any]], options: argparse.Namespace) -> None:
 
 def write(path: Path, verdicts: Sequence[dict[str, Any]]) -> None:
     """Write all verdicts so far, replacing the file."""
-    command = "python -m benchmarks.gate_trial"
-    content = stamp(command) | {"delta": DELTA, "budget": BUDGET, "verdicts": verdicts}
+    content = stamp("lenet-properties gate-trial") | {"delta": DELTA, "budget": BUDGET, "verdicts": verdicts}
     with write_atomically(path) as file:
         file.write(json.dumps(content).encode())
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Return 0 if all trials gave verdicts, 2 after an error, 130 after Ctrl-C; finished verdicts are always kept."""
     options = _options(arguments)
     try:
@@ -248,9 +246,9 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _options(arguments: list[str] | None) -> argparse.Namespace:
+def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gate_trial", description="Measure the false alarms and the power of the gate."
+        prog="lenet-properties gate-trial", description="Measure the false alarms and the power of the gate."
     )
     parser.add_argument(
         "--minutes", type=_minutes, default=60.0, help="start trials for this long; default %(default)s"
@@ -259,7 +257,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--background", type=int, choices=LOADS, default=0, help="background processes that train meanwhile; default 0"
     )
     parser.add_argument(
-        "--record", type=Path, default=Path("reports/latest"), metavar="DIR", help="default %(default)s"
+        "--record", type=Path, default=RESULTS / "latest", metavar="DIR", help="default %(default)s"
     )
     options = parser.parse_args(arguments)
     if problem := file_problem(options.record / FILE):
@@ -270,7 +268,3 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 def _minutes(text: str) -> float:
     """Return a number of minutes, of which 0 starts no trial."""
     return 0.0 if text == "0" else duration(f"{text}m") / 60
-
-
-if __name__ == "__main__":
-    run_command(main)

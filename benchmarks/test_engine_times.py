@@ -106,7 +106,7 @@ def test_wrong_engine_is_reported_and_the_others_are_timed(
 
 
 def test_dying_worker_is_a_one_line_error(fake_engines: Path) -> None:
-    result = start_command("benchmarks.engine_times", "--engines", "eager,fakes:dying", "--batches", "1").communicate()
+    result = start_command("engine-times", "--engines", "eager,fakes:dying", "--batches", "1").communicate()
 
     lines = [line for line in result[1].splitlines() if line]
     assert len(lines) == 1
@@ -167,7 +167,7 @@ def test_empty_name_of_an_engine_is_an_error(names: str, capsys: pytest.CaptureF
 
 
 def test_ctrl_c_leaves_no_process(fake_engines: Path) -> None:
-    with start_command("benchmarks.engine_times", "--engines", "eager,fakes:hanging", "--batches", "1") as run:
+    with start_command("engine-times", "--engines", "eager,fakes:hanging", "--batches", "1") as run:
         assert interrupt(run, fake_engines, processes=3) == "stopped"  # the parent, the worker and its child
 
     assert not remaining_processes(fake_engines)

@@ -472,7 +472,7 @@ def test_worker_with_another_protocol_is_an_error(run_gate: RunGate, tmp_path: P
 
 
 def test_ctrl_c_leaves_no_process(fake_engines: Path) -> None:
-    with start_command("benchmarks.gate", "--head-engine", "fakes:hanging", "--select", "forward-1") as run:
+    with start_command("gate", "--head-engine", "fakes:hanging", "--select", "forward-1") as run:
         assert interrupt(run, fake_engines, processes=2) == "stopped"  # the worker and its child
 
     assert not remaining_processes(fake_engines)
@@ -484,7 +484,7 @@ def test_killed_gate_leaves_no_process_and_no_file(
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
-    with start_command("benchmarks.gate", "--head-engine", "fakes:hanging", "--select", "forward-1") as run:
+    with start_command("gate", "--head-engine", "fakes:hanging", "--select", "forward-1") as run:
         wait_for_processes(run, fake_engines, processes=2)
         assert list(temporary.iterdir())
         run.kill()

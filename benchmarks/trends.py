@@ -1,11 +1,11 @@
 """
-How medians changed over time, from run to run: `python -m benchmarks.trends FILE...`.
+How medians changed over time, from run to run: `lenet-properties trends FILE...`.
 
-The files are those that `pytest benchmarks -m benchmark --record DIR` writes.
+The files are those that `lenet-properties time --record DIR` writes.
 
 A series is a benchmark on one stack: the same machine and versions. Runs of different stacks are never compared. A
 series gives no verdict, since a shared runner varies more from one day to the next than most commits change anything;
-`python -m benchmarks.gate` gives one.
+`lenet-properties gate` gives one.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.command import ERROR, one_line
-from benchmarks.command import run as run_command
 from lenet.fingerprint import FORMAT, headline
 from lenet.table import table
 
 OLDEST_FORMAT = 2
 """The fields read here are the same in all formats since this one."""
 
-COMMAND = "pytest benchmarks -m benchmark --record DIR"
+COMMAND = "lenet-properties time --record DIR"
 """The command that writes the files read here."""
 
 IRRELEVANT = ("hypothesis", "pytest", "scikit-learn")
@@ -89,9 +88,9 @@ def _row(seconds: list[float | None]) -> list[str]:
     return ["-"] * start + [f"{1e3 * first:.3f} ms", *later]
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Print the tables; return 0, or 2 if a file cannot be read."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.trends", description="Medians over time, by stack.")
+    parser = argparse.ArgumentParser(prog="lenet-properties trends", description="Medians over time, by stack.")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help=f"written by `{COMMAND}`")
     try:
         runs = [read(path) for path in parser.parse_args(arguments).files]
@@ -100,7 +99,3 @@ def main(arguments: list[str] | None = None) -> int:
         return ERROR
     print("\n".join(lines(runs)))
     return 0
-
-
-if __name__ == "__main__":
-    run_command(main)

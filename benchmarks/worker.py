@@ -1,5 +1,5 @@
 """
-The process that runs one engine, or one side of the gate: `python -m benchmarks.worker ARM`, with an `Arm` as JSON.
+The process that runs one engine, or one side of the gate; its only argument is an `Arm` as JSON.
 
 It prepares the operation that it is asked for, verifies the answer, and then times calls. `benchmarks/worker_client.py`
 is its parent's side and documents the protocol. The gate starts this module by name in a checkout of another revision.

@@ -1,7 +1,7 @@
 """
 The parent's handle to a worker process: `with Worker(arm) as worker` starts one, asks it to time calls and stops it.
 
-The process is `python -m benchmarks.worker`. A request is one line of JSON, and so is its answer. Between two requests
+The process runs `benchmarks/worker.py`. A request is one line of JSON, and so is its answer. Between two requests
 the process blocks in a read, so of many workers only one computes at any time. A worker knows nothing of the others:
 engines, subjects and entire Python environments are compared in the same way.
 """
@@ -43,6 +43,21 @@ EXIT_TIMEOUT = 5.0
 MAX_ANSWER = 2**24
 """Bytes of an answer, at most. The longest, a second of single calls, has less than a megabyte."""
 
+ROOT = Path(__file__).resolve().parents[1]
+"""The folder that contains this project's packages: a clone, or where they are installed."""
+
+START = """
+import json, os, runpy, sys
+sys.path[:0] = [place for place in json.loads(sys.argv.pop(1)) if place not in sys.path]
+sys.path.append(os.getcwd())
+runpy.run_module("benchmarks.worker", run_name="__main__", alter_sys=True)
+"""
+"""
+The program of a worker process. Its first argument is a list of folders to import packages from before all others.
+
+The working directory comes last, so that nothing in it hides a package of this project.
+"""
+
 PROTOCOL = 1
 """
 The version of the requests and answers, and of what a time means.
@@ -57,6 +72,11 @@ class WorkerError(RuntimeError):
 
 class NotTimed(WorkerError):  # noqa: N818  # the worker is fine, the operation is not
     """The operation raised an exception or gave a wrong answer; the worker can still prepare another one."""
+
+
+def contains_project(folder: Path) -> bool:
+    """Whether a folder is a checkout of this project, of a revision that has a worker."""
+    return (folder / "lenet" / "oracle.py").is_file() and (folder / "benchmarks" / "worker.py").is_file()
 
 
 @dataclass(frozen=True)
@@ -109,7 +129,7 @@ class Worker:
     environment: Mapping[str, str] = field(default_factory=dict)
     """Environment variables of the process, in addition to its parent's."""
     folder: Path | None = None
-    """The working directory of the process. Packages found there take precedence over installed ones."""
+    """The working directory of the process. A checkout of this project there is what it imports."""
     side: str = ""
     """`base` or `head` in a gate, which its errors name."""
     limit: Limit | None = None
@@ -134,7 +154,7 @@ class Worker:
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by `stop`
         try:
             self.process = subprocess.Popen(
-                [self.python, "-m", "benchmarks.worker", json.dumps(asdict(self.arm))],
+                [self.python, "-P", "-c", START, json.dumps(self._first_imports()), json.dumps(asdict(self.arm))],
                 env=os.environ | PASSIVE_WAIT | own | dict(self.environment),
                 cwd=self.folder,
                 stdin=subprocess.PIPE,
@@ -149,6 +169,12 @@ class Worker:
             raise WorkerError(f"{self._label}: the worker has no pipes")
         self.place, self.requests, self.answers = place, self.process.stdin, self.process.stdout
         self.received, self.awaited = bytearray(), True  # it says by itself that it is ready
+
+    def _first_imports(self) -> list[str]:
+        """Return where the process looks for packages first: in a checkout of this project, or where this one is."""
+        if self.folder and contains_project(self.folder):
+            return [str(self.folder)]
+        return [str(ROOT)] if self.python == sys.executable else []
 
     def wait_until_ready(self) -> None:
         """

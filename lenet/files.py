@@ -15,6 +15,10 @@ PARTIAL = ".partial"
 """The end of the names of files that are being written; a process that is killed leaves one."""
 
 
+RESULTS = Path("lenet-results")
+"""The folder that commands write to by default, below the current one: records, pages, examples, checkpoints."""
+
+
 class LockedError(OSError):
     """Another process has locked a file; the message is one line that names the file."""
 
@@ -26,7 +30,7 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
 
     Missing parent folders are created, and what killed processes left of the same file is removed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     _remove_partial(path)
     file, temporary = _open_partial(path)
     try:
@@ -38,6 +42,15 @@ def write_atomically(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def make_folder(folder: Path) -> Path:
+    """Create a folder, unless it exists, and return it; git ignores RESULTS. Raises OSError if that is impossible."""
+    folder.mkdir(parents=True, exist_ok=True)
+    results = RESULTS.absolute()
+    if results in (folder.absolute(), *folder.absolute().parents) and not (results / ".gitignore").exists():
+        (results / ".gitignore").write_text("*\n")
+    return folder
 
 
 def _open_partial(path: Path) -> tuple[IO[bytes], Path]:
@@ -68,7 +81,7 @@ def locked(path: Path) -> Iterator[None]:
     The lock is a hidden file beside `path`. The system releases it however its process ends, and the next process that
     locks `path` removes what a killed one left. A file system that has no locks grants every one.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     lock = path.with_name(f".{path.name}.lock")
     while True:
         with _opened(lock, os.O_CREAT) as descriptor:
@@ -118,8 +131,7 @@ def file_problem(error: OSError) -> str:
 def writable(folder: Path) -> bool:
     """Create `folder` if it does not exist, and return whether files can be written to it."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=make_folder(folder)):
             return True
     except OSError:
         return False

@@ -37,7 +37,7 @@ def test_command_trains_and_records_and_does_not_overwrite_an_earlier_run(
     for when, shown in (("before", Net()), ("after", net)):
         maps = feature_maps(shown, data.test_images[:1])
         assert record["feature_maps"][when] == {name: map_[0].tolist() for name, map_ in maps.items()}
-    assert record["command"] == shlex.join(["python", "-m", "lenet.train", *command])
+    assert record["command"] == shlex.join(["lenet-properties", "train", *command])
     assert record["settings"] == asdict(settings) == asdict(Settings(epochs=1))
     assert record["history"] == [asdict(epoch) for epoch in progress.history]
     compared = [(label, len(history)) for label, history in record["comparisons"].items()]
@@ -243,7 +243,7 @@ def test_full_disk_is_one_line_and_keeps_the_earlier_checkpoint(
 
 
 def test_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lenet.train", "--epochs", "1", "--batch", "64"]
+    command = [sys.executable, "-m", "lenet_properties", "train", "--epochs", "1", "--batch", "64"]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [*command, "--checkpoint", str(tmp_path / "run.pt")],
@@ -266,7 +266,7 @@ def test_folders_that_are_files_are_rejected(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_leaves_a_checkpoint_to_resume_from(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lenet.train", "--batch", "64", "--checkpoint", str(tmp_path / "run.pt")]
+    command = [sys.executable, "-m", "lenet_properties", "train", "--batch", "64", "--checkpoint", str(tmp_path / "run.pt")]
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # with more threads, sums have another order
     process = subprocess.Popen(
         [*command, "--epochs", "500"], stdout=subprocess.PIPE, text=True, env=os.environ | threads

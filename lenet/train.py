@@ -1,5 +1,5 @@
 """
-Train the network on real digits: `python -m lenet.train`.
+Train the network on real digits: `lenet-properties train`.
 
 Ctrl-C stops after the current step and saves a checkpoint. `--resume` continues from it bit for bit, on the same
 machine with the same number of threads.
@@ -25,14 +25,14 @@ from torch import Tensor
 from lenet import digits
 from lenet.checkpoint import CheckpointError, resume, save
 from lenet.digits import Digits, DigitsError
-from lenet.files import LockedError, file_problem, locked, resolved, set_aside, writable, write_atomically
+from lenet.files import RESULTS, LockedError, file_problem, locked, resolved, set_aside, writable, write_atomically
 from lenet.fingerprint import stamp
 from lenet.net import Net, feature_maps
 from lenet.training import RANGES, STEPS, Epoch, Progress, Settings, initial_net, out_of_range, train
 from lenet.training_comparison import comparisons
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """
     Train on real digits.
 
@@ -75,7 +75,7 @@ def _train(options: argparse.Namespace) -> int:
     diverged = next((number for number, epoch in enumerate(progress.history, 1) if not math.isfinite(epoch.loss)), None)
     if options.record:
         maps = {"before": before, "after": feature_maps(net, digit)}
-        record = partial(_record, options.record, data, settings, progress, maps)
+        record = partial(_record, options, data, settings, progress, maps)
         record({})
         if options.compare and not diverged:
             return _compare(data, settings, record)
@@ -99,8 +99,8 @@ def _compare(data: Digits, settings: Settings, record: Callable[[dict[str, list[
     return 0
 
 
-def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m lenet.train", description=__doc__)
+def _options(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="lenet-properties train", description=__doc__)
     default = Settings()
     parser.add_argument("--epochs", type=int, help=f"epochs in total, also with --resume (default {default.epochs})")
     parser.add_argument("--lr", type=float, help=f"learning rate, default {default.lr}")
@@ -119,7 +119,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--checkpoint",
         type=Path,
         metavar="FILE",
-        default=Path("training.pt"),
+        default=RESULTS / "training.pt",
         help="save the run to this file after every epoch (default %(default)s)",
     )
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint with its settings")
@@ -127,6 +127,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--compare", action="store_true", help="with --record: also train with the other optimizer and by the oracle"
     )
+    parser.set_defaults(command=shlex.join(["lenet-properties", "train", *arguments]))
     options = parser.parse_args(arguments)
     for name in RANGES:
         value = getattr(options, name)
@@ -195,7 +196,7 @@ def _run(net: Net, data: Digits, settings: Settings, progress: Progress, checkpo
 
 
 def _record(
-    folder: Path,
+    options: argparse.Namespace,
     data: Digits,
     settings: Settings,
     progress: Progress,
@@ -205,7 +206,7 @@ def _record(
     """Write training.json: the curves, and the feature maps of the first test digit before and after training."""
     content = _without_nonfinite(
         {
-            **stamp(shlex.join(["python", "-m", "lenet.train", *sys.argv[1:]])),
+            **stamp(options.command),
             "data": data.name,
             "settings": asdict(settings),
             "history": [asdict(epoch) for epoch in progress.history],
@@ -216,7 +217,7 @@ def _record(
             },
         }
     )
-    with write_atomically(folder / "training.json") as file:
+    with write_atomically(options.record / "training.json") as file:
         file.write(json.dumps(content, allow_nan=False).encode())
 
 
@@ -230,7 +231,3 @@ def _without_nonfinite(value: Any) -> Any:
         case dict():
             return {name: _without_nonfinite(element) for name, element in value.items()}
     return value
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,7 @@
 """
 The six steps of the tutorial's training, marked `step 1` to `step 6`, and the loop that repeats them.
 
-`python -m lenet.train` trains the network on real digits.
+`lenet-properties train` trains the network on real digits.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """
 The registry of known issues: bugs of PyTorch and of engines that the laws have found, and the stacks they affect.
 
-`python -m properties.known_issues` prints `properties/KNOWN_ISSUES.md`, which says what a known issue is and lists all.
+`lenet-properties known-issues` prints `properties/KNOWN_ISSUES.md`, which says what a known issue is and lists all.
 """
 
 from __future__ import annotations
@@ -921,7 +921,7 @@ after which a GPU stops working: examples of the last are not run, and count as 
 the known issues that it expected, with their stacks.
 
 This page is generated from `properties/known_issues.py` by
-`python -m properties.known_issues --output properties/KNOWN_ISSUES.md`. Versions are those of PyTorch; most versions
+`lenet-properties known-issues --output properties/KNOWN_ISSUES.md`. Versions are those of PyTorch; most versions
 before 2.13 have not been tested. "No report found" means that we know of no public report.
 """
 
@@ -954,17 +954,14 @@ def _version(version: tuple[int, int]) -> str:
     return ".".join(map(str, version))
 
 
-def main() -> None:
-    """Print the page of known issues, or write it to a file."""
-    parser = argparse.ArgumentParser(prog="python -m properties.known_issues", description="The page of known issues.")
+def main(arguments: list[str]) -> int:
+    """Print the page of known issues, or write it to a file; return 0."""
+    parser = argparse.ArgumentParser(prog="lenet-properties known-issues", description="The page of known issues.")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write it to this file instead of printing it")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.output:
         with write_atomically(options.output) as file:
             file.write(page().encode())
     else:
         print(page(), end="")
-
-
-if __name__ == "__main__":
-    main()
+    return 0

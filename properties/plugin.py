@@ -48,7 +48,9 @@ DEFAULT_DTYPES = ("float32", "float64", "bfloat16", "float16")
 # errors, which only the profile `thorough` has time for.
 PHASES = set(Phase) - {Phase.explain}
 COMMON = settings(deadline=None, report_multiple_bugs=False, print_blob=False, phases=PHASES - {Phase.target})
-FAILURES = DirectoryBasedExampleDatabase(".hypothesis/examples")
+FAILURES = DirectoryBasedExampleDatabase(
+    Path(os.environ.get("HYPOTHESIS_STORAGE_DIRECTORY", ".hypothesis"), "examples")
+)
 settings.register_profile("quick", COMMON, max_examples=10, derandomize=False, database=FAILURES)
 settings.register_profile("ci", COMMON, max_examples=20, derandomize=True, database=None)
 settings.register_profile("thorough", COMMON, phases=PHASES, max_examples=250, derandomize=False, database=FAILURES)

@@ -41,6 +41,9 @@ SECONDS = pytest.StashKey[float]()
 RESTRICTIONS = pytest.StashKey[Restrictions]()
 """What the network of an item's stack cannot do."""
 
+COMMAND = pytest.StashKey[str]()
+"""The command that started the run, if that was not pytest's own."""
+
 Entry = dict[str, Any]
 
 
@@ -207,6 +210,11 @@ def _explanation(entry: Entry, drawn_again: list[str]) -> str:
     return "\n".join(lines)
 
 
+def command_line(config: pytest.Config) -> str:
+    """Return the command that started the run."""
+    return config.stash.get(COMMAND, shlex.join(["pytest", *config.invocation_params.args]))
+
+
 class Record:
     """Collects the entries of a run, also from parallel workers, and writes them to a file."""
 
@@ -270,7 +278,7 @@ class Record:
 
     def _write(self, exitstatus: int) -> None:
         if self.path and self.entries:
-            content = stamp(shlex.join(["pytest", *self.config.invocation_params.args])) | {
+            content = stamp(command_line(self.config)) | {
                 "finished": exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not self.not_reached,
                 "errors": self.errors,
                 "profile": _profile(self.config),

@@ -1,38 +1,68 @@
 """
-`python -m reports`: write the page and the summary of a run; the exit code is the verdict.
+`lenet-properties report`: write the page and the summary of a run; the exit code is the verdict.
 
-`python -m reports publish` keeps a run, `index` writes the pages of all published runs again, and `diff A B` prints the
-differences between two runs.
+`lenet-properties publish` keeps a run, `index` writes the pages of all published runs again, and `diff A B` prints the
+differences between two runs. Any error is one line and exit code 2: 1 says that the run failed, and nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
-from lenet.files import file_problem, set_aside, write_atomically
+from lenet.files import RESULTS, file_problem, set_aside, write_atomically
 from reports import exports, history, sentences
 from reports.loading import ReportError, load, one_line
 from reports.page import render, render_index
 from reports.verdict import not_run, passed, status
 
-LATEST = Path("reports/latest")
+LATEST = RESULTS / "latest"
+
+Command: TypeAlias = Callable[[list[str]], int]
 
 
-def make(arguments: list[str]) -> int:
+def guarded(command: Command) -> Command:
+    """Return the command; it then prints an error in one line, escapes what a terminal cannot show, and returns 2."""
+
+    @functools.wraps(command)
+    def run(arguments: list[str]) -> int:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # a name may not be in the encoding of the terminal
+        try:
+            code = command(arguments)
+            sys.stdout.flush()  # a full disk or a closed pipe shows here
+            return code
+        except ReportError as error:
+            problem = str(error)
+        except OSError as error:
+            problem = file_problem(error)
+        except Exception as error:
+            folders = arguments or [str(history.RUNS if run is make_index else LATEST)]
+            problem = f"a file in {' or '.join(folders)} lacks data for the report: {type(error).__name__} {error}"
+        print(f"error: {one_line(problem)}", file=sys.stderr)
+        return 2
+
+    return run
+
+
+@guarded
+def report(arguments: list[str]) -> int:
     """Write the page, the summary and the files for CI of a run; return 0 if the run passed, 1 if it failed."""
     parser = argparse.ArgumentParser(
-        prog="python -m reports",
+        prog="lenet-properties report",
         description="Write the page and the summary of a run.",
         epilog=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     folder = _folder(parser, arguments)
     if folder != LATEST and not folder.is_dir():
-        raise ReportError(f"no folder {folder}; commands are publish, index and diff")
+        raise ReportError(f"no folder {folder}; name the folder of a run")
     with contextlib.suppress(OSError):  # a folder that cannot be written to still has a verdict
         for name in (*history.PAGES, *exports.NAMES):
             set_aside(folder / name)
@@ -51,17 +81,19 @@ def make(arguments: list[str]) -> int:
     return 0 if passed(run) else 1
 
 
+@guarded
 def publish(arguments: list[str]) -> int:
     """Copy a run to `reports/runs`, and write the page of all published runs."""
-    parser = argparse.ArgumentParser(prog="python -m reports publish", description="Keep a run in reports/runs.")
+    parser = argparse.ArgumentParser(prog="lenet-properties publish", description="Keep a run in reports/runs.")
     print(f"published: {history.publish(_folder(parser, arguments), history.RUNS)}")
     return _list_runs()
 
 
+@guarded
 def make_index(arguments: list[str]) -> int:
     """Write the pages of all published runs again, so that they show today's verdict, and the page that lists them."""
     description = "Write the pages of all published runs again, and the page that lists them."
-    argparse.ArgumentParser(prog="python -m reports index", description=description).parse_args(arguments)
+    argparse.ArgumentParser(prog="lenet-properties index", description=description).parse_args(arguments)
     for name, run in history.published(history.RUNS):
         for page, text in render(run).items():
             _write(history.RUNS / name / page, text)
@@ -75,9 +107,10 @@ def _list_runs() -> int:
     return 0
 
 
+@guarded
 def diff(arguments: list[str]) -> int:
     """Print the differences between two runs."""
-    parser = argparse.ArgumentParser(prog="python -m reports diff", description="Print what changed from A to B.")
+    parser = argparse.ArgumentParser(prog="lenet-properties diff", description="Print what changed from A to B.")
     for name in ("A", "B"):
         parser.add_argument(name, type=Path, help="the folder of a run")
     options = parser.parse_args(arguments)
@@ -86,37 +119,10 @@ def diff(arguments: list[str]) -> int:
 
 
 HELP = """\
-other commands:
-  publish [FOLDER]  copy a run to reports/runs, and write the page of all published runs
-  index             write the pages of all published runs again, and reports/index.html, which lists them
-  diff A B          print the differences between the runs in the folders A and B
+example: lenet-properties report lenet-results/latest
 
-exit codes:
-  0  the run passed; publish, index and diff: done
-  1  the run failed
-  2  a file is missing or invalid, or cannot be written
+exit codes: 0 the run passed, 1 it failed, 2 a file is missing or invalid, or cannot be written
 """
-
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"publish": publish, "index": make_index, "diff": diff}
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit code, or 2 after any error."""
-    given = sys.argv[1:] if arguments is None else arguments
-    command, rest = (COMMANDS[given[0]], given[1:]) if given and given[0] in COMMANDS else (make, given)
-    try:
-        code = command(rest)
-        sys.stdout.flush()  # a full disk or a closed pipe shows here
-        return code
-    except ReportError as error:
-        problem = str(error)
-    except OSError as error:
-        problem = file_problem(error)
-    except Exception as error:  # 1 means that the run failed, and nothing else
-        folders = rest or [str(history.RUNS if command is make_index else LATEST)]
-        problem = f"a file in {' or '.join(folders)} lacks data for the report: {type(error).__name__} {error}"
-    print(f"error: {one_line(problem)}", file=sys.stderr)
-    return 2
 
 
 def _folder(parser: argparse.ArgumentParser, arguments: list[str]) -> Path:

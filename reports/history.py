@@ -1,5 +1,5 @@
 """
-Published runs: `python -m reports publish`, `index` and `diff`.
+Published runs: `lenet-properties publish`, `index` and `diff`.
 
 A published run is a folder `<date>_<machine>_torch-<version>` with the JSON files of a run and its page. Laws are
 compared between any two runs, times only between runs of one machine. Such a comparison is not a verdict; the gate
@@ -47,7 +47,7 @@ def publish(folder: Path, runs: Path) -> Path:
     """
     run = load(folder)
     if missing := [page for page in PAGES if not (folder / page).is_file()]:
-        raise ReportError(f"{folder / missing[0]} is missing; `python -m reports {folder}` writes it")
+        raise ReportError(f"{folder / missing[0]} is missing; `lenet-properties report {folder}` writes it")
     files = [folder / file for file in (*run.files, *PAGES)]
     if links := [file for file in files if file.is_symlink()]:
         raise ReportError(f"{links[0]} is a link, which could lead to a file that nobody means to publish")

@@ -25,13 +25,13 @@ from reports.run import Run, Timing
 from reports.upgrades import OLDEST, upgrade
 
 WRITERS = {
-    "laws.json": "pytest properties/laws --record DIR",
-    "benchmarks.json": "pytest benchmarks -m benchmark --record DIR",
-    "training.json": "python -m lenet.train --record DIR",
-    "engines.json": "pytest properties/laws -m engine --engine NAMES --record DIR",
-    "engine_times.json": "python -m benchmarks.engine_times --record DIR",
-    "gate.json": "python -m benchmarks.gate --json DIR/gate.json",
-    "gate_trial.json": "python -m benchmarks.gate_trial --record DIR",
+    "laws.json": "lenet-properties judge --record DIR",
+    "benchmarks.json": "lenet-properties time --record DIR",
+    "training.json": "lenet-properties train --record DIR",
+    "engines.json": "lenet-properties judge --engine NAMES --record DIR",
+    "engine_times.json": "lenet-properties engine-times --record DIR",
+    "gate.json": "lenet-properties gate --json DIR/gate.json",
+    "gate_trial.json": "lenet-properties gate-trial --record DIR",
 }
 """The command that writes each file of a run."""
 

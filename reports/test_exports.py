@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
-from reports.commands import main
+from reports.commands import report
 from reports.conftest import EVIL, Files, entry, write
 
 
@@ -17,7 +17,7 @@ def test_junit_and_benchmark_files_are_written(tmp_path: Path, files: Files) -> 
     ]
     files["benchmarks.json"]["errors"] = ["bench_x"]
     write(tmp_path, files)
-    main([str(tmp_path)])
+    report([str(tmp_path)])
 
     tests = Xml.parse(tmp_path / "junit.xml").getroot()
     assert [tests.get(name) for name in ("tests", "failures", "errors", "skipped")] == ["7", "3", "0", "1"]

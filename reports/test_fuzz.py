@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reports import figures, history
-from reports.commands import main
+from reports.commands import publish, report
 from reports.conftest import Files, parsed, write
 
 fuzz = settings(
@@ -104,7 +104,7 @@ def test_report_of_any_fields(
         left.unlink()
     write(folder, mutated(data, complete | {"gate_trial.json": gated["gate_trial.json"]}))
 
-    code = main([str(folder)])
+    code = report([str(folder)])
 
     shown = capsys.readouterr()
     assert (code == 2) == shown.err.startswith("error: ")
@@ -134,7 +134,7 @@ def test_published_run_stays_in_its_folder(
         content |= {"date": date, "stack": content["stack"] | {"torch": torch, "processor": processor}}
     write(folder, files)
 
-    code = main([str(folder)]) or main(["publish", str(folder)])
+    code = report([str(folder)]) or publish([str(folder)])
 
     assert code in (0, 2)
     assert {path.name for path in tmp_path.iterdir()} <= {"run", "reports"}

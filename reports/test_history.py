@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from reports import history
-from reports.commands import main
+from reports.commands import diff, make_index, publish as publish_run, report
 from reports.conftest import EVIL, STACK, Files, Page, entry, timing, write
 from reports.loading import load
 from reports.verdict import passed
@@ -33,8 +33,8 @@ def publish(tmp_path: Path, runs: Path) -> Publish:
         folder = tmp_path / "latest"
         folder.mkdir(exist_ok=True)
         write(folder, files)
-        assert main([str(folder)]) in (0, 1)
-        assert main(["publish", str(folder)]) == 0
+        assert report([str(folder)]) in (0, 1)
+        assert publish_run([str(folder)]) == 0
         return max(runs.glob("*_torch-*"), key=lambda place: place.stat().st_mtime_ns)
 
     return published
@@ -71,7 +71,7 @@ def test_another_run_of_the_same_day_is_not_overwritten(
     files["laws.json"]["laws"].append(entry("test_more"))
     write(tmp_path / "latest", files)
 
-    assert main(["publish", str(tmp_path / "latest")]) == 2
+    assert publish_run([str(tmp_path / "latest")]) == 2
     assert f"remove {folder} to publish this one instead" in capsys.readouterr().err
     assert (folder / "laws.json").read_text() == before
 
@@ -81,8 +81,8 @@ def test_run_without_a_page_is_not_published(
 ) -> None:
     write(tmp_path, files)
 
-    assert main(["publish", str(tmp_path)]) == 2
-    assert "index.html is missing; `python -m reports" in capsys.readouterr().err
+    assert publish_run([str(tmp_path)]) == 2
+    assert "index.html is missing; `lenet-properties report" in capsys.readouterr().err
     assert not runs.exists()
 
 
@@ -104,14 +104,14 @@ def test_page_of_published_runs_separates_machines(publish: Publish, files: File
 def test_page_without_published_runs_names_the_command(runs: Path) -> None:
     runs.mkdir()
 
-    assert main(["index"]) == 0
-    assert "python -m reports publish" in (runs.parent / "index.html").read_text()
+    assert make_index([]) == 0
+    assert "lenet-properties publish" in (runs.parent / "index.html").read_text()
 
 
 def test_corrupt_published_run_is_an_error(publish: Publish, files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     (publish(files) / "laws.json").write_text("{")
 
-    assert main(["index"]) == 2
+    assert make_index([]) == 2
     assert "laws.json is corrupt" in capsys.readouterr().err
 
 
@@ -136,7 +136,7 @@ def test_folder_of_a_run_cannot_lead_elsewhere(
         (folder / name).touch()
     before = set(tmp_path.rglob("*"))
 
-    assert main(["publish", str(folder)]) == 2
+    assert publish_run([str(folder)]) == 2
 
     assert " does not match " in capsys.readouterr().err
     assert set(tmp_path.rglob("*")) == before
@@ -158,8 +158,8 @@ def test_published_run_that_is_a_link_is_an_error(
     folder.symlink_to(tmp_path / "elsewhere")
     before = (tmp_path / "elsewhere" / "index.html").stat().st_mtime_ns
 
-    for command in (["index"], ["publish", str(tmp_path / "latest")]):
-        assert main(command) == 2
+    for command, arguments in ((make_index, []), (publish_run, [str(tmp_path / "latest")])):
+        assert command(arguments) == 2
         assert f"a published run is a folder in {runs}\n" in capsys.readouterr().err
     assert (tmp_path / "elsewhere" / "index.html").stat().st_mtime_ns == before
 
@@ -173,7 +173,7 @@ def test_link_among_the_files_is_not_published(
     for name in history.PAGES:
         (tmp_path / "latest" / name).symlink_to(tmp_path / "secret")
 
-    assert main(["publish", str(tmp_path / "latest")]) == 2
+    assert publish_run([str(tmp_path / "latest")]) == 2
 
     assert "index.html is a link" in capsys.readouterr().err
     assert not runs.exists()
@@ -191,7 +191,7 @@ def diff(tmp_path: Path, old: Files, new: Files, capsys: pytest.CaptureFixture[s
     for name, content in (("old", old), ("new", new)):
         (tmp_path / name).mkdir()
         write(tmp_path / name, content)
-    assert main(["diff", str(tmp_path / "old"), str(tmp_path / "new")]) == 0
+    assert diff([str(tmp_path / "old"), str(tmp_path / "new")]) == 0
     return capsys.readouterr().out.splitlines()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from reports.commands import main
+from reports.commands import report
 from reports.conftest import STACK, Files, entry, page, parsed, timing, write
 from reports.loading import load
 
@@ -158,12 +158,12 @@ def test_bad_file_is_an_error_and_leaves_no_page(
 ) -> None:
     name, damage, message = BAD[fault]
     write(tmp_path, files)
-    main([str(tmp_path)])
+    report([str(tmp_path)])
     earlier = page(tmp_path)
     write(tmp_path, {name: damage(files[name])})
     capsys.readouterr()
 
-    assert main([str(tmp_path)]) == 2
+    assert report([str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
@@ -179,7 +179,7 @@ def test_missing_file_is_named_with_the_command_that_writes_it(
     del files[name]
     write(tmp_path, files)
 
-    assert main([str(tmp_path)]) == 2
+    assert report([str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert f"{name} is missing; `" in error
     assert error.endswith("` writes it\n")
@@ -189,7 +189,7 @@ def test_missing_file_is_named_with_the_command_that_writes_it(
 def test_corrupt_optional_file_is_an_error(tmp_path: Path, gated: Files, name: str) -> None:
     write(tmp_path, gated | {name: "{"})
 
-    assert main([str(tmp_path)]) == 2
+    assert report([str(tmp_path)]) == 2
 
 
 FOREIGN: dict[str, tuple[str, Callable[[Any], Any], str]] = {
@@ -219,7 +219,7 @@ def test_optional_file_of_another_run_is_named_and_not_used(
     name, change, message = FOREIGN[fault]
     write(tmp_path, complete | {name: change(complete[name])})
 
-    assert main([str(tmp_path)]) == 0
+    assert report([str(tmp_path)]) == 0
 
     assert f"\nnot used: {message}" in capsys.readouterr().out
     assert f"Not used: {message}".replace("`", "") in parsed(tmp_path).text
@@ -235,7 +235,7 @@ def test_control_characters_and_half_characters_are_replaced(
         content["stack"] = STACK | {"processor": "\x1b[2J\ud800 Test\u202e"}
     write(tmp_path, files)
 
-    assert main([str(tmp_path)]) == 0
+    assert report([str(tmp_path)]) == 0
 
     assert " on ?[2J? Test?, 2 cores: " in capsys.readouterr().out
     assert "?[2J? Test?" in parsed(tmp_path).text

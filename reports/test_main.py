@@ -11,24 +11,22 @@ from pathlib import Path
 
 import pytest
 
-from reports.commands import COMMANDS, main
+from reports.commands import report
 from reports.conftest import Files, write
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_help_lists_commands_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
-        main(["--help"])
+        report(["--help"])
 
-    text = capsys.readouterr().out
-    assert all(f"\n  {name} " in text for name in COMMANDS)
-    assert "exit codes:" in text
+    assert "exit codes:" in capsys.readouterr().out
 
 
-def test_misspelled_command_is_an_error_that_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["publihs"]) == 2
-    assert capsys.readouterr().err == "error: no folder publihs; commands are publish, index and diff\n"
+def test_missing_folder_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert report(["lattest"]) == 2
+    assert capsys.readouterr().err == "error: no folder lattest; name the folder of a run\n"
 
 
 def test_error_for_missing_data_names_the_folder(
@@ -37,7 +35,7 @@ def test_error_for_missing_data_names_the_folder(
     monkeypatch.setattr("reports.commands.render", lambda run: {}["x"])
     write(tmp_path, files)
 
-    assert main([str(tmp_path)]) == 2
+    assert report([str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"error: a file in {tmp_path} lacks data for the report: KeyError 'x'\n"
 
 
@@ -50,7 +48,7 @@ def test_verdict_is_printed_even_if_no_page_can_be_written(
     monkeypatch.setattr("reports.commands._write", full)
     write(tmp_path, files)
 
-    assert main([str(tmp_path)]) == 2
+    assert report([str(tmp_path)]) == 2
 
     shown = capsys.readouterr()
     assert shown.out.startswith("PASSED: PyTorch")
@@ -59,7 +57,7 @@ def test_verdict_is_printed_even_if_no_page_can_be_written(
 
 def test_output_that_cannot_be_written_is_one_line(tmp_path: Path, files: Files) -> None:
     write(tmp_path, files)
-    command = [sys.executable, "-m", "reports", str(tmp_path)]
+    command = [sys.executable, "-m", "lenet_properties", "report", str(tmp_path)]
 
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT, check=False)
@@ -71,7 +69,7 @@ def test_name_that_the_terminal_cannot_show_is_escaped(tmp_path: Path, files: Fi
     for content in files.values():
         content["stack"] = content["stack"] | {"processor": "Caf\u00e9"}
     write(tmp_path, files)
-    command, environment = [sys.executable, "-m", "reports", str(tmp_path)], os.environ | {"PYTHONIOENCODING": "ascii"}
+    command, environment = [sys.executable, "-m", "lenet_properties", "report", str(tmp_path)], os.environ | {"PYTHONIOENCODING": "ascii"}
 
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
 
@@ -86,22 +84,8 @@ def test_unforeseen_error_is_one_line_and_not_a_verdict(
     monkeypatch.setattr("reports.commands.render", lambda run: [] / 0)  # type: ignore[operator]
     write(tmp_path, files)
 
-    assert main([str(tmp_path)]) == 2
+    assert report([str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith(f"error: a file in {tmp_path} lacks data for the report: TypeError ")
-
-
-def test_program_that_cannot_be_imported_is_one_line_and_not_a_verdict(tmp_path: Path) -> None:
-    (tmp_path / "lenet").mkdir()
-    (tmp_path / "lenet" / "__init__.py").write_text("def broken(:\n")
-    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-
-    done = subprocess.run(
-        [sys.executable, "-m", "reports"], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
-    )
-
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: the report cannot be imported: SyntaxError: invalid syntax (__init__.py")
-    assert done.stderr.count("\n") == 1
 
 
 def test_browser_without_playwright_names_the_command(

@@ -10,7 +10,7 @@ from xml.etree import ElementTree as Xml
 import pytest
 
 from reports import figures
-from reports.commands import main
+from reports.commands import report
 from reports.conftest import EVIL, ROOFLINE, Files, Page, entry, page, parsed, timing, write
 from reports.glossary import GLOSSARY
 from reports.loading import load
@@ -20,7 +20,7 @@ from reports.page import environment
 def test_page_begins_with_the_verdict(tmp_path: Path, files: Files, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path, files)
 
-    assert main([str(tmp_path)]) == 0
+    assert report([str(tmp_path)]) == 0
     verdict, evidence, *_ = capsys.readouterr().out.splitlines()
     assert verdict == "PASSED: PyTorch 2.13.0 (CPU) on Test, 2 cores: 2 laws hold, 0 known issues, 0 violations."
     assert evidence.startswith("60 examples were judged; the worst error is 1.5 of the 8 allowed budgets. A ")
@@ -33,14 +33,14 @@ def test_page_begins_with_the_verdict(tmp_path: Path, files: Files, capsys: pyte
 
 def test_page_loads_nothing_from_elsewhere(tmp_path: Path, files: Files) -> None:
     write(tmp_path, files)
-    main([str(tmp_path)])
+    report([str(tmp_path)])
 
     assert parsed(tmp_path).external == []
 
 
 def test_page_explains_every_term(tmp_path: Path, files: Files) -> None:
     write(tmp_path, files)
-    main([str(tmp_path)])
+    report([str(tmp_path)])
 
     text = parsed(tmp_path).text
     assert all(meaning.replace("`", "") in text for meaning in GLOSSARY.values())
@@ -50,7 +50,7 @@ def test_page_shows_title_and_function_name_of_a_law(tmp_path: Path, files: File
     statement = "A pass with `retain_graph=True`\nkeeps the graph.\n\nRejects: a freed graph."
     files["laws.json"]["laws"].append(entry("test_graphs", statement=statement))
     write(tmp_path, files)
-    main([str(tmp_path)])
+    report([str(tmp_path)])
 
     shown = page(tmp_path)
     assert "<summary>A pass with <code>retain_graph=True</code> keeps the graph</summary>" in shown
@@ -63,7 +63,7 @@ def test_violation_fails_the_run_and_shows_its_counterexample(tmp_path: Path, fi
     files["laws.json"]["laws"].append(entry("test_sums", "failed", **violation))
     write(tmp_path, files)
 
-    assert main([str(tmp_path)]) == 1
+    assert report([str(tmp_path)]) == 1
     for text in (parsed(tmp_path).text, (tmp_path / "summary.md").read_text()):
         assert "1 law holds, 0 known issues, 1 violation." in text
         assert all(part in text for part in violation.values())
@@ -74,7 +74,7 @@ def test_run_with_times_of_updates_only_has_a_page(tmp_path: Path, files: Files)
     files["benchmarks.json"]["benchmarks"] = [timing("update, manual", 1, 1e-5)]
     write(tmp_path, files)
 
-    assert main([str(tmp_path)]) == 1
+    assert report([str(tmp_path)]) == 1
     assert "1 law holds, 0 known issues, 1 violation." in parsed(tmp_path).text
 
 
@@ -86,7 +86,7 @@ def test_incomplete_run_fails(tmp_path: Path, files: Files, change: dict[str, An
     files["laws.json"] |= change
     write(tmp_path, files)
 
-    assert main([str(tmp_path)]) == 1
+    assert report([str(tmp_path)]) == 1
     assert message in parsed(tmp_path).text
 
 
@@ -94,7 +94,7 @@ def test_benchmark_with_wrong_result_fails_the_run(tmp_path: Path, files: Files)
     files["benchmarks.json"]["errors"] = ["benchmarks/bench_training.py::bench_forward[1]"]
     write(tmp_path, files)
 
-    assert main([str(tmp_path)]) == 1
+    assert report([str(tmp_path)]) == 1
     assert "bench_forward[1]" in page(tmp_path)
 
 
@@ -104,7 +104,7 @@ def test_skipped_laws_are_not_counted_as_holding(tmp_path: Path, files: Files) -
     )
     write(tmp_path, files)
 
-    assert main([str(tmp_path)]) == 0
+    assert report([str(tmp_path)]) == 0
     assert ": 2 laws hold, 0 known issues, 0 violations." in page(tmp_path)
     assert "2 laws hold, 1 law is not checked, 1 s" in page(tmp_path)
     assert "cuda is not available" in page(tmp_path)
@@ -115,7 +115,7 @@ def test_reason_that_every_law_was_skipped_for_is_shown_once(tmp_path: Path, fil
     files["laws.json"]["laws"] += [entry(law, **skipped) for law in ("test_sums", "test_order")]
     files["laws.json"]["laws"].append(entry("test_order", "skipped", reason="Skipped: no cuDNN"))
     write(tmp_path, files)
-    main([str(tmp_path)])
+    report([str(tmp_path)])
 
     text = parsed(tmp_path).text
     assert text.count("cuda is not available") == text.count("Not judged: cuda is not available.") == 1
@@ -128,7 +128,7 @@ def test_text_from_users_is_escaped(tmp_path: Path, files: Files) -> None:
     files["benchmarks.json"]["errors"] = [EVIL]
     write(tmp_path, files)
 
-    assert main([str(tmp_path)]) == 1
+    assert report([str(tmp_path)]) == 1
     assert parsed(tmp_path).external == []
     assert EVIL in parsed(tmp_path).text
     rows = [line for line in (tmp_path / "summary.md").read_text().splitlines() if "alert" in line and line[0] == "|"]
@@ -147,7 +147,7 @@ def test_names_in_the_summary_are_no_markup(tmp_path: Path, files: Files) -> Non
     files["benchmarks.json"]["benchmarks"].append(timing(evil, 1, 0.1))
     write(tmp_path, files)
 
-    assert main([str(tmp_path)]) == 1
+    assert report([str(tmp_path)]) == 1
 
     lines = (tmp_path / "summary.md").read_text().splitlines()
     escaped = r"\<img src=x\> \# \[a\](http://b) \| \*x\* \_y\_"
@@ -164,7 +164,7 @@ def test_loss_that_is_not_finite_is_drawn_as_a_gap(tmp_path: Path, files: Files)
     training["feature_maps"]["after"] = {"conv1": [[[None, 1.0]]] * 6, "conv2": [[[None, None]]] * 16}
     write(tmp_path, files)
 
-    assert main([str(tmp_path)]) == 1
+    assert report([str(tmp_path)]) == 1
 
     assert "Failed (training)" in parsed(tmp_path).text
     assert "the loss of this training is not finite" in parsed(tmp_path).text
@@ -175,7 +175,7 @@ def test_dollar_signs_are_no_formula(tmp_path: Path, complete: Files) -> None:
     complete["gate.json"]["benchmarks"][0]["name"] = r"a $\frac$ b"
     write(tmp_path, complete)
 
-    assert main([str(tmp_path)]) == 0
+    assert report([str(tmp_path)]) == 0
     assert r"a $\frac$ b" in parsed(tmp_path).text
 
 
@@ -183,7 +183,7 @@ def test_long_counterexample_is_clipped_in_the_summary(tmp_path: Path, files: Fi
     files["laws.json"]["laws"].append(entry("test_sums", "failed", counterexample="x" * 10**6))
     write(tmp_path, files)
 
-    assert main([str(tmp_path)]) == 1
+    assert report([str(tmp_path)]) == 1
     assert len((tmp_path / "summary.md").read_text()) < 10_000
 
 
@@ -192,7 +192,7 @@ def test_known_issues_are_listed_with_the_laws_that_show_them(tmp_path: Path, fi
     files["laws.json"]["laws"] = [entry("test_sums", known_issues=[issue], partly_judged=3), entry("test_order")]
     write(tmp_path, files)
 
-    assert main([str(tmp_path)]) == 0
+    assert report([str(tmp_path)]) == 0
     shown, summary = page(tmp_path), (tmp_path / "summary.md").read_text()
     assert ": 2 laws hold (1 of them except on examples of known issues), 1 known issue, 0 violations." in shown
     assert "pytorch/pytorch#1" in shown
@@ -211,7 +211,7 @@ def test_laws_by_engine_are_listed_by_title(tmp_path: Path, files: Files) -> Non
     laws.append(entry("test_left_out", "skipped", **compiled))
     write(tmp_path, files | {"engines.json": files["laws.json"] | {"laws": laws, "matrix": {}}})
 
-    assert main([str(tmp_path)]) == 0
+    assert report([str(tmp_path)]) == 0
     assert '<th scope="row">sums holds</th><td class="good">' in page(tmp_path)
     assert '<th scope="row">order holds</th><td class="soft"><abbr title="holds except for a known issue">!' in page(
         tmp_path
@@ -225,7 +225,7 @@ def test_laws_by_engine_are_listed_by_title(tmp_path: Path, files: Files) -> Non
 def test_gate_and_its_trial_are_shown(tmp_path: Path, gated: Files) -> None:
     write(tmp_path, gated)
 
-    assert main([str(tmp_path)]) == 1
+    assert report([str(tmp_path)]) == 1
 
     shown, summary = Page(), (tmp_path / "summary.md").read_text()
     shown.feed(page(tmp_path))
@@ -241,7 +241,7 @@ def test_gate_and_its_trial_are_shown(tmp_path: Path, gated: Files) -> None:
 def test_page_without_gate_names_its_commands(tmp_path: Path, files: Files) -> None:
     write(tmp_path, files)
 
-    assert main([str(tmp_path)]) == 0
+    assert report([str(tmp_path)]) == 0
 
     assert "tox run -e gate</code>" in page(tmp_path)
     assert "tox run -e gate-trial</code>" in page(tmp_path)
@@ -257,7 +257,7 @@ def test_times_are_shown_below_the_measured_roofline(tmp_path: Path, files: File
     ]
     write(tmp_path, files)
 
-    assert main([str(tmp_path)]) == 0
+    assert report([str(tmp_path)]) == 0
     text = parsed(tmp_path).text
     assert "62.5 %" in text
     assert "copy, 100.0 GB/s" in text
@@ -270,7 +270,7 @@ def test_roofline_needs_only_forward_passes(tmp_path: Path, files: Files) -> Non
     files["benchmarks.json"]["benchmarks"] += more
     write(tmp_path, files)
 
-    assert main([str(tmp_path)]) == 0
+    assert report([str(tmp_path)]) == 0
     assert "Roofline: lenet, cpu, float32, 2 threads" in parsed(tmp_path).text
 
 
@@ -279,7 +279,7 @@ def test_verdict_includes_the_training_step_of_the_gate(tmp_path: Path, gated: F
     gated["gate.json"]["compared"] = ["base: lenet at c112b5b Rename a test", "head: lenet"]
     write(tmp_path, gated)
 
-    assert main([str(tmp_path)]) == 1
+    assert report([str(tmp_path)]) == 1
     slowdown = "training step takes 1.050 times as long as on the base commit (interval 1.020 to unbounded)"
     text = parsed(tmp_path).text
     assert f"0 violations; gate: failed, {slowdown}." in text
@@ -291,7 +291,7 @@ def test_comparisons_of_training_are_shown(tmp_path: Path, files: Files) -> None
     files["training.json"]["comparisons"] = {"the oracle": epochs}
     write(tmp_path, files)
 
-    assert main([str(tmp_path)]) == 0
+    assert report([str(tmp_path)]) == 0
     assert "Test accuracy of the same training with the oracle: 90.0 %." in parsed(tmp_path).text
 
 
@@ -299,13 +299,13 @@ def test_infinite_error_is_shown_and_drawn_within_the_figure(tmp_path: Path, fil
     files["laws.json"]["laws"].append(entry("test_sums", "failed", worst_ratio=None))
     write(tmp_path, files)
 
-    assert main([str(tmp_path)]) == 1
+    assert report([str(tmp_path)]) == 1
     assert "the worst error is inf of the 8 allowed budgets" in parsed(tmp_path).text
 
 
 def test_main_figure_is_a_complete_svg_file_with_the_status(tmp_path: Path, files: Files) -> None:
     write(tmp_path, files)
-    main([str(tmp_path)])
+    report([str(tmp_path)])
 
     picture = Xml.parse(tmp_path / "picture.svg").getroot()
     assert picture.tag == "{http://www.w3.org/2000/svg}svg"
@@ -319,7 +319,7 @@ def test_times_of_engines_state_cpu_threads_only_on_a_cpu(
 ) -> None:
     complete["engine_times.json"]["device"] = device
     write(tmp_path, complete)
-    main([str(tmp_path)])
+    report([str(tmp_path)])
 
     assert shown in parsed(tmp_path).text
 

@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 from lenet.fingerprint import FORMAT
 from properties.testing import run, run_module
 from reports import figures
-from reports.commands import main
+from reports.commands import 
 from reports.conftest import Files, write
 from reports.loading import WRITERS, read
 

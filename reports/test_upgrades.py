@@ -13,7 +13,7 @@ import pytest
 from lenet.fingerprint import FORMAT
 from properties.diagnosis import mutant_table
 from properties.known_issues import KNOWN_ISSUES
-from reports.commands import main
+from reports.commands import diff, report
 from reports.conftest import page, parsed
 from reports.history import PAGES
 from reports.laws import CHAPTERS
@@ -48,14 +48,14 @@ def test_published_run_renders(tmp_path: Path) -> None:
     for file in PUBLISHED.glob("*.json"):
         shutil.copy(file, tmp_path)
 
-    assert main([str(tmp_path)]) == 1
+    assert report([str(tmp_path)]) == 1
     assert all((tmp_path / name).is_file() for name in PAGES)
     assert parsed(tmp_path).external == []
     assert "mathdefault" not in page(tmp_path)  # Matplotlib's formulas, which would be shown as they are
 
 
 def test_published_run_does_not_differ_from_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["diff", str(PUBLISHED), str(PUBLISHED)]) == 0
+    assert diff([str(PUBLISHED), str(PUBLISHED)]) == 0
 
     (line,) = capsys.readouterr().out.splitlines()
     count = len(load(PUBLISHED).timings)

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reports import figures, sentences, verdict
-from reports.commands import main
+from reports.commands import make_index, report
 from reports.conftest import Files, entry, page, parsed, write
 from reports.loading import load
 from reports.page import render_index
@@ -146,7 +146,7 @@ def test_failure_in_any_part_is_shown_everywhere(
     part, plant = FAILURES[failure]
     write(tmp_path, planted(complete, plant))
 
-    assert main([str(tmp_path)]) == 1
+    assert report([str(tmp_path)]) == 1
 
     assert capsys.readouterr().out.startswith(f"FAILED ({part}): ")
     assert f"Failed ({part})" in parsed(tmp_path).text
@@ -161,7 +161,7 @@ def test_failure_in_any_part_is_shown_everywhere(
 def test_run_without_a_failure_passes(tmp_path: Path, complete: Files, change: str) -> None:
     write(tmp_path, planted(complete, WITHOUT_FAILURE[change]))
 
-    assert main([str(tmp_path)]) == 0
+    assert report([str(tmp_path)]) == 0
     assert '<div class="verdict good">' in page(tmp_path)
     assert "PASSED" in (tmp_path / "picture.svg").read_text()
     assert junit_failures(tmp_path) == []
@@ -179,7 +179,7 @@ def test_headline_of_a_complete_run_names_what_was_judged(complete: Files) -> No
 
 def test_inconclusive_gate_is_in_the_headline_and_skipped_in_junit(tmp_path: Path, complete: Files) -> None:
     write(tmp_path, planted(complete, WITHOUT_FAILURE["inconclusive gate"]))
-    main([str(tmp_path)])
+    report([str(tmp_path)])
 
     assert "; gate: inconclusive, training step takes" in parsed(tmp_path).text
     tests = Xml.parse(tmp_path / "junit.xml").getroot()
@@ -201,7 +201,7 @@ def test_missing_parts_are_listed_with_their_commands(
 ) -> None:
     write(tmp_path, files)
 
-    assert main([str(tmp_path)]) == 0
+    assert report([str(tmp_path)]) == 0
 
     summary = (tmp_path / "summary.md").read_text()
     assert "not run: laws on engines (`tox run -e engines`), " in capsys.readouterr().out
@@ -219,7 +219,7 @@ def test_law_with_every_example_forgiven_on_a_stack_does_not_hold(tmp_path: Path
     files["laws.json"]["laws"].append(entry("test_order", stack="lenet on cpu in float16", **forgiven))
     write(tmp_path, files)
 
-    assert main([str(tmp_path)]) == 0
+    assert report([str(tmp_path)]) == 0
 
     text, summary = parsed(tmp_path).text, (tmp_path / "summary.md").read_text()
     assert ": 1 law holds, 1 law not judged: known issue, 1 known issue, 0 violations." in text
@@ -271,7 +271,7 @@ def test_laws_after_the_gpu_stopped_are_not_violations(tmp_path: Path, files: Fi
     files["laws.json"]["laws"] += [entry(f"test_{number}", **STOPPED | {"examples": 1}) for number in range(44)]
     write(tmp_path, files)
 
-    assert main([str(tmp_path)]) == 1
+    assert report([str(tmp_path)]) == 1
 
     text, summary = parsed(tmp_path).text, (tmp_path / "summary.md").read_text()
     assert ": 2 laws hold, 0 known issues, 1 violation, 44 laws not judged." in text
@@ -295,7 +295,7 @@ def test_violation_by_an_engine_is_shown_with_its_counterexample(tmp_path: Path,
         "command": "pytest x --engine eager",
     }
     write(tmp_path, planted(complete, laws("engines.json", outcome="failed", **violation)))
-    main([str(tmp_path)])
+    report([str(tmp_path)])
 
     for text in (parsed(tmp_path).text, (tmp_path / "summary.md").read_text()):
         assert all(part in text for part in violation.values())
@@ -307,7 +307,7 @@ def test_picture_shows_the_worst_error_of_engines(
     shown = []
     monkeypatch.setattr(figures, "overview", lambda status, laws, *_: shown.extend(laws) or "<svg></svg>")
     write(tmp_path, planted(complete, laws("engines.json", worst_ratio=19.5, outcome="failed")))
-    main([str(tmp_path)])
+    report([str(tmp_path)])
 
     assert [law.worst_ratio for law in shown] == [19.5, 1.5]
 
@@ -316,7 +316,7 @@ def test_failed_names_are_listed_but_not_in_the_headline(tmp_path: Path, complet
     names = {"failed benchmark": "bench_forward[1]", "wrong result of a timed engine": "the oracle computes 2"}
     run = planted(complete, *(FAILURES[name][1] for name in names))
     write(tmp_path, run)
-    main([str(tmp_path)])
+    report([str(tmp_path)])
 
     for name in names.values():
         assert name in parsed(tmp_path).text
@@ -336,7 +336,7 @@ def test_index_writes_the_pages_of_published_runs_again(
     (folder / "index.html").write_text("Passed")
     before = json.loads((folder / "gate.json").read_text())
 
-    assert main(["index"]) == 0
+    assert make_index([]) == 0
 
     assert "Failed (gate)" in parsed(folder).text
     assert "failed (gate)" in (tmp_path / "index.html").read_text()

@@ -75,7 +75,7 @@ def not_run(run: Run) -> list[str]:
     """What the run lacks, each with the command that adds it."""
     missing = [f"{what} (`{command}`)" for file, (what, command) in OPTIONAL_PARTS.items() if file not in run.files]
     compared = bool(run.training["comparisons"])
-    return missing + ([] if compared else ["comparison of the training (`python -m lenet.train --compare`)"])
+    return missing + ([] if compared else ["comparison of the training (`lenet-properties train --compare`)"])
 
 
 def plural(count: int, noun: str) -> str:

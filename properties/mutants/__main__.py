@@ -229,15 +229,15 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     """Judge the catalogue; return exit code 0, 1 for a problem with the laws, or 2 if a run did not complete."""
-    parser = argparse.ArgumentParser(prog="python -m properties.mutants", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="lenet-properties mutants", description=__doc__.split("\n\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="a kind, mutant or twin to judge (default: all)")
     parser.add_argument("--first-kill", action="store_true", help="judge each mutant only by the law that it names")
     parser.add_argument(
         "--output", type=Path, metavar="FILE", help="write the table as JSON; requires all variants and all laws"
     )
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     try:
@@ -260,14 +260,10 @@ def main() -> int:
     found = problems(judged, broken, references, set() if partial else set(laws))
     lines = summary(judged, kills(named))
     if options.output:
-        content = stamp(shlex.join(["python", "-m", "properties.mutants", *sys.argv[1:]])) | table(chosen, broken, laws)
+        content = stamp(shlex.join(["lenet-properties", "mutants", *arguments])) | table(chosen, broken, laws)
         right, of = correct_diagnoses(content), len(content["mutants"])
         lines.append(f"diagnosis from the other mutants: correct for {right} of {of} mutants")
         with write_atomically(options.output) as file:
             file.write(json.dumps(content, indent=1).encode() + b"\n")
     print("\n".join(lines + [f"PROBLEM: {line}" for line in found]))
     return 1 if found else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

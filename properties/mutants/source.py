@@ -360,9 +360,9 @@ def problems(judged: list[Judgement]) -> list[str]:
     return found + [f"explained but not made: {module}: {before}  ->  {after}" for module, before, after in unused]
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     """Judge the mutations; return exit code 0, 1 for a survivor without explanation, or 2 if tests fail unmutated."""
-    parser = argparse.ArgumentParser(prog="python -m properties.mutants.source", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="lenet-properties source-mutants", description=__doc__.split("\n\n")[0])
     parser.add_argument(
         "modules", nargs="*", metavar="MODULE", help=f"a module to mutate: {', '.join(LAWS)} (default: all)"
     )
@@ -370,7 +370,7 @@ def main() -> int:
         "--workers", type=int, default=os.cpu_count(), help="number of parallel processes (default: one for each core)"
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the counts and kills as JSON")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if unknown := set(options.modules) - set(LAWS):
         parser.error(f"{min(unknown)} is not one of the modules {', '.join(LAWS)}")
     try:
@@ -380,14 +380,10 @@ def main() -> int:
         return 2
     found = problems(judged)
     if options.output:
-        command = shlex.join(["python", "-m", "properties.mutants.source", *sys.argv[1:]])
+        command = shlex.join(["lenet-properties", "source-mutants", *arguments])
         kills = Counter(j.by or "while importing" for j in judged if j.outcome is Outcome.KILLED)
         content = stamp(command) | {"modules": counts(judged), "kills": dict(kills.most_common()), "problems": found}
         with write_atomically(options.output) as file:
             file.write(json.dumps(content, indent=1).encode() + b"\n")
     print("\n".join(summary(judged) + [f"PROBLEM: {line}" for line in found]))
     return 1 if found else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

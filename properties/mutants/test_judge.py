@@ -79,7 +79,7 @@ def test_output_that_cannot_be_written_is_an_error_before_anything_is_judged(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_run_of_the_laws_ends_with_the_judge_of_mutants(number: signal.Signals) -> None:
-    command = [sys.executable, "-m", "properties.mutants", "Fc1LastUnitIsZero", "--first-kill"]
+    command = [sys.executable, "-m", "lenet_properties", "mutants", "Fc1LastUnitIsZero", "--first-kill"]
     before = descendants()
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as judge:
         assert holds_soon(lambda: len(descendants() - before) >= 2)

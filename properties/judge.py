@@ -1,0 +1,170 @@
+"""`lenet-properties judge`: run pytest on the laws, in a configuration that no file or plugin of the user changes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+from lenet.files import RESULTS, make_folder
+from lenet.oracle import CLAIMS
+from properties.judged_code import LAWS
+from properties.record import COMMAND
+
+PLUGINS = ("hypothesispytest", "xdist", "timeout")
+"""The pytest plugins that are loaded, by the names of their entry points; others of the environment are not."""
+
+MAX_WORKERS = 8
+"""
+The default number of worker processes, at most: with 8, the laws take half a minute.
+
+On 2 cores of an AMD EPYC, all laws of the reference take 239 s of computing (the run of 2026-11-28, profile `ci`).
+"""
+
+EXAMPLES = """\
+examples:
+  lenet-properties judge mine.py:Net --device cpu --dtype float32,float64
+  lenet-properties judge --engine compiled,my_module:build
+  lenet-properties judge mine.py --law 'logits*' -- --maxfail=1 -v
+
+exit codes: 0 all laws hold, 1 a law is violated or nothing was judged, 2 stopped, 4 a wrong option
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Judge the stacks that the options name; returns pytest's exit code."""
+    own, rest = partition(arguments)
+    options = _parser().parse_args(own)
+    try:
+        laws = _selected(options.law) if options.law else [str(LAWS)]
+    except ValueError as error:
+        print(f"error: --law {error}", file=sys.stderr)
+        return int(pytest.ExitCode.USAGE_ERROR)
+    record = options.record or (None if options.law or options.case else RESULTS / "latest")
+    words = [*laws, f"--hypothesis-profile={options.profile}", "-n", str(options.workers)]
+    words += ["-m", "engine", "--dist", "loadgroup"] if options.engine else []
+    words += [f"--record={record}"] if record else []
+    words += [f"--subject={spec}" for spec in options.subjects]
+    words += [f"--hypothesis-seed={options.seed}"] if options.seed is not None else []
+    words += [
+        f"--{name}={value}" for name in PASSED_ON if (value := getattr(options, name.replace("-", "_"))) is not None
+    ]
+    return run_pytest([*words, *rest], ["judge", *arguments])
+
+
+PASSED_ON = ("engine", "claim", "device", "dtype", "case")
+"""The options that the pytest plugin has under the same name."""
+
+
+def partition(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments before and after `--`."""
+    place = arguments.index("--") if "--" in arguments else len(arguments)
+    return list(arguments[:place]), list(arguments[place + 1 :])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lenet-properties judge",
+        usage="%(prog)s [SUBJECT ...] [OPTIONS] [-- PYTEST OPTIONS]",
+        description="Run the laws. A SUBJECT is a module or file.py, with :Name if needed; the default is lenet.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("subjects", nargs="*", help=argparse.SUPPRESS)
+    add("--engine", metavar="NAMES", help="judge engines by the laws about running a network; yours: module:function")
+    add("--claim", choices=CLAIMS, help="judge the engines at this precision instead of the one that each claims")
+    add("--device", metavar="DEVICES", help="comma-separated, such as cpu,cuda; default: those available")
+    add("--dtype", metavar="DTYPES", help="comma-separated; default: float32,float64,bfloat16,float16")
+    add("--law", action="append", metavar="NAME", help="only these laws: a name or pattern; may be repeated")
+    add("--case", metavar="CASE", help="draw this case only, as a failure prints it")
+    add(
+        "--profile",
+        choices=("quick", "ci", "thorough"),
+        default="ci",
+        help="10, 20 (the same in each run) or 250 examples per law; default: %(default)s",
+    )
+    add("--seed", type=int, metavar="N", help="seed of random examples (profiles quick and thorough)")
+    add(
+        "--workers",
+        type=int,
+        default=min(os.cpu_count() or 1, MAX_WORKERS),
+        metavar="N",
+        help="processes that run laws; default here: %(default)s",
+    )
+    add(
+        "--record",
+        type=Path,
+        metavar="DIR",
+        help=f"write the results to DIR; default: {RESULTS / 'latest'}, if all laws run",
+    )
+    return parser
+
+
+def law_files() -> dict[str, Path]:
+    """Return the file of each law, by the law's name without its prefix `test_`."""
+    return {
+        name: path
+        for path in sorted(LAWS.glob("test_*.py"))
+        for name in re.findall(r"^def test_(\w+)\(", path.read_text(), re.MULTILINE)
+    }
+
+
+def find_laws(pattern: str) -> list[str]:
+    """Return the laws that a name or pattern, with or without the prefix `test_`, matches; ValueError if none is."""
+    names, wanted = law_files(), pattern.removeprefix("test_")
+    found = [name for name in names if fnmatchcase(name, wanted)]
+    if not found:
+        close = get_close_matches(wanted, names, n=3) or [name for name in names if wanted and wanted in name][:3]
+        similar = f"similar: {', '.join(close)}" if close else "`lenet-properties explain` lists all laws"
+        raise ValueError(f"{pattern}: no law has this name; {similar}")
+    return found
+
+
+def _selected(patterns: Sequence[str]) -> list[str]:
+    """Return pytest's ids of the laws that these names match; one may be followed by its parameters in brackets."""
+    files, chosen = law_files(), []
+    for pattern in patterns:
+        name, bracket, parameters = pattern.partition("[")
+        exact = bracket and name.removeprefix("test_") in files  # else the bracket belongs to a pattern
+        for law in find_laws(name if exact else pattern):
+            chosen.append(f"{files[law]}::test_{law}{bracket + parameters if exact else ''}")
+    return list(dict.fromkeys(chosen))
+
+
+def run_pytest(words: Sequence[str], command: Sequence[str], plugins: Sequence[str] = PLUGINS) -> int:
+    """
+    Run pytest with these plugins, and return its exit code.
+
+    Of the user's environment, neither configuration files, conftest.py files and plugins, nor PYTEST_ADDOPTS apply.
+    Hypothesis's files are written to the folder of results. `command` are the words that the record names.
+    """
+    for name in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS"):
+        os.environ.pop(name, None)
+    os.environ |= {
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "HYPOTHESIS_STORAGE_DIRECTORY": str(make_folder(RESULTS.absolute() / "hypothesis")),
+    }
+    root = LAWS.parents[1]
+    own = ["-c", os.devnull, f"--rootdir={root}", "-p", "no:cacheprovider", "--tb=short", "-p", "properties.plugin"]
+    own += [word for plugin in plugins for word in ("-p", plugin)]
+    return int(pytest.main([*own, *words], plugins=[_Command(shlex.join(["lenet-properties", *command]))]))
+
+
+class _Command:
+    """Tells the record which command the user has typed."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_configure(self, config: pytest.Config) -> None:
+        config.stash[COMMAND] = self.command
