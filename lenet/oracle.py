@@ -238,6 +238,13 @@ class _Rounding:
         z = np.broadcast_to(z, (self.replicas + 2, *z.shape[1:])).copy()
         z[1:-1] += scale * self._errors(z.shape[1:])
         z[-1] = _round_to_nearest(z[-1], result.unit)
+        return self._in_range(z, sum_of_squares, terms, partial_sums)
+
+    def _in_range(self, z: Array, sum_of_squares: Array, terms: int, partial_sums: Callable[[], Array] | None) -> Array:
+        """Return z with infinity where all but the exact replica may leave the range; z itself may be overwritten."""
+        if self.precision is None:
+            return z
+        result, accumulator = self.precision, self.precision.accumulator
         cauchy_schwarz = np.sqrt((terms + 1) * sum_of_squares)  # no partial sum is larger
         reach = max(z.max(initial=0.0), -z.min(initial=0.0), cauchy_schwarz.max(initial=0.0))
         if not reach <= min(result.largest / 4, accumulator.largest):  # reach is NaN if any replica is
@@ -288,6 +295,23 @@ class _Rounding:
             basis, _ = np.linalg.qr(self.random.standard_normal((self.replicas, self.replicas)))
             self.shared = list(basis.T * np.sqrt(self.replicas))
         return self.shared.pop()
+
+
+class _RangeOnly(_Rounding):
+    """Arithmetic without rounding errors on replicas that take other decisions than the first; they may overflow."""
+
+    def perturb(
+        self,
+        z: Array,
+        sum_of_squares: Array,
+        terms: int,
+        images: int = 1,
+        products: bool = False,
+        copies: int = 1,
+        partial_sums: Callable[[], Array] | None = None,
+    ) -> Array:
+        """Return the sums z, infinite in all but the first replica where a flipped decision may carry them so far."""
+        return z if len(z) == 1 else self._in_range(z, sum_of_squares, terms, partial_sums)
 
 
 def _spread(replicas: Array) -> Array:
@@ -620,7 +644,7 @@ def _flip_variance(
     run: _ForwardPass,
     deltas: dict[str, Array],
     gradients: dict[str, Array],
-    random: np.random.Generator,
+    rounding: _Rounding,
 ) -> dict[str, Array]:
     """
     Return the variance that undecided decisions add to the gradient of each parameter and of the images.
@@ -629,26 +653,40 @@ def _flip_variance(
     of the gradient over backward passes with sampled flips, its squared change with the decisions of the rounded
     replica, and its mean square change if the rows that it sums over changed independently. The third part is needed
     because changes cancel by chance: with few passes and tens of thousands of elements, some would have no variance.
+
+    It is infinite where a flip may carry a value, or one that it is computed from, out of the range of the precision:
+    then the result may be infinite, or NaN as a product of infinity and zero.
     """
     likelihoods = [gate.flip_likelihood() for gate in run.gates]
     if not any(likelihood.any() for likelihood in likelihoods):
         return {}
     exactly = _Rounding(None)
+    in_range = _RangeOnly(rounding.precision and replace(rounding.precision, operand_unit=0.0))
     rows = {layer: inputs[:1] for layer, inputs in run.rows.items()}
-    shares = [gate.sample_flips(likelihood, random) for gate, likelihood in zip(run.gates, likelihoods, strict=True)]
-    flipped = _backward(p, shares, deltas["fc3"][:1], exactly)
-    changes = {layer: ((flipped[layer] - deltas[layer][0]) ** 2).mean(axis=0, keepdims=True) for layer in rows}
+    shares = [
+        np.concatenate([gate.selected[None], gate.sample_flips(likelihood, rounding.random)])
+        for gate, likelihood in zip(run.gates, likelihoods, strict=True)
+    ]
+    flipped = _backward(p, shares, deltas["fc3"][:1], in_range)
+    changes = {layer: (_flips_of(d) - deltas[layer][0]) ** 2 for layer, d in flipped.items()}
+    changes = {layer: change.mean(axis=0, keepdims=True) for layer, change in changes.items()}
     separate = _parameter_gradients(changes, {layer: inputs**2 for layer, inputs in rows.items()}, exactly)
-    together = _parameter_gradients(flipped, rows, exactly)
+    together = _parameter_gradients(flipped, rows, in_range)
     if "images" in gradients:
         batch, squares = len(likelihoods[0]), {"conv1.weight": p["conv1.weight"] ** 2}
         separate["images"] = _input_gradient(squares, changes, batch, exactly)
-        together["images"] = _input_gradient(p, flipped, batch, exactly)
+        together["images"] = _input_gradient(p, flipped, batch, in_range)
     variances = {}
     for name, variance in separate.items():
-        square = (together[name] - gradients[name][0]) ** 2
-        variances[name] = square[:-1].sum(axis=0) / REPLICAS + square[-1] + variance[0]
+        square = (_flips_of(together[name]) - gradients[name][0]) ** 2
+        total = square[:-1].sum(axis=0) / REPLICAS + square[-1] + variance[0]
+        variances[name] = np.where(np.isnan(total), np.inf, total)
     return variances
+
+
+def _flips_of(replicas: Array) -> Array:
+    """Return the replicas with sampled flips; the exact one if no decision comes before it."""
+    return replicas[1:] if len(replicas) > 1 else replicas
 
 
 def _single_replica(parameters: Parameters) -> dict[str, Array]:
@@ -684,7 +722,7 @@ def solve(
         gradients = _parameter_gradients(deltas, run.rows, rounding, repeats)
         if with_input_gradient:
             gradients["images"] = _input_gradient(p, deltas, len(images), rounding)
-        flip_variance = _flip_variance(p, run, deltas, gradients, rounding.random)
+        flip_variance = _flip_variance(p, run, deltas, gradients, rounding)
         estimates = {name: _estimate(g, precision, flip_variance.get(name, 0.0)) for name, g in gradients.items()}
         return Answer(
             logits=_estimate(run.logits, precision),

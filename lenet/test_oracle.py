@@ -402,7 +402,7 @@ def test_flip_variance_adds_samples_rounded_replica_and_rows(
     deltas = oracle._backward(p, [gate.selected[None] for gate in run.gates], delta, exactly)
     gradients = oracle._parameter_gradients(deltas, {layer: rows[:1] for layer, rows in run.rows.items()}, exactly)
 
-    variances = oracle._flip_variance(p, run, deltas, gradients, np.random.default_rng(0))
+    variances = oracle._flip_variance(p, run, deltas, gradients, oracle._Rounding(PRECISIONS["float64"]))
 
     lost, inputs = deltas["fc2"][0], run.rows["fc2"][0]
     together = np.where(blocked < oracle.REPLICAS, 1 / oracle.REPLICAS, np.where(blocked == oracle.REPLICAS, 1.0, 0.0))
