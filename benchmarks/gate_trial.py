@@ -256,9 +256,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--background", type=int, choices=LOADS, default=0, help="background processes that train meanwhile; default 0"
     )
-    parser.add_argument(
-        "--record", type=Path, default=RESULTS / "latest", metavar="DIR", help="default %(default)s"
-    )
+    parser.add_argument("--record", type=Path, default=RESULTS / "latest", metavar="DIR", help="default %(default)s")
     options = parser.parse_args(arguments)
     if problem := file_problem(options.record / FILE):
         parser.error(f"--record {options.record}: {FILE} {problem}")

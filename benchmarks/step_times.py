@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     here = Path(__file__).parent
     words = [str(here), "-m", "benchmark", f"--confcutdir={here}", "-o", "python_files=bench_*.py"]
     words += ["-o", "python_functions=bench_*", f"--benchmark-storage=file://{RESULTS.absolute() / 'benchmarks'}"]
-    words += [f"--record={record}"] if record else []
+    words += ["--benchmark-disable"] if options.verify_only else [f"--record={record}"] if record else []
     words += ["-k", options.steps] if options.steps else []
     words += [f"--subject={spec}" for spec in options.subjects]
     words += [f"--{name}={value}" for name in ("device", "dtype") if (value := getattr(options, name)) is not None]
@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", metavar="DEVICES", help="comma-separated, such as cpu,cuda; default: those available")
     add("--dtype", metavar="DTYPES", help="comma-separated; default: float32,float64,bfloat16,float16")
     add("--steps", metavar="EXPRESSION", help="only benchmarks whose names match, as by -k of pytest")
+    add("--verify-only", action="store_true", help="verify the result of each benchmark once, and time nothing")
     help_text = f"write the times to DIR/benchmarks.json; default: {RESULTS / 'latest'}, if all are timed"
     add("--record", type=Path, metavar="DIR", help=help_text)
     return parser

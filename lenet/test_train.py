@@ -1,4 +1,4 @@
-"""The command `python -m lenet.train`: what it trains and records, stopping and resuming, and its errors."""
+"""The command `lenet-properties train`: what it trains and records, stopping and resuming, and its errors."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ def test_command_trains_and_records_and_does_not_overwrite_an_earlier_run(
 ) -> None:
     command = ["--epochs", "1", "--checkpoint", "run.pt", "--record", "records", "--compare"]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train.py", *command])
 
-    assert train.main() == 0
+    assert train.main(command) == 0
     assert "test accuracy" in capsys.readouterr().out
     record = json.loads(Path("records/training.json").read_text())
     data, (net, settings, progress) = digits.load(), checkpoint.resume(Path("run.pt"), digits.load())
@@ -266,7 +265,16 @@ def test_folders_that_are_files_are_rejected(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_leaves_a_checkpoint_to_resume_from(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "lenet_properties", "train", "--batch", "64", "--checkpoint", str(tmp_path / "run.pt")]
+    command = [
+        sys.executable,
+        "-m",
+        "lenet_properties",
+        "train",
+        "--batch",
+        "64",
+        "--checkpoint",
+        str(tmp_path / "run.pt"),
+    ]
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # with more threads, sums have another order
     process = subprocess.Popen(
         [*command, "--epochs", "500"], stdout=subprocess.PIPE, text=True, env=os.environ | threads

@@ -41,7 +41,8 @@ def main(arguments: list[str]) -> int:
 
 def titles() -> list[str]:
     """Return a line for each law, by chapter: its name and its title."""
-    lines, chapter = [], ""
+    lines: list[str] = []
+    chapter = ""
     for law, path in law_files().items():
         if path.stem != chapter:
             chapter = path.stem

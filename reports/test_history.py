@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from reports import history
-from reports.commands import diff, make_index, publish as publish_run, report
+from reports.commands import diff as print_differences
+from reports.commands import make_index, report
+from reports.commands import publish as publish_run
 from reports.conftest import EVIL, STACK, Files, Page, entry, timing, write
 from reports.loading import load
 from reports.verdict import passed
@@ -191,7 +193,7 @@ def diff(tmp_path: Path, old: Files, new: Files, capsys: pytest.CaptureFixture[s
     for name, content in (("old", old), ("new", new)):
         (tmp_path / name).mkdir()
         write(tmp_path / name, content)
-    assert diff([str(tmp_path / "old"), str(tmp_path / "new")]) == 0
+    assert print_differences([str(tmp_path / "old"), str(tmp_path / "new")]) == 0
     return capsys.readouterr().out.splitlines()
 
 

@@ -69,7 +69,10 @@ def test_name_that_the_terminal_cannot_show_is_escaped(tmp_path: Path, files: Fi
     for content in files.values():
         content["stack"] = content["stack"] | {"processor": "Caf\u00e9"}
     write(tmp_path, files)
-    command, environment = [sys.executable, "-m", "lenet_properties", "report", str(tmp_path)], os.environ | {"PYTHONIOENCODING": "ascii"}
+    command, environment = (
+        [sys.executable, "-m", "lenet_properties", "report", str(tmp_path)],
+        os.environ | {"PYTHONIOENCODING": "ascii"},
+    )
 
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
 

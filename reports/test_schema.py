@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 from lenet.fingerprint import FORMAT
 from properties.testing import run, run_module
 from reports import figures
-from reports.commands import 
+from reports.commands import report
 from reports.conftest import Files, write
 from reports.loading import WRITERS, read
 
@@ -23,11 +23,11 @@ SCHEMA = json.loads(resources.files("reports").joinpath("schema.json").read_text
 PUBLISHED = sorted(Path(__file__).parent.glob("runs/*/*.json"))
 
 COMMANDS = {
-    "laws.json": ["pytest", "properties/laws/test_module.py", "-k", "float32", "--hypothesis-profile=mutants"],
-    "engines.json": ["pytest", "properties/laws/test_forward.py", "--engine", "eager", "--hypothesis-profile=mutants"],
-    "benchmarks.json": ["pytest", "benchmarks", "-m", "benchmark", "--dtype", "float32", "-k", "update and manual"],
-    "training.json": ["lenet.train", "--epochs", "1", "--compare"],
-    "engine_times.json": ["benchmarks.engine_times", "--engines", "eager", "--batches", "1", "--budget", "0.01"],
+    "laws.json": ["judge", "--law", "to_dtype*", "--dtype", "float32", "--profile", "quick"],
+    "engines.json": ["judge", "--law", "logits_agree*", "--dtype", "float32", "--engine", "eager"],
+    "benchmarks.json": ["time", "--dtype", "float32", "--steps", "update and manual"],
+    "training.json": ["train", "--epochs", "1", "--compare"],
+    "engine_times.json": ["engine-times", "--engines", "eager", "--batches", "1", "--budget", "0.01"],
 }
 """A short command that writes each file."""
 
@@ -45,7 +45,7 @@ def test_schema_defines_every_file() -> None:
 def test_written_file_matches_the_schema(name: str, tmp_path: Path) -> None:
     checkpoint = ["--checkpoint", str(tmp_path / "run.pt")] if name == "training.json" else []
 
-    result = run_module(*COMMANDS[name], "--record", str(tmp_path), *checkpoint)
+    result = run_module("lenet_properties", *COMMANDS[name], "--record", str(tmp_path), *checkpoint)
 
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     assert json.loads((tmp_path / name).read_text())["format"] == FORMAT
@@ -98,7 +98,7 @@ def test_missing_or_mistyped_field_gives_a_page_or_an_error_of_one_line(
                 else:
                     inner[path[-1]] = {"a": [None]}
                 write(tmp_path, gated | {name: damaged})
-                code = main([str(tmp_path)])
+                code = report([str(tmp_path)])
                 error = capsys.readouterr().err
                 assert code in (0, 1) or (code == 2 and error.startswith("error: ") and error.count("\n") == 1), path
                 assert code != 2 or name in error, (path, error)
