@@ -60,13 +60,16 @@ def report(arguments: list[str]) -> int:
         epilog=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    folder = _folder(parser, arguments)
+    complete = "fail if laws, times or training are missing"
+    parser.add_argument("--complete", action="store_true", help=complete)
+    options = _options(parser, arguments)
+    folder = options.folder
     if folder != LATEST and not folder.is_dir():
         raise ReportError(f"no folder {folder}; name the folder of a run")
     with contextlib.suppress(OSError):  # a folder that cannot be written to still has a verdict
         for name in (*history.PAGES, *exports.NAMES):
             set_aside(folder / name)
-    run = load(folder)
+    run = load(folder, options.complete)
     texts = render(run) | exports.texts(run)
     print(f"{status(run)}: {sentences.verdict(run)}")
     print(f"{sentences.evidence(run)} {sentences.speed(run)}")
@@ -85,7 +88,7 @@ def report(arguments: list[str]) -> int:
 def publish(arguments: list[str]) -> int:
     """Copy a run to `reports/runs`, and write the page of all published runs."""
     parser = argparse.ArgumentParser(prog="lenet-properties publish", description="Keep a run in reports/runs.")
-    print(f"published: {history.publish(_folder(parser, arguments), history.RUNS)}")
+    print(f"published: {history.publish(_options(parser, arguments).folder, history.RUNS)}")
     return _list_runs()
 
 
@@ -125,11 +128,10 @@ exit codes: 0 the run passed, 1 it failed, 2 a file is missing or invalid, or ca
 """
 
 
-def _folder(parser: argparse.ArgumentParser, arguments: list[str]) -> Path:
+def _options(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
     help_text = "the folder of the run's JSON files (default: %(default)s)"
     parser.add_argument("folder", nargs="?", type=Path, default=LATEST, help=help_text)
-    folder: Path = parser.parse_args(arguments).folder
-    return folder
+    return parser.parse_args(arguments)
 
 
 def _write(path: Path, text: str) -> None:

@@ -45,7 +45,7 @@ def publish(folder: Path, runs: Path) -> Path:
     Files that were published there before stay. Raises ReportError if the run cannot be read, has no page yet, has a
     link among its files, or would change a published file.
     """
-    run = load(folder)
+    run = load(folder, complete=True)
     if missing := [page for page in PAGES if not (folder / page).is_file()]:
         raise ReportError(f"{folder / missing[0]} is missing; `lenet-properties report {folder}` writes it")
     files = [folder / file for file in (*run.files, *PAGES)]
@@ -90,7 +90,7 @@ def published(runs: Path) -> list[tuple[str, Run]]:
     folders = [folder for folder in runs.glob("*_torch-*") if (folder / "laws.json").is_file()]
     for folder in folders:
         _check_inside(folder, runs)
-    named = [(folder.name, load(folder)) for folder in folders]
+    named = [(folder.name, load(folder, complete=True)) for folder in folders]
     return sorted(named, key=lambda each: (each[1].date, each[0]))
 
 

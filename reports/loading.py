@@ -35,8 +35,14 @@ WRITERS = {
 }
 """The command that writes each file of a run."""
 
+LAWS = ("laws.json", "engines.json")
+"""The files with verdicts of laws. A run has at least one; that of the subject, if it is there, is the main one."""
+
+COMPLETE = ("laws.json", "benchmarks.json", "training.json")
+"""The files that a complete run has."""
+
 OPTIONAL = ("engines.json", "engine_times.json", "gate.json", "gate_trial.json")
-"""The files that a run may lack."""
+"""The files that are not used if they are of another run than the main file."""
 
 SPAN = timedelta(days=1)
 """How far the dates of a run's files may lie apart: all commands of tox.ini, one after the other, take a few hours."""
@@ -55,21 +61,23 @@ class ReportError(ValueError):
     """A run cannot be read; the message is one line that names the file and the problem."""
 
 
-def load(folder: Path) -> Run:
+def load(folder: Path, complete: bool = False) -> Run:
     """
-    Read the files of a run.
+    Read the files of a run; of a `complete` one, laws, times and training.
 
-    Raises ReportError if one is missing or invalid, or if a required file is of another run than `laws.json`. An
-    optional file of another run is not used; `Run.unused` names it.
+    Raises ReportError if one is invalid, if the run has no verdicts of laws or is not as complete as it should be, or
+    if times or training are of another run than the main file. An optional file of another run is not used;
+    `Run.unused` names it.
     """
-    names = [name for name in WRITERS if name not in OPTIONAL or (folder / name).exists()]
-    contents = {name: read(folder / name) for name in names}
-    faults = {name: _of_another_run(name, content, contents["laws.json"]) for name, content in contents.items()}
+    main = next((name for name in LAWS if (folder / name).exists()), LAWS[0])
+    needed = {main, *(COMPLETE if complete else ())}
+    contents = {name: read(folder / name) for name in WRITERS if name in needed or (folder / name).exists()}
+    faults = {name: _of_another_run(name, content, contents[main]) for name, content in contents.items()}
     for name, fault in faults.items():
         if fault and name not in OPTIONAL:
             raise ReportError(f"{folder / name}: {fault}")
     files = {name: content for name, content in contents.items() if not faults[name]}
-    laws, benchmarks = files["laws.json"], files["benchmarks.json"]
+    laws, benchmarks = files[main], files.get("benchmarks.json", {"benchmarks": [], "errors": []})
     run = Run(
         stack=laws["stack"],
         date=laws["date"],
@@ -79,23 +87,23 @@ def load(folder: Path) -> Run:
         laws=_law_results(laws),
         timings=[_timing(entry) for entry in benchmarks["benchmarks"]],
         failed_benchmarks=benchmarks["errors"],
-        training={"comparisons": {}} | files["training.json"],
+        training={"comparisons": {}} | files["training.json"] if "training.json" in files else None,
         gate=files.get("gate.json"),
         gate_trial=rows(files["gate_trial.json"]["verdicts"]) if "gate_trial.json" in files else [],
-        engines=_law_results(files["engines.json"]) if "engines.json" in files else None,
+        engines=_law_results(files["engines.json"]) if "engines.json" in files and main == "laws.json" else None,
         engine_times=files.get("engine_times.json"),
         latencies=[_latency(entry) for entry in benchmarks["benchmarks"] if "latency" in entry["extra_info"]],
         files=list(files),
         unused=[f"{name}: {fault}" for name, fault in faults.items() if fault],
     )
-    _check(folder, run, {entry["subject"] for entry in laws["laws"]})
+    _check(folder, main, run, {entry["subject"] for entry in laws["laws"]})
     return run
 
 
-def _check(folder: Path, run: Run, judged: set[str]) -> None:
+def _check(folder: Path, main: str, run: Run, judged: set[str]) -> None:
     """Raise ReportError if nothing was judged, timed or trained, or if something was timed that was not judged."""
     if not run.laws.stacks:
-        raise ReportError(f"{folder / 'laws.json'}: no law was checked; {_again('laws.json')}")
+        raise ReportError(f"{folder / main}: no law was checked; {_again(main)}")
     timed = {timing.subject for timing in run.timings}
     if timed - judged:
         subjects = f"benchmarks.json is of {', '.join(sorted(timed))}, laws.json of {', '.join(sorted(judged))}"
@@ -107,8 +115,10 @@ def _check(folder: Path, run: Run, judged: set[str]) -> None:
                 f"{folder}: benchmarks.json is of {stack}, laws.json of {'; '.join(run.laws.stacks)}; "
                 f"{_again('benchmarks.json')}, with the same --device and --dtype"
             )
-    if not run.timings:
+    if not run.timings and "benchmarks.json" in run.files:
         raise ReportError(f"{folder / 'benchmarks.json'}: nothing was timed; {_again('benchmarks.json')}")
+    if run.training is None:
+        return
     if not run.training.get("history"):
         raise ReportError(f"{folder / 'training.json'}: no epoch was trained; {_again('training.json')}")
     maps = [map_ for when in run.training["feature_maps"].values() for layer in when.values() for map_ in layer]

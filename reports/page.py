@@ -49,7 +49,7 @@ def environment() -> Environment:
 
 def render(run: Run) -> dict[str, str]:
     """The content of `index.html`, `summary.md` and `picture.svg`, by name."""
-    maps, table = run.training["feature_maps"], mutant_table()
+    table = mutant_table()
     forward = [timing for timing in (run.engine_times or {}).get("timings", []) if timing["operation"] == "forward"]
     gate = run.gate if run.gate and any(benchmark["pairs"] for benchmark in run.gate["benchmarks"]) else None
     latencies = [latency for latency in run.latencies if latency["quantiles"]]
@@ -65,18 +65,25 @@ def render(run: Run) -> dict[str, str]:
         "gate": figures.slowdowns(gate["benchmarks"], gate["delta"]) if gate else "",
         "mutants": _mutants(),
         "network": figures.network(),
-        "training": figures.training_curves(training_curves(run.training)),
-        "digit": figures.digit(run.training["digit"]["pixels"]),
+    }
+    pictures |= _training_pictures(run.training) if run.training else {}
+    values = {"run": run, "pictures": pictures, "glossary": GLOSSARY, "table": table, "format": FORMAT}
+    templates = {"index.html": "page.html", "summary.md": "summary.md"}
+    texts = {name: environment().get_template(template).render(values) for name, template in templates.items()}
+    return texts | {"picture.svg": pictures["overview"]}
+
+
+def _training_pictures(training: dict[str, Any]) -> dict[str, Any]:
+    maps = training["feature_maps"]
+    return {
+        "training": figures.training_curves(training_curves(training)),
+        "digit": figures.digit(training["digit"]["pixels"]),
         "feature_maps": {
             (layer, when): figures.feature_maps(maps[when][layer])
             for layer in ("conv1", "conv2")
             for when in ("before", "after")
         },
     }
-    values = {"run": run, "pictures": pictures, "glossary": GLOSSARY, "table": table, "format": FORMAT}
-    templates = {"index.html": "page.html", "summary.md": "summary.md"}
-    texts = {name: environment().get_template(template).render(values) for name, template in templates.items()}
-    return texts | {"picture.svg": pictures["overview"]}
 
 
 def overview(run: Run) -> str:

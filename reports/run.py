@@ -66,7 +66,7 @@ class Run:
     laws: LawResults
     timings: list[Timing]
     failed_benchmarks: list[str]  # that raised an error or gave a wrong answer
-    training: dict[str, Any]  # the content of training.json
+    training: dict[str, Any] | None  # the content of training.json
     gate: dict[str, Any] | None  # the content of gate.json
     gate_trial: list[list[str]]  # a table with its head; empty without gate_trial.json
     engines: LawResults | None

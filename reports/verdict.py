@@ -28,10 +28,13 @@ FALSE_ALARM = 1e-6
 """The probability with which two trainings of equal quality count as different: one run in a million."""
 
 OPTIONAL_PARTS = {
-    "engines.json": ("laws on engines", "tox run -e engines"),
-    "engine_times.json": ("times of engines", "tox run -e engine-times"),
-    "gate.json": ("gate", "tox run -e gate"),
-    "gate_trial.json": ("error rates of the gate", "tox run -e gate-trial"),
+    "laws.json": ("laws on the subject", "lenet-properties judge"),
+    "benchmarks.json": ("times", "lenet-properties time"),
+    "training.json": ("training", "lenet-properties train --record DIR"),
+    "engines.json": ("laws on engines", "lenet-properties judge --engine NAMES"),
+    "engine_times.json": ("times of engines", "lenet-properties engine-times --record DIR"),
+    "gate.json": ("gate", "lenet-properties gate --json DIR/gate.json"),
+    "gate_trial.json": ("error rates of the gate", "lenet-properties gate-trial"),
 }
 """The files that a run may lack: what is in each, and the command that writes it."""
 
@@ -49,7 +52,8 @@ class Part:
 
 def parts(run: Run) -> list[Part]:
     """What each file of the run says about the stack."""
-    found = [_laws("laws", run.laws), _benchmarks(run), _training(run.training)]
+    found = [_laws("laws", run.laws), _benchmarks(run)]
+    found += [_training(run.training)] if run.training else []
     found += [_laws("engines", run.engines)] if run.engines else []
     found += [_engine_times(run.engine_times)] if run.engine_times else []
     return found + ([_gate(run.gate)] if run.gate else [])
@@ -74,7 +78,7 @@ def status(run: Run) -> str:
 def not_run(run: Run) -> list[str]:
     """What the run lacks, each with the command that adds it."""
     missing = [f"{what} (`{command}`)" for file, (what, command) in OPTIONAL_PARTS.items() if file not in run.files]
-    compared = bool(run.training["comparisons"])
+    compared = not run.training or run.training["comparisons"]
     return missing + ([] if compared else ["comparison of the training (`lenet-properties train --compare`)"])
 
 
