@@ -404,7 +404,9 @@ def _record(options: argparse.Namespace, chosen: list[Engine], result: Result) -
 
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="lenet-properties engine-times", description="Time the engines in interleaved blocks."
+        prog="lenet-properties engine-times",
+        description="Time the engines in interleaved blocks.",
+        epilog="example: lenet-properties engine-times --engines eager,compiled --batches 1,256",
     )
     parser.add_argument(
         "--engines", metavar="NAMES", help=f"comma-separated; default: {','.join(DEFAULT)}, as far as available"

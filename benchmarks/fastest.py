@@ -329,7 +329,11 @@ def _write_results(key: dict[str, Any], results: tuple[EngineResult, ...]) -> No
 
 def main(arguments: list[str]) -> int:
     """Print the table for the reference network; returns 2 if no engine is correct or the device is unavailable."""
-    parser = argparse.ArgumentParser(prog="lenet-properties fastest", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="lenet-properties fastest",
+        description="Choose the fastest engine for this machine among those whose results are correct.",
+        epilog="example: lenet-properties fastest --batch 32",
+    )
     parser.add_argument("--batch", type=positive_int, default=1, help="batch size, default %(default)s")
     parser.add_argument("--device", default="cpu", help="default %(default)s")
     parser.add_argument("--precision", choices=CLAIMS, default="float32", help="minimum, default %(default)s")

@@ -257,6 +257,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         prog="lenet-properties gate",
         description="Is head slower than base? "
         "Exit codes: 0 no, 1 yes (or an exact counter rose), 3 inconclusive, 2 error.",
+        epilog="example: lenet-properties gate --subject kernels/mine.py:Net --base main --select forward-1",
     )
     parser.add_argument(
         "--base",

@@ -248,7 +248,9 @@ def main(arguments: list[str]) -> int:
 
 def _options(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="lenet-properties gate-trial", description="Measure the false alarms and the power of the gate."
+        prog="lenet-properties gate-trial",
+        description="Measure the false alarms and the power of the gate.",
+        epilog="example: lenet-properties gate-trial --minutes 30",
     )
     parser.add_argument(
         "--minutes", type=_minutes, default=60.0, help="start trials for this long; default %(default)s"

@@ -90,7 +90,11 @@ def _row(seconds: list[float | None]) -> list[str]:
 
 def main(arguments: list[str]) -> int:
     """Print the tables; return 0, or 2 if a file cannot be read."""
-    parser = argparse.ArgumentParser(prog="lenet-properties trends", description="Medians over time, by stack.")
+    parser = argparse.ArgumentParser(
+        prog="lenet-properties trends",
+        description="Medians over time, by stack.",
+        epilog="example: lenet-properties trends monday/benchmarks.json tuesday/benchmarks.json",
+    )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help=f"written by `{COMMAND}`")
     try:
         runs = [read(path) for path in parser.parse_args(arguments).files]

@@ -16,7 +16,6 @@ from lenet import engines
 from lenet.engines import PEERS, EngineError
 from lenet.files import RESULTS, writable
 from lenet.fingerprint import fingerprint, headline
-from lenet.table import table
 
 DISTRIBUTION = "lenet-properties"
 COMPILING = ("compiled", "reduce-overhead", "max-autotune", "compiled-deterministic", "frozen", "aot-inductor")
@@ -37,12 +36,14 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="lenet-properties doctor",
         description="What is installed, which devices and engines are usable, and what is missing.",
-        epilog="exit codes: 0 stacks can be judged, 1 something that this requires is missing",
+        epilog="example: lenet-properties doctor; exit codes: 0 stacks can be judged, 1 something that this requires is missing",
     )
     parser.parse_args(arguments)
     found = [*packages(), *devices(), *tools(), *usable_engines()]
     print(headline(fingerprint()))
-    print(table([list(finding[:3]) for finding in found]))
+    width = max(len(finding.name) for finding in found)
+    for finding in found:
+        print(f"{finding.name:<{width}}  {finding.state:<8}  {finding.detail}".rstrip())
     missing = [finding.name for finding in found if finding.required and finding.state != "ok"]
     print(f"cannot judge: {', '.join(missing)}" if missing else "ready: lenet-properties judge")
     return int(bool(missing))

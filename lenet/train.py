@@ -100,7 +100,11 @@ def _compare(data: Digits, settings: Settings, record: Callable[[dict[str, list[
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="lenet-properties train", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="lenet-properties train",
+        description="Train the network on real digits. Ctrl-C stops after the current step and saves a checkpoint.",
+        epilog="example: lenet-properties train --optimizer sgd --epochs 3",
+    )
     default = Settings()
     parser.add_argument("--epochs", type=int, help=f"epochs in total, also with --resume (default {default.epochs})")
     parser.add_argument("--lr", type=float, help=f"learning rate, default {default.lr}")

@@ -956,7 +956,11 @@ def _version(version: tuple[int, int]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Print the page of known issues, or write it to a file; return 0."""
-    parser = argparse.ArgumentParser(prog="lenet-properties known-issues", description="The page of known issues.")
+    parser = argparse.ArgumentParser(
+        prog="lenet-properties known-issues",
+        description="The page of known issues.",
+        epilog="example: lenet-properties known-issues --output properties/KNOWN_ISSUES.md",
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write it to this file instead of printing it")
     options = parser.parse_args(arguments)
     if options.output:

@@ -87,7 +87,11 @@ def report(arguments: list[str]) -> int:
 @guarded
 def publish(arguments: list[str]) -> int:
     """Copy a run to `reports/runs`, and write the page of all published runs."""
-    parser = argparse.ArgumentParser(prog="lenet-properties publish", description="Keep a run in reports/runs.")
+    parser = argparse.ArgumentParser(
+        prog="lenet-properties publish",
+        description="Keep a run in reports/runs.",
+        epilog="example: lenet-properties publish lenet-results/latest",
+    )
     print(f"published: {history.publish(_options(parser, arguments).folder, history.RUNS)}")
     return _list_runs()
 
@@ -96,7 +100,8 @@ def publish(arguments: list[str]) -> int:
 def make_index(arguments: list[str]) -> int:
     """Write the pages of all published runs again, so that they show today's verdict, and the page that lists them."""
     description = "Write the pages of all published runs again, and the page that lists them."
-    argparse.ArgumentParser(prog="lenet-properties index", description=description).parse_args(arguments)
+    parser = argparse.ArgumentParser(prog="lenet-properties index", description=description)
+    parser.parse_args(arguments)
     for name, run in history.published(history.RUNS):
         for page, text in render(run).items():
             _write(history.RUNS / name / page, text)
@@ -113,7 +118,11 @@ def _list_runs() -> int:
 @guarded
 def diff(arguments: list[str]) -> int:
     """Print the differences between two runs."""
-    parser = argparse.ArgumentParser(prog="lenet-properties diff", description="Print what changed from A to B.")
+    parser = argparse.ArgumentParser(
+        prog="lenet-properties diff",
+        description="Print what changed from run A to run B.",
+        epilog="example: lenet-properties diff before/latest lenet-results/latest",
+    )
     for name in ("A", "B"):
         parser.add_argument(name, type=Path, help="the folder of a run")
     options = parser.parse_args(arguments)

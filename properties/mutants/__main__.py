@@ -231,7 +231,11 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
 
 def main(arguments: list[str]) -> int:
     """Judge the catalogue; return exit code 0, 1 for a problem with the laws, or 2 if a run did not complete."""
-    parser = argparse.ArgumentParser(prog="lenet-properties mutants", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="lenet-properties mutants",
+        description=__doc__.split("\n\n")[0],
+        epilog="example: lenet-properties mutants Conv2BiasHalved gradients --first-kill",
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help="a kind, mutant or twin to judge (default: all)")
     parser.add_argument("--first-kill", action="store_true", help="judge each mutant only by the law that it names")
     parser.add_argument(

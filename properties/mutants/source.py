@@ -362,7 +362,11 @@ def problems(judged: list[Judgement]) -> list[str]:
 
 def main(arguments: list[str]) -> int:
     """Judge the mutations; return exit code 0, 1 for a survivor without explanation, or 2 if tests fail unmutated."""
-    parser = argparse.ArgumentParser(prog="lenet-properties source-mutants", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="lenet-properties source-mutants",
+        description=__doc__.split("\n\n")[0],
+        epilog="example: lenet-properties source-mutants net update",
+    )
     parser.add_argument(
         "modules", nargs="*", metavar="MODULE", help=f"a module to mutate: {', '.join(LAWS)} (default: all)"
     )
