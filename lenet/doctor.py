@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="lenet-properties doctor",
         description="What is installed, which devices and engines are usable, and what is missing.",
-        epilog="example: lenet-properties doctor. Exit codes: 0 stacks can be judged, 1 something needed for it is missing",
+        epilog="example: lenet-properties doctor. Exit codes: 0 ready to judge, 1 something is missing",
     )
     parser.parse_args(arguments)
     found = [*packages(), *devices(), *tools(), *usable_engines()]
