@@ -37,6 +37,7 @@ from benchmarks.worker_client import Arm, WorkerError
 from benchmarks.workload import TIMED_BATCHES
 from lenet.files import set_aside, write_atomically
 from lenet.oracle import PRECISIONS
+from lenet.system import timing_limitations
 
 NAMES = tuple(f"{operation}-{batch}" for operation in OPERATIONS for batch in TIMED_BATCHES)
 DEFAULT = ("forward-1", "forward-256", "training-step-64")
@@ -171,7 +172,9 @@ def main(arguments: list[str] | None = None) -> int:
         if path := getattr(options, kind):
             set_aside(path)
     given = sys.argv[1:] if arguments is None else arguments
-    outcome = Outcome(shlex.join(["python", "-m", "benchmarks.gate", *given]), options.delta)
+    outcome = Outcome(
+        shlex.join(["python", "-m", "benchmarks.gate", *given]), options.delta, notes=timing_limitations()
+    )
     try:
         with sides(options) as (base, head):
             outcome.compared = [f"base: {base}", f"head: {head}"]
