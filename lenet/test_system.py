@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,9 @@ NOT_PINNED = "processes are not pinned to cores"
 
 
 @pytest.fixture
-def sleeper() -> subprocess.Popen[bytes]:
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL) as process:
-        yield process  # type: ignore[misc]
+        yield process
         process.kill()
 
 
