@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     folder: Path = parser.parse_args(arguments).folder
     try:
         results = _results(folder)
-        for line in annotations(results, Path(os.environ.get("GITHUB_WORKSPACE", "."))):
+        for line in error_lines(results, Path(os.environ.get("GITHUB_WORKSPACE", "."))):
             print(line)
         if path := os.environ.get("GITHUB_STEP_SUMMARY"):
             with Path(path).open("ab") as file:
@@ -60,7 +60,7 @@ def _results(folder: Path) -> list[LawResults]:
     return [LawResults(group_laws(content["laws"]), content["finished"], content["errors"]) for content in contents]
 
 
-def annotations(results: Sequence[LawResults], root: Path) -> list[str]:
+def error_lines(results: Sequence[LawResults], root: Path) -> list[str]:
     """A workflow command for each violation, and for all else that fails a run; the last one counts those left out."""
     lines = [line for each in results for line in _annotations(each, root)]
     if len(lines) <= SHOWN:
@@ -113,7 +113,7 @@ def _line(path: Path, name: str) -> int:
         module = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return 1
-    definitions = {}
+    definitions: dict[str, int] = {}
     for node in ast.walk(module):
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
             definitions.setdefault(node.name, node.lineno)
