@@ -14,7 +14,6 @@ processes that counted.
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 import time
@@ -30,6 +29,7 @@ from tqdm import tqdm
 from benchmarks.decision import Rates, Slowdown, decide, log_ratio, looks, slowdown
 from benchmarks.guard import folder as run_folder
 from benchmarks.worker_client import Arm, Limit, Startup, Worker
+from lenet.system import available_cores
 
 OPERATIONS = {"forward": "forward", "training-step": "training step"}
 """The prefixes of benchmark names, and the worker's names of these operations."""
@@ -358,8 +358,3 @@ def calls_of_blocks(workers: Mapping[str, Worker]) -> dict[str, int]:
     calls = {name: worker.calls for name, worker in workers.items()}
     similar = max(calls.values()) <= 2 * min(calls.values())
     return dict.fromkeys(calls, max(calls.values())) if similar else calls
-
-
-def available_cores() -> list[int]:
-    """Return the cores that this process is allowed to use, or [0] if the system does not report them."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]

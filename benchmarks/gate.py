@@ -39,6 +39,7 @@ from benchmarks.worker_client import Arm, WorkerError, contains_project
 from benchmarks.workload import TIMED_BATCHES
 from lenet.files import set_aside, write_atomically
 from lenet.oracle import PRECISIONS
+from lenet.system import timing_limitations
 
 NAMES = tuple(f"{operation}-{batch}" for operation in OPERATIONS for batch in TIMED_BATCHES)
 DEFAULT = ("forward-1", "forward-256", "training-step-64")
@@ -208,7 +209,8 @@ def main(arguments: list[str]) -> int:
     for kind in FORMATS:
         if path := getattr(options, kind):
             set_aside(path)
-    outcome = Outcome(shlex.join(["lenet-properties", "gate", *arguments]), options.delta)
+    command = shlex.join(["lenet-properties", "gate", *arguments])
+    outcome = Outcome(command, options.delta, notes=timing_limitations())
     try:
         with sides(options) as (base, head):
             outcome.compared = [f"base: {base}", f"head: {head}"]

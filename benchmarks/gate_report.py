@@ -26,6 +26,7 @@ class Outcome:
     compared: list[str] = field(default_factory=list)
     result: Result | None = None
     error: str = ""
+    notes: list[str] = field(default_factory=list)  # what the system cannot do
 
     @property
     def verdict(self) -> str:
@@ -107,7 +108,8 @@ def terminal(outcome: Outcome) -> str:
     lines = [f"{outcome.verdict.upper()}: {outcome.reason}"]
     if outcome.result:
         stacks = dict.fromkeys(headline(stack) for stack in outcome.result.stacks.values())
-        lines = [*(f"stack: {stack}" for stack in stacks), table(rows(outcome.result)), *lines]
+        notes = [f"note: {note}" for note in outcome.notes]
+        lines = [*(f"stack: {stack}" for stack in stacks), *notes, table(rows(outcome.result)), *lines]
     return "\n".join(lines)
 
 
@@ -142,7 +144,7 @@ def _slowdown(found: Slowdown | None) -> dict[str, float | None] | None:
 
 def as_json(outcome: Outcome) -> str:
     """Return the content of gate.json."""
-    head = {name: getattr(outcome, name) for name in ("verdict", "reason", "compared", "delta")}
+    head = {name: getattr(outcome, name) for name in ("verdict", "reason", "compared", "delta", "notes")}
     measured = as_dict(outcome.result) if outcome.result else {"benchmarks": []}
     return json.dumps(stamp(outcome.command) | head | measured, indent=1)
 
@@ -169,6 +171,7 @@ def markdown(outcome: Outcome) -> str:
     """Return a Markdown summary for a pull request."""
     lines = [f"## Gate: {outcome.verdict}", "", _escaped(outcome.reason), ""]
     lines += [f"- {_escaped(line)}" for line in outcome.compared]
+    lines += [f"- note: {_escaped(note)}" for note in outcome.notes]
     if outcome.result:
         header, *body = rows(outcome.result)
         lines += ["", f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]

@@ -7,8 +7,7 @@ of a pipe that only the run holds open. When the run is gone, after SIGKILL too,
 variable names the folder, and removes the folder. If the guard was killed as well, the next run does that: a lock in
 the folder is held for as long as its run lives.
 
-The guard runs this file as a script, so it imports the standard library alone. Without Linux's /proc, only the folders
-are removed.
+The guard imports the standard library alone. On a system without /proc, only the folders are removed.
 """
 
 from __future__ import annotations
@@ -26,6 +25,8 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from lenet import system
+
 VARIABLE = "LENET_BENCHMARKS_WORKER"
 """The environment variable that names the folder of the worker to which a process belongs."""
 
@@ -34,6 +35,9 @@ LOCK = "lock"
 
 SWEEPS = 10
 """Repetitions of the search for processes, since one that is being killed may just have started another."""
+
+START = "import sys; sys.path.insert(0, sys.argv[1]); from benchmarks.guard import main; main()"
+"""The program of a guard; its arguments are the folder of this project's packages, and the run's folder."""
 
 GUARD_TIMEOUT = 5.0
 """Seconds that a run waits at its end until the guard has removed everything."""
@@ -49,7 +53,7 @@ def folder() -> Path:
     fcntl.flock(lock, fcntl.LOCK_EX)
     unlocked.rename(made / LOCK)
     guard = subprocess.Popen(
-        [sys.executable, "-I", "-S", __file__, str(made)],
+        [sys.executable, "-I", "-S", "-c", START, str(Path(__file__).parents[1]), str(made)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -74,11 +78,9 @@ def remove(place: Path) -> None:
 def _processes(place: Path) -> Iterator[int]:
     """Yield the ids of the processes whose variable names this folder or one in it."""
     named = os.fsencode(f"{VARIABLE}={place}")
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has just ended, or is another user's
-            values = (process / "environ").read_bytes().split(b"\0")
-            if any(value == named or value.startswith(named + b"/") for value in values):
-                yield int(process.name)
+    for process, values in system.environments():
+        if any(value == named or value.startswith(named + b"/") for value in values):
+            yield process
 
 
 def _remove_leftovers() -> None:
@@ -96,12 +98,8 @@ def _remove_leftovers() -> None:
 
 
 def main() -> None:
-    """Wait for the end of standard input, and remove everything that belongs to the folder that is named."""
+    """Wait for the end of standard input, and remove everything that belongs to the run's folder."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     sys.stdin.buffer.read()
-    remove(Path(sys.argv[1]))
-
-
-if __name__ == "__main__":
-    main()
+    remove(Path(sys.argv[2]))

@@ -18,6 +18,8 @@ from typing import Any, TypeAlias
 
 import torch
 
+from lenet.system import CACHES
+
 Entry: TypeAlias = dict[str, Any]
 """A benchmark of benchmarks.json: its `extra_info`, and its `stats` with the `median` in seconds."""
 
@@ -112,7 +114,7 @@ def copied_bytes(cache: int | None) -> int:
     return GIB if cache is None else min(4 * cache, GIB)
 
 
-def last_level_cache(device: torch.device, system: Path = Path("/sys/devices/system/cpu")) -> int | None:
+def last_level_cache(device: torch.device, system: Path = CACHES) -> int | None:
     """Return the bytes of all last-level caches, of the GPU or as Linux reports the CPU's; None if unknown."""
     if device.type == "cuda":
         return getattr(torch.cuda.get_device_properties(device), "L2_cache_size", None)

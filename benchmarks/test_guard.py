@@ -71,7 +71,7 @@ def guards(temporary: Path) -> list[int]:
             arguments = (process / "cmdline").read_bytes()
         except OSError:
             continue
-        if b"guard.py" in arguments and os.fsencode(temporary) in arguments:
+        if b"benchmarks.guard" in arguments and os.fsencode(temporary) in arguments:
             found.append(int(process.name))
     return found
 

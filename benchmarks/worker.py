@@ -19,13 +19,14 @@ from typing import IO, Any
 import torch
 
 from benchmarks.counters import compiled_graphs, count
-from benchmarks.probes import machine_identity, peak_memory, reset_peak_memory, run_queue_wait
+from benchmarks.probes import machine_identity, peak_memory, reset_peak_memory
 from benchmarks.tasks import TASKS, Runs, Task, timed
 from benchmarks.worker_client import PROTOCOL, Arm, Startup
 from lenet import engines, subject
 from lenet.engines import EngineError
 from lenet.engines.eager import disable_tf32
 from lenet.fingerprint import fingerprint
+from lenet.system import run_queue_wait
 from lenet.timer import timer
 from properties.stack import Stack
 

@@ -24,6 +24,7 @@ from typing import Any, Self
 
 from benchmarks import guard
 from benchmarks.command import one_line
+from lenet import system
 
 MIN_BLOCK_SECONDS = 0.005
 """A block of calls takes at least this long: hundreds of times what the clock and the request cost."""
@@ -249,10 +250,7 @@ class Worker:
 
     def pin(self, cores: Iterable[int]) -> None:
         """Restrict all threads of the process to these cores, if the system supports it."""
-        if hasattr(os, "sched_setaffinity"):
-            for thread in Path(f"/proc/{self.process.pid}/task").glob("*"):  # none if the process has exited
-                with suppress(ProcessLookupError):  # the thread has just ended
-                    os.sched_setaffinity(int(thread.name), cores)
+        system.pin(self.process.pid, cores)
 
     def block(self, calls: int) -> float:
         """Return the seconds that a block of this many calls takes."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lenet import system
 from lenet.engines import PEERS
 
 FORMAT = 3
@@ -30,7 +31,7 @@ def fingerprint() -> dict[str, str]:
         "numpy": np.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": system.processor(),
         "cores": str(os.cpu_count()),
         "CPU capability": torch.backends.cpu.get_cpu_capability(),
     }
@@ -63,16 +64,6 @@ def headline(stack: dict[str, str]) -> str:
     """Return a fingerprint in one line: PyTorch, Python, processor and cores, GPU."""
     gpu = f", {stack['GPU']}" if "GPU" in stack else ""
     return f"torch {stack['torch']}, Python {stack['python']}, {stack['processor']}, {stack['cores']} cores{gpu}"
-
-
-def _processor() -> str:
-    """Return the processor's model name from /proc/cpuinfo, or what the platform reports if that has none."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except (OSError, UnicodeDecodeError):
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

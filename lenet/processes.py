@@ -1,34 +1,33 @@
-"""Processes end with the run that started them: child processes, and whatever these start in sessions of their own."""
+"""
+Processes end with the run that started them: child processes, and whatever these start in sessions of their own.
+
+Where `lenet.system` has no `prctl`, a child outlives a parent that is killed, and an orphan is not found.
+"""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 from contextlib import suppress
-from pathlib import Path
 
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
+from lenet import system
 
 
 def end_with_parent() -> None:
     """Have this process terminated when its parent ends, however that ends; for `preexec_fn` of `subprocess`."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    system.prctl(system.PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def adopt_orphans() -> None:
     """Have this process adopt the descendants whose parents end, so that `descendants` finds them."""
-    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    system.prctl(system.PR_SET_CHILD_SUBREAPER, 1)
 
 
 def descendants() -> set[int]:
     """Return the ids of the running processes that this process has started, directly or not."""
     children: dict[int, list[int]] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has just ended
-            state, parent = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
-            if state != "Z":
-                children.setdefault(int(parent), []).append(int(folder.name))
+    for process, parent in system.parents_of_processes().items():
+        children.setdefault(parent, []).append(process)
     found, parents = set[int](), [os.getpid()]
     while parents:
         own = children.get(parents.pop(), [])
@@ -41,5 +40,5 @@ def end_descendants(spared: set[int]) -> None:
     """Kill the descendants other than those spared and Python's resource tracker, which ends with this process."""
     for process in descendants() - spared:
         with suppress(OSError):
-            if b"resource_tracker" not in Path(f"/proc/{process}/cmdline").read_bytes():
+            if b"resource_tracker" not in system.command_line(process):
                 os.kill(process, signal.SIGKILL)

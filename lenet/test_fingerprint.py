@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lenet import fingerprint as module
+from lenet import system
 from lenet.fingerprint import PACKAGES, fingerprint, headline, stamp
 
 
@@ -66,14 +67,14 @@ def test_processor_is_its_model_name_or_what_the_platform_reports(
     monkeypatch.setattr(platform, "processor", lambda: platforms)
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
 
-    assert module._processor() == name
+    assert system.processor() == name
 
 
 def test_processor_whose_name_is_no_text_is_what_the_platform_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "read_text", lambda path: b"model name\t: \xff".decode())
     monkeypatch.setattr(platform, "processor", lambda: "arm")
 
-    assert module._processor() == "arm"
+    assert system.processor() == "arm"
 
 
 def test_stamp_has_date_and_command() -> None:

@@ -14,6 +14,27 @@ from lenet.training import Progress, Settings, initial_net, train
 
 SETTINGS = Settings(epochs=2, batch=64)
 
+WITHOUT_LINUX = """
+import ctypes, os, sys
+
+del os.sched_setaffinity, os.sched_getaffinity
+
+class Library(ctypes.CDLL):
+    def __getattr__(self, name):
+        if name == "prctl":
+            raise AttributeError(name)
+        return super().__getattr__(name)
+
+ctypes.CDLL = Library
+
+def hide(event, arguments):
+    if event in ("open", "os.listdir", "os.scandir") and str(arguments[0]).startswith(("/proc", "/sys")):
+        raise FileNotFoundError(2, "No such file or directory", str(arguments[0]))
+
+sys.addaudithook(hide)
+"""
+"""A `sitecustomize.py`: all Python processes that have its folder in PYTHONPATH lack what only Linux has."""
+
 
 def first_digits(count: int) -> Digits:
     """The first `count` training digits, and as many test digits."""

@@ -32,6 +32,7 @@ from lenet.files import writable
 from lenet.fingerprint import fingerprint, headline
 from lenet.oracle import CLAIMS, PRECISIONS
 from lenet.processes import adopt_orphans, descendants, end_descendants
+from lenet.system import process_limitations
 from properties import case, expectations, preconditions, record, terminal
 from properties.case import Case
 from properties.executed import NOT_FOR_ENGINES
@@ -216,6 +217,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         lines.append(f"judging: {label} on {devices} in {dtypes}")
     lines += [f"not judged: {device} is not available" for device in config.stash[UNAVAILABLE]]
     lines += [f"not judged: {unsupported}" for unsupported in config.stash[UNSUPPORTED]]
+    lines += [f"note: {limitation}" for limitation in process_limitations()]
     return lines
 
 

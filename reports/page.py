@@ -33,7 +33,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "cell": _cell,
+        "cell": markdown_cell,
         "clip": _clip,
         "code": _code,
         "issue_url": _issue_url,
@@ -176,6 +176,6 @@ def _significant(number: float) -> str:
     return f"{number:,.0f}" if abs(number) >= 100 else f"{float(f'{number:.3g}'):.10f}".rstrip("0").rstrip(".")
 
 
-def _cell(text: str) -> str:
+def markdown_cell(text: str) -> str:
     """The text as code in one cell of a Markdown table, on one line and without markup."""
     return "`" + " ".join(_clip(text).split()).replace("`", "'").replace("|", "\\|") + "`"

@@ -52,9 +52,9 @@ class Part:
 
 def parts(run: Run) -> list[Part]:
     """What each file of the run says about the stack."""
-    found = [_laws("laws", run.laws), _benchmarks(run)]
+    found = [laws_part("laws", run.laws), _benchmarks(run)]
     found += [_training(run.training)] if run.training else []
-    found += [_laws("engines", run.engines)] if run.engines else []
+    found += [laws_part("engines", run.engines)] if run.engines else []
     found += [_engine_times(run.engine_times)] if run.engine_times else []
     return found + ([_gate(run.gate)] if run.gate else [])
 
@@ -112,7 +112,7 @@ def _factor(slowdown: float | None) -> str:
     return "unbounded" if slowdown is None else f"{1 + slowdown:.3f}"
 
 
-def _laws(name: str, results: LawResults) -> Part:
+def laws_part(name: str, results: LawResults) -> Part:
     """The laws fail if one is violated or not judged, if none holds, after an error, or if they did not finish."""
     apart = sum(bool(law.known_issues) for law in results.holding)
     forgiven, stopped = (len(results.with_outcome(outcome)) for outcome in (FORGIVEN, NOT_JUDGED))

@@ -1,0 +1,158 @@
+"""What only Linux has, and that everything runs without it: on a Linux system from which it is removed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lenet import system
+from lenet.processes import descendants
+from lenet.testing import WITHOUT_LINUX
+
+ROOT = Path(__file__).parents[1]
+NOT_PINNED = "processes are not pinned to cores"
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL) as process:
+        yield process
+        process.kill()
+
+
+@pytest.fixture
+def without_linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New Python processes lack what only Linux has."""
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_LINUX)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_linux_has_no_limitations() -> None:
+    assert system.timing_limitations() == []
+    assert system.process_limitations() == []
+
+
+def test_process_is_pinned_to_the_cores(sleeper: subprocess.Popen[bytes]) -> None:
+    core = system.available_cores()[-1]
+
+    system.pin(sleeper.pid, [core])
+
+    assert os.sched_getaffinity(sleeper.pid) == {core}
+
+
+def test_process_that_has_ended_is_not_pinned(sleeper: subprocess.Popen[bytes]) -> None:
+    sleeper.kill()
+    sleeper.wait()
+
+    system.pin(sleeper.pid, [0])
+
+
+def test_without_affinity_there_is_one_core_and_nothing_is_pinned(
+    sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = os.sched_getaffinity(sleeper.pid)
+    for name in ("sched_getaffinity", "sched_setaffinity"):
+        monkeypatch.delattr(os, name)
+
+    system.pin(sleeper.pid, [0])
+
+    assert system.available_cores() == [0]
+    assert any(NOT_PINNED in line for line in system.timing_limitations())
+    monkeypatch.undo()
+    assert os.sched_getaffinity(sleeper.pid) == before
+
+
+def test_without_proc_nothing_raises_and_the_limitations_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(system, "PROC", tmp_path / "proc")
+
+    assert system.run_queue_wait()() == 0
+    assert system.reset_peak_memory() is None
+    assert system.boot_id() == ""
+    assert system.processor()
+    assert list(system.environments()) == []
+    assert len(system.timing_limitations()) == 2
+    assert len(system.process_limitations()) == 1
+
+
+def test_clock_of_waiting_time_moves_under_linux() -> None:
+    clock = system.run_queue_wait()
+
+    assert 0 <= clock() <= clock()
+
+
+def test_peak_memory_is_at_least_what_is_resident() -> None:
+    resident = system.reset_peak_memory()
+
+    assert resident is not None
+    assert system.peak_memory() >= resident > 2**20
+
+
+@pytest.mark.skipif(shutil.which("ps") is None, reason="ps is not installed")
+def test_without_proc_descendants_and_their_commands_come_from_ps(
+    sleeper: subprocess.Popen[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = descendants()
+    assert sleeper.pid in expected
+
+    monkeypatch.setattr(system, "PROC", tmp_path / "proc")
+
+    assert descendants() == expected
+    assert system.command_line(sleeper.pid).split() == [b"sleep", b"600"]
+
+
+def test_without_proc_and_ps_there_are_no_descendants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system, "PROC", tmp_path / "proc")
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    assert descendants() == set()
+
+
+@pytest.mark.usefixtures("without_linux")
+def test_laws_are_judged_and_recorded_without_linux_and_the_header_names_the_limitation(tmp_path: Path) -> None:
+    law = ["properties/laws/test_forward.py", "-k", "logits_agree", "--device=cpu", "--dtype=float32"]
+
+    result = python(
+        "-m", "pytest", "-p", "no:cacheprovider", *law, "--hypothesis-profile=mutants", "--record", str(tmp_path)
+    )
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "note: background processes that judged code starts may outlive the run" in result.stdout
+    assert [entry["outcome"] for entry in json.loads((tmp_path / "laws.json").read_text())["laws"]] == ["passed"]
+
+
+@pytest.mark.usefixtures("without_linux")
+def test_gate_times_unpinned_processes_without_linux_and_says_so(tmp_path: Path) -> None:
+    arms = ["--base-subject", "lenet", "--head-subject", "lenet.net"]
+    files = ["--json", str(tmp_path / "gate.json"), "--markdown", str(tmp_path / "gate.md")]
+
+    result = python("-m", "benchmarks.gate", *arms, "--select", "forward-1", "--budget", "1s", *files)
+
+    assert result.returncode == 3, result.stdout + result.stderr  # one pair is too few
+    assert f"note: {NOT_PINNED}" in result.stdout
+    assert NOT_PINNED in (tmp_path / "gate.md").read_text()
+    record = json.loads((tmp_path / "gate.json").read_text())
+    assert len(record["notes"]) == 2
+    assert len(record["benchmarks"][0]["pairs"]) == 1
+
+
+@pytest.mark.usefixtures("without_linux")
+def test_benchmark_is_timed_without_linux(tmp_path: Path) -> None:
+    select = ["-m", "benchmark", "-k", "update and manual", "--dtype=float32"]
+
+    result = python("-m", "pytest", "-p", "no:cacheprovider", "benchmarks", *select, "--record", str(tmp_path))
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert json.loads((tmp_path / "benchmarks.json").read_text())["benchmarks"]
