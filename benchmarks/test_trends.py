@@ -54,9 +54,7 @@ def test_foreign_file_is_a_one_line_error(tmp_path: Path, content: str, capsys: 
     assert main([str(tmp_path / "run.json")]) == 2
     assert main([str(tmp_path / "none.json")]) == 2
     foreign, missing = capsys.readouterr().err.splitlines()
-    assert foreign.endswith(
-        "run.json: not a benchmarks.json, as `pytest benchmarks -m benchmark --record DIR` writes it"
-    )
+    assert foreign.endswith("run.json: not a benchmarks.json, as `lenet-properties time --record DIR` writes it")
     assert missing.endswith("none.json: no such file")
 
 

@@ -127,4 +127,4 @@ def test_readme_states_the_number_of_issues() -> None:
 def test_page_matches_the_registry() -> None:
     written = Path(known_issues.__file__).with_name("KNOWN_ISSUES.md").read_text()
 
-    assert written == page(), "run `python -m properties.known_issues --output properties/KNOWN_ISSUES.md`"
+    assert written == page(), "run `lenet-properties known-issues --output properties/KNOWN_ISSUES.md`"

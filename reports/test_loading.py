@@ -44,7 +44,7 @@ BAD: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "NaN": (
         "training.json",
         lambda content: content | {"history": [{"loss": math.nan, "accuracy": 0.9}]},
-        "training.json is corrupt: the number NaN is not finite; write it again with `python -m lenet.train",
+        "training.json is corrupt: the number NaN is not finite; write it again with `lenet-properties train",
     ),
     "infinity": (
         "laws.json",
@@ -70,7 +70,7 @@ BAD: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "no torch": (
         "laws.json",
         without("stack", "torch"),
-        "laws.json: $.stack: 'torch' is a required property; write it again with `pytest",
+        "laws.json: $.stack: 'torch' is a required property; write it again with `lenet-properties",
     ),
     "torch that is a path": (
         "laws.json",
@@ -90,49 +90,49 @@ BAD: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "median of 0": (
         "benchmarks.json",
         lambda content: content | {"benchmarks": [timing("forward", 1, 0.0)]},
-        "0.0 is less than the minimum of 1e-12; write it again with `pytest benchmarks",
+        "0.0 is less than the minimum of 1e-12; write it again with `lenet-properties time",
     ),
     "of an earlier run": (
         "training.json",
         lambda content: content | {"date": "2024-11-22T12:00:00+00:00"},
         "training.json: written at 2024-11-22T12:00:00+00:00, but laws.json at 2026-11-22T12:00:00+00:00: more than a "
-        "day apart is another run; write it again with `python -m lenet.train",
+        "day apart is another run; write it again with `lenet-properties train",
     ),
     "times in another dtype": (
         "benchmarks.json",
         lambda content: content | {"benchmarks": [timing("forward", 1, 0.1, dtype="float64")]},
         "benchmarks.json is of lenet on cpu in float64, laws.json of lenet on cpu in float32; write it again with "
-        "`pytest benchmarks -m benchmark --record DIR`, with the same --device and --dtype",
+        "`lenet-properties time --record DIR`, with the same --device and --dtype",
     ),
     "rows of different lengths": (
         "training.json",
         lambda content: content | {"digit": {"label": 2, "pixels": [[0.0, 1.0], [0.0]]}},
-        "training.json: an image has rows of different lengths; write it again with `python -m lenet.train",
+        "training.json: an image has rows of different lengths; write it again with `lenet-properties train",
     ),
     "no laws": (
         "laws.json",
         lambda content: content | {"laws": []},
-        "no law was checked; write it again with `pytest properties/laws",
+        "no law was checked; write it again with `lenet-properties judge",
     ),
     "all skipped": (
         "laws.json",
         lambda content: content | {"laws": [entry("test_sums", "skipped")]},
-        "no law was checked; write it again with `pytest properties/laws",
+        "no law was checked; write it again with `lenet-properties judge",
     ),
     "no times": (
         "benchmarks.json",
         lambda content: content | {"benchmarks": []},
-        "nothing was timed; write it again with `pytest benchmarks",
+        "nothing was timed; write it again with `lenet-properties time",
     ),
     "no epochs": (
         "training.json",
         lambda content: content | {"history": []},
-        "no epoch was trained; write it again with `python -m lenet.train",
+        "no epoch was trained; write it again with `lenet-properties train",
     ),
     "missing field": (
         "laws.json",
         without("threshold"),
-        "laws.json: $: 'threshold' is a required property; write it again with `pytest",
+        "laws.json: $: 'threshold' is a required property; write it again with `lenet-properties",
     ),
     "missing map": (
         "training.json",
@@ -142,7 +142,7 @@ BAD: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "other subject": (
         "laws.json",
         lambda content: content | {"laws": [entry("test_sums", subject="mine.py")]},
-        "benchmarks.json is of lenet, laws.json of mine.py; write it again with `pytest benchmarks",
+        "benchmarks.json is of lenet, laws.json of mine.py; write it again with `lenet-properties time",
     ),
     "other stack": (
         "training.json",
@@ -179,10 +179,40 @@ def test_missing_file_is_named_with_the_command_that_writes_it(
     del files[name]
     write(tmp_path, files)
 
-    assert report([str(tmp_path)]) == 2
+    assert report([str(tmp_path), "--complete"]) == 2
     error = capsys.readouterr().err
     assert f"{name} is missing; `" in error
     assert error.endswith("` writes it\n")
+
+
+def test_run_without_times_and_training_is_reported(
+    tmp_path: Path, files: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, {"laws.json": files["laws.json"]})
+
+    assert report([str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("PASSED: ")
+    assert "No training step was timed." in shown
+    assert "not run: times (`lenet-properties time`), training (`lenet-properties train --record DIR`), " in shown
+    page = (tmp_path / "index.html").read_text()
+    assert "Not timed: run <code>lenet-properties time</code>." in page
+    assert "Not trained: run <code>lenet-properties train --record DIR</code>." in page
+
+
+def test_run_of_engines_alone_is_reported(tmp_path: Path, complete: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, {"engines.json": complete["engines.json"]})
+
+    assert report([str(tmp_path)]) == 0
+    assert "not run: laws on the subject (`lenet-properties judge`), " in capsys.readouterr().out
+
+
+def test_run_without_laws_is_an_error(tmp_path: Path, files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    del files["laws.json"]
+    write(tmp_path, files)
+
+    assert report([str(tmp_path)]) == 2
+    assert "laws.json is missing; `lenet-properties judge --record DIR` writes it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["gate.json", "gate_trial.json"])
@@ -197,7 +227,7 @@ FOREIGN: dict[str, tuple[str, Callable[[Any], Any], str]] = {
         "gate.json",
         lambda content: content | {"verdict": "failed", "date": "2024-11-22T12:00:00+00:00"},
         "gate.json: written at 2024-11-22T12:00:00+00:00, but laws.json at 2026-11-22T12:00:00+00:00: more than a day "
-        "apart is another run; write it again with `python -m benchmarks.gate",
+        "apart is another run; write it again with `lenet-properties gate",
     ),
     "engines on another machine": (
         "engines.json",
@@ -207,7 +237,7 @@ FOREIGN: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "engines of another subject": (
         "engines.json",
         lambda content: content | {"laws": [entry("test_sums", subject="lenet2 by eager")]},
-        "engines.json: of lenet2 by eager, but laws.json of lenet; write it again with `pytest properties/laws -m",
+        "engines.json: of lenet2 by eager, but laws.json of lenet; write it again with `lenet-properties judge --engine",
     ),
 }
 

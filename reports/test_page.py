@@ -243,8 +243,8 @@ def test_page_without_gate_names_its_commands(tmp_path: Path, files: Files) -> N
 
     assert report([str(tmp_path)]) == 0
 
-    assert "tox run -e gate</code>" in page(tmp_path)
-    assert "tox run -e gate-trial</code>" in page(tmp_path)
+    assert "lenet-properties gate --json DIR/gate.json</code>" in page(tmp_path)
+    assert "lenet-properties gate-trial</code>" in page(tmp_path)
 
 
 def test_times_are_shown_below_the_measured_roofline(tmp_path: Path, files: Files) -> None:

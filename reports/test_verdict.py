@@ -204,14 +204,14 @@ def test_missing_parts_are_listed_with_their_commands(
     assert report([str(tmp_path)]) == 0
 
     summary = (tmp_path / "summary.md").read_text()
-    assert "not run: laws on engines (`tox run -e engines`), " in capsys.readouterr().out
+    assert "not run: laws on engines (`lenet-properties judge --engine NAMES`), " in capsys.readouterr().out
     for what in verdict.not_run(loaded(files)):
         assert f"- not run: {what}\n" in summary
-    assert "Not run: laws on engines (tox run -e engines), " in parsed(tmp_path).text
+    assert "Not run: laws on engines (lenet-properties judge --engine NAMES), " in parsed(tmp_path).text
 
 
 def test_complete_run_lacks_only_the_trial_of_the_gate(complete: Files) -> None:
-    assert verdict.not_run(loaded(complete)) == ["error rates of the gate (`tox run -e gate-trial`)"]
+    assert verdict.not_run(loaded(complete)) == ["error rates of the gate (`lenet-properties gate-trial`)"]
 
 
 def test_law_with_every_example_forgiven_on_a_stack_does_not_hold(tmp_path: Path, files: Files) -> None:
