@@ -3,8 +3,8 @@ What Linux offers beyond POSIX, and what happens on a system without it: nothing
 
 Without these facilities, everything runs; two functions at the end say what is then not done. macOS has no /proc, no
 `prctl` and no affinity of threads to cores. No run on macOS is published: the tests remove the facilities from a Linux
-system. What every POSIX system has (`fcntl`, signals, sessions) is used where it is needed. Imports the standard library
-alone.
+system. What every POSIX system has (`fcntl`, signals, sessions) is used where it is needed. The standard library
+is all that this module imports.
 """
 
 from __future__ import annotations
