@@ -1,9 +1,10 @@
 """
 What Linux offers beyond POSIX, and what happens on a system without it: nothing else here reads /proc or calls Linux.
 
-Without these facilities, everything runs; `limitations` says what is then not done. macOS has no /proc, no `prctl` and
-no affinity of threads to cores. No run on macOS is published: the tests remove the facilities from a Linux system.
-What every POSIX system has (`fcntl`, signals, sessions) is used where it is needed. Imports the standard library alone.
+Without these facilities, everything runs; two functions at the end say what is then not done. macOS has no /proc, no
+`prctl` and no affinity of threads to cores. No run on macOS is published: the tests remove the facilities from a Linux
+system. What every POSIX system has (`fcntl`, signals, sessions) is used where it is needed. The standard library
+is all that this module imports.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def parents_of_processes() -> dict[int, int]:
             with subprocess.Popen(["ps", "-A", "-o", "pid=,ppid=,stat="], stdout=subprocess.PIPE, text=True) as listing:
                 rows = [line.split() for line in listing.communicate()[0].splitlines()]
             found = {int(process): int(parent) for process, parent, state, *_ in rows if not state.startswith("Z")}
-            del found[listing.pid]
+            found.pop(listing.pid, None)
     return found
 
 

@@ -36,10 +36,10 @@ BAD: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "binary": ("training.json", lambda _: "\x00\x01", "training.json is corrupt"),
     "foreign": ("benchmarks.json", lambda _: {"hello": 1}, "not a file of this project"),
     "list": ("benchmarks.json", lambda _: [], "not a file of this project"),
-    "newer": (
+    "format that is no number": (
         "laws.json",
-        lambda content: content | {"format": 4},
-        "format 4 is unknown; this version reads formats 2 to 3",
+        lambda content: content | {"format": "three"},
+        "format three is unknown; this version reads formats 2 to 3",
     ),
     "NaN": (
         "training.json",

@@ -18,6 +18,7 @@ from reports import figures
 from reports.commands import report
 from reports.conftest import Files, write
 from reports.loading import WRITERS, read
+from reports.upgrades import OLDEST
 
 SCHEMA = json.loads(resources.files("reports").joinpath("schema.json").read_text())
 PUBLISHED = sorted(Path(__file__).parent.glob("runs/*/*.json"))
@@ -39,6 +40,40 @@ def test_schema_defines_every_file() -> None:
     assert all(SCHEMA["$defs"][name]["description"] for name in WRITERS)
     assert SCHEMA["$defs"]["run"]["properties"]["format"]["const"] == FORMAT
     assert f"format {FORMAT}" in SCHEMA["title"]
+    assert SCHEMA["$id"] == f"urn:lenet-properties:run:{FORMAT}"
+
+
+def with_unknown_fields(content: dict[str, Any]) -> dict[str, Any]:
+    """The content of a file with a further field, and one in each object of its lists."""
+    added: dict[str, Any] = {"unknown": {"a": 1}}
+    for name, value in content.items():
+        objects = isinstance(value, list) and all(isinstance(element, dict) for element in value)
+        added[name] = [with_unknown_fields(element) for element in value] if objects else value
+    return added
+
+
+def test_unknown_fields_are_ignored(tmp_path: Path, gated: Files) -> None:
+    """A newer version may add fields to a format."""
+    pages = []
+    for files in (gated, {name: with_unknown_fields(content) for name, content in gated.items()}):
+        write(tmp_path, files)
+        assert main([str(tmp_path)]) == 1  # its gate failed
+        pages.append((tmp_path / "summary.md").read_text())
+
+    assert pages[0] == pages[1]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_newer_format_is_an_error_of_one_line(
+    name: str, tmp_path: Path, gated: Files, complete: Files, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = complete | gated
+    write(tmp_path, files | {name: files[name] | {"format": FORMAT + 1}})
+
+    assert main([str(tmp_path)]) == 2
+
+    known = f"this version reads formats {OLDEST} to {FORMAT}"
+    assert capsys.readouterr().err == f"error: {tmp_path / name}: format {FORMAT + 1} is unknown; {known}\n"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
