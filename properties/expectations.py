@@ -17,8 +17,9 @@ import torch
 from hypothesis import Phase, currently_in_test_context, settings, target
 from hypothesis.errors import StopTest, UnsatisfiedAssumption
 
+from properties import journal
 from properties.global_settings import restored_settings
-from properties.judged_code import escapes_are_errors
+from properties.judged_code import begin_example, escapes_are_errors
 from properties.known_issues import ExpectedFailure, KnownIssue, expected_issues, torch_version
 from properties.ledger import Ledger, current_ledger, recording
 from properties.stack import Stack
@@ -45,6 +46,8 @@ def _counted(law: Callable[..., None]) -> Callable[..., None]:
         assert_device_works(drawn.get("stack"))
         ledger = current_ledger()
         ledger.begin_example({name: value for name, value in drawn.items() if not isinstance(value, Stack)})
+        begin_example()
+        journal.write("example", *ledger.progress())
         if any(issue.stops_device for issue, failure in ledger.known_issues if failure in ledger.expected):
             ledger.forgiven += 1
             return

@@ -65,6 +65,16 @@ class Ledger:
         self.expected = [failure for _, failure in self.known_issues if failure.applies_to(drawn)]
         self.seen = []
 
+    def progress(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return what has been judged so far, and the reprs of the latest example's arguments, for the journal."""
+        counts = {
+            "examples": self.examples,
+            "partly_judged": self.partly_judged,
+            "forgiven": self.forgiven,
+            "worst_ratio": self.worst_ratio,
+        }
+        return counts, {name: repr(value) for name, value in self.drawn.items()}
+
     def explained(self, mismatch: MismatchError) -> Mask:
         """Return which of the wrong elements known issues explain, and note which issues those are."""
         explained = np.zeros_like(mismatch.wrong)

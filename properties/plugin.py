@@ -8,6 +8,7 @@ It registers `properties.expectations` (known issues), `properties.record` (entr
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import signal
 import zlib
@@ -23,6 +24,7 @@ import torch
 from hypothesis import Phase, is_hypothesis_test, seed, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 from hypothesis.errors import InvalidArgument
+from pytest_timeout import is_debugging
 from threadpoolctl import threadpool_limits
 
 from lenet import engines, subject
@@ -32,10 +34,10 @@ from lenet.files import writable
 from lenet.fingerprint import fingerprint, headline
 from lenet.oracle import CLAIMS, PRECISIONS
 from lenet.processes import adopt_orphans, descendants, end_descendants
-from properties import case, expectations, preconditions, record, terminal
+from properties import case, crashes, expectations, preconditions, record, terminal
 from properties.case import Case
 from properties.executed import NOT_FOR_ENGINES
-from properties.judged_code import LAWS, LawTimeout, escapes_are_errors, forbid_early_exit, time_limit
+from properties.judged_code import EXAMPLE_TIMEOUT, LAWS, LawTimeout, escapes_are_errors, forbid_early_exit, time_limit
 from properties.preconditions import Unmet
 from properties.stack import Stack, dtype_name
 from properties.strategies import only_case, seed_of_examples
@@ -65,6 +67,13 @@ CASE_HELP = (
     "a law that draws no Case ignores it, and a law's explicit examples run as well"
 )
 
+EXAMPLE_TIMEOUT_HELP = (
+    f"an example that takes longer fails its law, {EXAMPLE_TIMEOUT:g} by default, 0 for no limit; "
+    "with -n, it is ended also if it does not return to Python, and the run continues"
+)
+LONGEST_TIMEOUT = 10**6
+"""Eleven days; the system's timers take no number of seconds that is much larger than the age of a machine."""
+
 STACKS = pytest.StashKey[list[Stack]]()
 CASE = pytest.StashKey[Case | None]()
 UNAVAILABLE = pytest.StashKey[list[str]]()
@@ -84,6 +93,9 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
     group.addoption("--device", metavar="DEVICES", help="comma-separated, such as cpu,cuda; default: those available")
     group.addoption("--dtype", metavar="DTYPES", help=f"comma-separated; default: {','.join(DEFAULT_DTYPES)}")
     group.addoption("--case", metavar="CASE", help=CASE_HELP)
+    group.addoption(
+        "--example-timeout", type=_seconds, default=EXAMPLE_TIMEOUT, metavar="SECONDS", help=EXAMPLE_TIMEOUT_HELP
+    )
     group.addoption("--record", type=_folder, metavar="DIR", help="write the results to JSON files in this folder")
 
 
@@ -100,6 +112,16 @@ def _check_configuration(pluginmanager: pytest.PytestPluginManager) -> None:
     ini = config.inipath
     if ini and ini.parent not in (place, *place.parents) and any(ini.parent in path.parents for path in subjects):
         raise pytest.UsageError(f"--subject: pytest has read {ini}; write --subject=PATH, with =, and it does not")
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds <= LONGEST_TIMEOUT:
+        raise pytest.UsageError(f"--example-timeout {text}: not a number of seconds from 0 to {LONGEST_TIMEOUT:,}")
+    return seconds
 
 
 def _folder(text: str) -> Path:
@@ -148,6 +170,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[STACKS], config.stash[UNSUPPORTED] = stacks, unsupported
     config.pluginmanager.register(expectations, "lenet-expectations")
     config.pluginmanager.register(record, "lenet-record")
+    config.pluginmanager.register(crashes, "lenet-crash-reports")
     config.pluginmanager.register(terminal, "lenet-terminal")
 
 
@@ -315,10 +338,16 @@ def _judging(item: pytest.Item) -> Iterator[None]:
         yield
         return
     try:
-        with escapes_are_errors(), time_limit(item.stash.get(record.SECONDS, None)):
+        with escapes_are_errors(), time_limit(item.stash.get(record.SECONDS, None), _example_limit(item.config)):
             yield
     except LawTimeout as error:
         raise pytest.fail.Exception(str(error)).with_traceback(error.__traceback__) from None
+
+
+def _example_limit(config: pytest.Config) -> float | None:
+    """Return the time limit of an example; None if there is none, or if somebody debugs this process."""
+    seconds: float = config.getoption("example_timeout")
+    return seconds if seconds and not is_debugging() else None
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -27,7 +27,7 @@ from lenet.fingerprint import stamp
 from lenet.oracle import THRESHOLD
 from properties.case import Case
 from properties.executed import NOT_FOR_ENGINES
-from properties.judged_code import LAWS, belongs_to_judge
+from properties.judged_code import EXAMPLE_TIMEOUT, LAWS, belongs_to_judge
 from properties.ledger import compiled_graphs, current_ledger
 from properties.preconditions import Restrictions, describe
 from properties.stack import dtype_name
@@ -106,11 +106,33 @@ def _entry(item: pytest.Function, report: pytest.TestReport) -> Entry:
         "compiled_graphs": compiled_graphs() - ledger.graphs_before,
         "seconds": report.duration,
         "notes": ledger.notes,
-        "counterexample": ", ".join(f"{name}={value!r}" for name, value in ledger.drawn.items()) if failed else "",
+        "counterexample": _counterexample(current_drawn()) if failed else "",
         "message": _message(report) if failed else "",
         "reason": _first_line(report.longrepr[2]) if skipped and isinstance(report.longrepr, tuple) else "",
         "command": _command(item) if failed else "",
     }
+
+
+def crash_header(item: pytest.Function) -> Entry:
+    """Return what a crash in a law cannot report any more: its entry, as far as it is known when the law begins."""
+    report = pytest.TestReport(item.nodeid, item.location, {}, "failed", "", "call")
+    entry = _entry(item, report) | {"failure_kind": "crash", "first_failure": 0, "examples": 0}
+    return {
+        "entry": entry,
+        "location": item.location,
+        "parameters": list(item.callspec.params),
+        "derandomize": settings().derandomize,
+    }
+
+
+def complete_crash(header: Entry, counts: Entry, drawn: dict[str, str], message: str) -> tuple[Entry, str]:
+    """Return the entry of a law whose process died in an example with these arguments' reprs, and the explanation."""
+    entry = header["entry"] | counts | {"first_failure": counts.get("examples", 0), "message": message}
+    entry["counterexample"] = _counterexample(drawn)
+    case = _only_case_of(drawn)
+    entry["command"] += f" --case {_quoted(drawn[case])}" if case else ""
+    others = [name for name in drawn if name not in header["parameters"] and name != case]
+    return entry, _explanation(entry, others if case or not header["derandomize"] else [])
 
 
 def _failure(call: pytest.CallInfo[None]) -> Entry:
@@ -158,10 +180,13 @@ def _command(item: pytest.Function) -> str:
     words += ["--claim", stack.claim] if stack.claim else []
     words.append(f"--hypothesis-profile={_profile(item.config)}")
     words += [f"--timeout={limit:g}"] if (limit := item.stash.get(SECONDS, None)) else []
+    example_limit = item.config.getoption("example_timeout")
+    words += [f"--example-timeout={example_limit:g}"] if example_limit != EXAMPLE_TIMEOUT else []
     if stack.subject.spec != "lenet":
         words += ["--subject", stack.subject.spec]
-    if name := _only_case():
-        words += ["--case", repr(current_ledger().drawn[name])]
+    drawn = current_drawn()
+    if name := _only_case_of(drawn):
+        words += ["--case", drawn[name]]
     return " ".join(map(_quoted, words))
 
 
@@ -174,17 +199,27 @@ def _selected(item: pytest.Function) -> list[str]:
     return [*plugin, f"{path}::{item.nodeid.partition('::')[2]}"]
 
 
-def _only_case() -> str:
-    """Return the name of the only `Case` among the example's arguments; empty if it has none or several."""
-    names = [name for name, value in current_ledger().drawn.items() if isinstance(value, Case)]
+def current_drawn() -> dict[str, str]:
+    """Return the reprs of the arguments of the latest example, by name."""
+    return {name: repr(value) for name, value in current_ledger().drawn.items()}
+
+
+def _counterexample(drawn: dict[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in drawn.items())
+
+
+def _only_case_of(drawn: dict[str, str]) -> str:
+    """Return the name of the only `Case` among an example's arguments; empty if it has none or several."""
+    names = [name for name, value in drawn.items() if value.startswith(f"{Case.__name__}(")]
     return names[0] if len(names) == 1 else ""
 
 
 def _drawn_again(item: pytest.Function) -> list[str]:
     """Return the names of the example's arguments for which the command may draw other values."""
-    if settings().derandomize and not _only_case():
+    case = _only_case_of(current_drawn())
+    if settings().derandomize and not case:
         return []  # the same examples in every run
-    return [name for name in current_ledger().drawn if name not in item.callspec.params and name != _only_case()]
+    return [name for name in current_ledger().drawn if name not in item.callspec.params and name != case]
 
 
 def _quoted(word: str) -> str:
