@@ -68,7 +68,14 @@ class Noting(Ledger):
 
     def symptoms(self) -> list[dict[str, Any]]:
         """Return the symptoms that explain all that was noted."""
-        wrong = [{"tensors": tensors} | _elements(found) for tensors, found in self.tensors.items()]
+        groups: dict[tuple[str, bool], list[tuple[str, float]]] = {}
+        for tensors, found in self.tensors.items():
+            elements, worst = _elements(found), _worst(found)
+            groups.setdefault((elements, math.isfinite(worst)), []).append((tensors, worst))
+        wrong: list[dict[str, Any]] = []
+        for (elements, is_limited), own in groups.items():
+            limit = {"at_most": _power_of_two_above(max(worst for _, worst in own))} if is_limited else {}
+            wrong.append({"tensors": "|".join(tensors for tensors, _ in own), "elements": elements} | limit)
         return wrong + [{"error": error, "message": message} for error, message in self.errors]
 
 
@@ -81,12 +88,19 @@ def _pattern(text: str, number: str) -> str:
     return "".join(a + b for a, b in zip(escaped, [*numbers, ""], strict=True))
 
 
-def _elements(found: list[tuple[MismatchError, Mask]]) -> dict[str, Any]:
-    """Return the most specific predicate that explains these elements, and the power of two above their errors."""
-    fitting = (name for name, explains in PREDICATES.items() if all((m <= explains(e, {})).all() for e, m in found))
-    elements: dict[str, Any] = {"elements": next(fitting)}
-    worst = max(math.inf if error.ratio is None else float(error.ratio[mask].max()) for error, mask in found)
-    return elements | ({"at_most": 2 ** math.ceil(math.log2(worst))} if math.isfinite(worst) else {})
+def _elements(found: list[tuple[MismatchError, Mask]]) -> str:
+    """Return the name of the most specific predicate that explains these elements."""
+    return next(name for name, explains in PREDICATES.items() if all((m <= explains(e, {})).all() for e, m in found))
+
+
+def _worst(found: list[tuple[MismatchError, Mask]]) -> float:
+    """Return the largest error of these elements in budgets; infinity if one is infinite or was not measured so."""
+    return max(math.inf if error.ratio is None else float(error.ratio[mask].max()) for error, mask in found)
+
+
+def _power_of_two_above(number: float) -> int:
+    """Return the limit of errors, chosen as the limit of 8 budgets is: the power of two above the worst."""
+    return int(2 ** math.ceil(math.log2(number)))
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
@@ -198,7 +212,7 @@ def _not_drafted(entry: Entry) -> str:
 
 def _table(deviation: dict[str, Any]) -> str:
     """Return a deviation as TOML."""
-    seen = next(iter(deviation["message"].splitlines()), "")
+    seen = next(iter(deviation["message"].splitlines()), "").removeprefix("properties.comparison.")
     where = {name: value for name, value in deviation["stacks"].items() if value or name == "engine"}
     stacks = ", ".join(f"{name} = {_toml(value)}" for name, value in (where | {"dtype": deviation["dtypes"]}).items())
     lines = ["[[deviation]]", f"law = {_toml(deviation['law'])}", f"reason = {_toml(f'TODO: {seen}')}"]
