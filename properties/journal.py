@@ -66,6 +66,11 @@ def keep(folder: Path, worker: str) -> Journal:
     return _journal
 
 
+def is_kept() -> bool:
+    """Whether this process keeps a journal."""
+    return _journal is not None
+
+
 def write(*line: Any) -> None:
     """Write a line to the journal if this process keeps one."""
     if _journal is not None:
