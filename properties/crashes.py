@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadGroupScheduling
 
 from properties import journal
 from properties.journal import Line
@@ -110,6 +111,21 @@ def _attempt(lines: list[Line]) -> tuple[str, str] | None:
     return (values[0], values[1]) if kind == "try" else None
 
 
+class GroupScheduling(LoadGroupScheduling):  # type: ignore[misc]
+    """
+    The scheduling of `--dist loadgroup`, with at least two laws for a worker that replaces another one.
+
+    A worker begins a law when it knows the next one. Given one law while others wait, it would wait forever.
+    """
+
+    def schedule(self) -> None:
+        """Distribute the laws; this is called again whenever a worker has been replaced."""
+        super().schedule()
+        for node in self.nodes:
+            while self.workqueue and not node.shutting_down and self._pending_of(self.assigned_work[node]) < 2:
+                self._assign_work_unit(node)
+
+
 class Controller:
     """Completes the reports of laws whose worker has ended."""
 
@@ -119,6 +135,11 @@ class Controller:
         self.folder = Path(folder.name)
         self.workers = 0  # that have been started and have not collected the laws
         self.not_begun: Counter[str] = Counter()  # how often a law had not begun when its worker ended
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> GroupScheduling | None:
+        """Replace the scheduling of groups."""
+        return GroupScheduling(config, log) if config.getoption("dist") == "loadgroup" else None
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
