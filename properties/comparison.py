@@ -32,6 +32,7 @@ class MismatchError(AssertionError):
         self.tensor = tensor  # its name, which may be followed by a description
         self.actual, self.expected = actual, expected  # all elements, in float64
         self.wrong = wrong  # which of them are wrong
+        self.ratio: Array | None = None  # their errors in budgets, if they are compared within budget
 
     def with_message(self, at: tuple[Any, ...], text: str) -> MismatchError:
         """Return the mismatch with a message about its worst element, `at`, and the number of wrong elements."""
@@ -100,7 +101,7 @@ def assert_within_budget(got: Tensor, exact: Budgeted, what: str) -> None:
     _assert_shape(actual.shape, exact.value.shape, what)
     ratio = exact.ratio(actual)
     different = ratio > THRESHOLD
-    mismatch = _unexplained(what, actual, exact.value, different)
+    mismatch = _unexplained(what, actual, exact.value, different, ratio)
     ratio = np.where(different & ~mismatch.wrong, 0.0, ratio)
     ledger.worst_ratio = max(ledger.worst_ratio, float(ratio.max(initial=0.0)))
     ledger.add_error_shares(ratio / THRESHOLD)
@@ -114,9 +115,12 @@ def assert_within_budget(got: Tensor, exact: Budgeted, what: str) -> None:
         )
 
 
-def _unexplained(what: str, actual: Array, expected: Array, different: Mask) -> MismatchError:
+def _unexplained(
+    what: str, actual: Array, expected: Array, different: Mask, ratio: Array | None = None
+) -> MismatchError:
     """Return the mismatch of the elements that are different and that no known issue explains."""
     mismatch = MismatchError(what, actual, expected, different)
+    mismatch.ratio = ratio
     if different.any():
         mismatch.wrong = different & ~current_ledger().explained(mismatch)
     return mismatch

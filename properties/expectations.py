@@ -17,9 +17,11 @@ import torch
 from hypothesis import Phase, currently_in_test_context, settings, target
 from hypothesis.errors import StopTest, UnsatisfiedAssumption
 
+from properties import journal
+from properties.deviations import DEVIATIONS
 from properties.global_settings import restored_settings
-from properties.judged_code import escapes_are_errors
-from properties.known_issues import ExpectedFailure, KnownIssue, expected_issues, torch_version
+from properties.judged_code import begin_example, escapes_are_errors
+from properties.known_issues import ExpectedFailure, KnownIssue, expected_issues
 from properties.ledger import Ledger, current_ledger, recording
 from properties.stack import Stack
 
@@ -45,6 +47,9 @@ def _counted(law: Callable[..., None]) -> Callable[..., None]:
         assert_device_works(drawn.get("stack"))
         ledger = current_ledger()
         ledger.begin_example({name: value for name, value in drawn.items() if not isinstance(value, Stack)})
+        begin_example()
+        if journal.is_kept():
+            journal.write("example", *ledger.progress())
         if any(issue.stops_device for issue, failure in ledger.known_issues if failure in ledger.expected):
             ledger.forgiven += 1
             return
@@ -57,7 +62,7 @@ def _counted(law: Callable[..., None]) -> Callable[..., None]:
             raise
         except (Exception, pytest.fail.Exception) as error:
             note_stopped_device(drawn.get("stack"), error)
-            explaining = [failure for failure in ledger.expected if failure.explains(error, drawn)]
+            explaining = ledger.explaining(error, drawn)
             if not explaining:
                 ledger.first_failure = ledger.first_failure or ledger.examples
                 raise
@@ -124,11 +129,22 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 def pytest_runtest_call(item: pytest.Item) -> None:
     """Check, before a law judges a stack, that the known issues of that stack occur."""
     if isinstance(item, pytest.Function) and item.get_closest_marker("law"):
-        arguments: dict[str, Any] = {name: item.funcargs[name] for name in item.callspec.params}
-        ledger = current_ledger()
-        ledger.known_issues = expected_issues(item.originalname, arguments["stack"], arguments)
-        occurring = [pair for pair in ledger.known_issues if _occurs(item, arguments, *pair)]
-        ledger.start_judging(occurring)
+        expect_known_issues(item)
+
+
+def expect_known_issues(item: pytest.Function) -> None:
+    """Check that the known issues of the law's stack occur, and let the ledger expect them."""
+    arguments: dict[str, Any] = {name: item.funcargs[name] for name in item.callspec.params}
+    ledger, own = current_ledger(), item.config.stash[DEVIATIONS]
+    ledger.known_issues = ledger.possible = expected_issues(item.originalname, arguments["stack"], arguments, own)
+    occurring = [pair for pair in ledger.known_issues if _occurs(item, arguments, *pair)]
+    ledger.start_judging(occurring)
+
+
+def counted_law(item: pytest.Function) -> Callable[..., None]:
+    """Return the function that runs one example of the law."""
+    law: Any = item.obj
+    return law.hypothesis.inner_test if hasattr(law, "hypothesis") else law  # type: ignore[no-any-return]
 
 
 def _occurs(item: pytest.Function, arguments: dict[str, Any], issue: KnownIssue, failure: ExpectedFailure) -> bool:
@@ -140,18 +156,11 @@ def _occurs(item: pytest.Function, arguments: dict[str, Any], issue: KnownIssue,
     __tracebackhide__ = True
     if issue.stops_device or failure.at_random:
         return True  # its counterexample would end every judgement on this device, or it has none
-    law = getattr(item.obj, "hypothesis", None)
-    (law.inner_test if law else item.obj)(**{**arguments, **failure.counterexample})
+    counted_law(item)(**{**arguments, **failure.counterexample})
     if failure in current_ledger().seen:
         return True
     if arguments["stack"].dtype in issue.intermittent:
         return True
     if issue.must_occur(arguments["stack"]):
-        major, minor = torch_version()
-        raise AssertionError(
-            f"This is not a fault of your stack: a known issue no longer occurs: {issue.title} ({issue.reference}). "
-            f"The law holds on its counterexample {dict(failure.counterexample)}. If PyTorch {major}.{minor} fixes it, "
-            f"set fixed_in=({major}, {minor}) in properties/known_issues.py; if only this processor lacks it, narrow "
-            "`affects`."
-        )
+        raise AssertionError(issue.advice(failure))
     return False

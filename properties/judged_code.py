@@ -7,11 +7,14 @@ therefore turns the exceptions by which pytest and Hypothesis do so into an Esca
 
 from __future__ import annotations
 
+import faulthandler
+import math
 import os
 import posix
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +36,23 @@ LIBRARIES = tuple(f"{Path(str(library.__file__)).parent}{os.sep}" for library in
 
 CONTROL = (SkipTest, pytest.exit.Exception, pytest.xfail.Exception, HypothesisException)
 """Exceptions, by other names than Python's for an error, that skip a law, discard an example or end a run."""
+
+
+EXAMPLE_TIMEOUT = 300.0
+"""
+The default of `--example-timeout`, in seconds: about nine times as long as the slowest law of any published run took,
+33.5 s with all of its examples and what was compiled for them (`second_backward_adds_exactly` by `compiled` on an
+NVIDIA H200). On a machine with four times as many processes as cores, laws took three to five times as long.
+"""
+
+SOON = 1e-3
+"""The seconds after which an alarm is raised whose time has passed; 0 would turn it off."""
+
+GRACE = 0.1
+"""
+The share of a time limit, at least a second, that code has after it to return to Python. A law then fails with Python's
+traceback and not with its process; a call that is slow and does not hang takes little longer than its limit.
+"""
 
 
 class EscapeError(RuntimeError):
@@ -75,23 +95,95 @@ def escapes_are_errors() -> Iterator[None]:
         raise EscapeError(message) from error
 
 
+class _Limits:
+    """The time limits of a block: of all of it, and of each of the examples that it consists of."""
+
+    def __init__(self, block: float | None, example: float | None) -> None:
+        self.block, self.example = block, example
+        self.deadline = math.inf if block is None else time.monotonic() + block
+        self.seconds = 0.0  # the limit that will be reached first
+        self.suspended = False
+
+    def restart(self) -> None:
+        """Begin an example: set the alarm, and the watchdog for code that does not return to Python after it."""
+        if self.suspended:
+            return
+        left, self.seconds = self.deadline - time.monotonic(), self.block or 0.0
+        if self.example is not None and self.example < left:
+            left = self.seconds = self.example
+        left = max(left, SOON)
+        if _in_main_thread():
+            signal.setitimer(signal.ITIMER_REAL, left, self.seconds)
+        if _traceback is not None:
+            faulthandler.dump_traceback_later(left + grace(self.seconds), exit=True, file=_traceback)
+
+    def stop(self) -> None:
+        """Turn off the alarm and the watchdog."""
+        if _in_main_thread():
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        if _traceback is not None:
+            faulthandler.cancel_dump_traceback_later()
+
+    def expire(self, number: int, frame: FrameType | None) -> NoReturn:
+        """Handle the alarm."""
+        raise LawTimeout(f"Timeout: not finished within {self.seconds:g} s")
+
+
+_limits: _Limits | None = None
+_traceback: int | None = None
+
+
+def end_hanging_process(descriptor: int | None) -> None:
+    """Have time limits end this process if it hangs in code that does not return to Python, with a traceback first."""
+    global _traceback
+    _traceback = descriptor
+
+
 @contextmanager
-def time_limit(seconds: float | None) -> Iterator[None]:
-    """Raise LawTimeout in this block after so many seconds, and again after as many more; None is no limit."""
-    if seconds is None:
+def time_limit(seconds: float | None, example: float | None = None) -> Iterator[None]:
+    """
+    Raise LawTimeout in this block after so many seconds, and again after as many more; None is no limit.
+
+    Likewise if an example, which begins with the block or with `begin_example`, takes longer than its own limit.
+    """
+    global _limits
+    if seconds is None and example is None:
         yield
         return
-
-    def expire(number: int, frame: FrameType | None) -> NoReturn:
-        raise LawTimeout(f"Timeout: not finished within {seconds:g} s")
-
-    before = signal.signal(signal.SIGALRM, expire)
-    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
+    before = _limits
+    _limits = limits = _Limits(seconds, example)
+    handler = signal.signal(signal.SIGALRM, limits.expire) if _in_main_thread() else None
+    limits.restart()
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        limits.stop()
+        _limits = before
+        if _in_main_thread():
+            signal.signal(signal.SIGALRM, handler)
+
+
+def begin_example() -> None:
+    """Begin to count the time of an example."""
+    if _limits is not None:
+        _limits.restart()
+
+
+def suspend_time_limits() -> None:
+    """Remove the limits of the current block, for as long as it takes: somebody debugs it."""
+    if _limits is not None:
+        _limits.suspended = True
+        _limits.stop()
+
+
+def _in_main_thread() -> bool:
+    """Whether this is the main thread, the only one that signals interrupt."""
+    return threading.current_thread() is threading.main_thread()
+
+
+def grace(seconds: float) -> float:
+    """Return for how long code may still not return to Python after its time limit, before its process is ended."""
+    return max(1.0, GRACE * seconds)
 
 
 def forbid_early_exit() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -65,6 +65,7 @@ class ExpectedFailure:
     applies_to: Callable[[Mapping[str, Any]], bool]  # whether the law may fail on an example with these arguments
     symptoms: tuple[Symptom, ...]  # how it fails there
     at_random: bool = False  # whether the law draws such an example or not, so that it has no counterexample
+    own: bool = False  # whether the user has listed it, as a known deviation
 
     def explained(self, mismatch: MismatchError, arguments: Mapping[str, Any]) -> Mask:
         """Return which elements of a tensor it may make wrong in an example with these arguments."""
@@ -73,7 +74,7 @@ class ExpectedFailure:
 
     def explains(self, error: BaseException, arguments: Mapping[str, Any]) -> bool:
         """Whether it explains an error that ends an example with these arguments."""
-        return any(symptom.explains(error, arguments) for symptom in self.symptoms if isinstance(symptom, Raised))
+        return any(symptom.explains(error, arguments) for symptom in self.symptoms if not isinstance(symptom, Wrong))
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,16 @@ class KnownIssue:
         own = stack.engine.name in self.engines if stack.engine else True
         return stack.subject.spec == "lenet" and own
 
+    def advice(self, failure: ExpectedFailure) -> str:
+        """Return the message of the error that it no longer occurs."""
+        major, minor = torch_version()
+        return (
+            f"This is not a fault of your stack: a known issue no longer occurs: {self.title} ({self.reference}). "
+            f"The law holds on its counterexample {dict(failure.counterexample)}. If PyTorch {major}.{minor} fixes it, "
+            f"set fixed_in=({major}, {minor}) in properties/known_issues.py; if only this processor lacks it, narrow "
+            "`affects`."
+        )
+
 
 def torch_version() -> tuple[int, int]:
     """Return the major and minor version of PyTorch."""
@@ -114,12 +125,18 @@ def torch_version() -> tuple[int, int]:
     return int(major), int(minor)
 
 
-def expected_issues(law: str, stack: Stack, arguments: Mapping[str, Any]) -> list[tuple[KnownIssue, ExpectedFailure]]:
-    """Return the issues expected to make a law fail on a stack; `arguments` are the law's pytest parameters."""
+def expected_issues(
+    law: str, stack: Stack, arguments: Mapping[str, Any], own: Sequence[KnownIssue] = ()
+) -> list[tuple[KnownIssue, ExpectedFailure]]:
+    """
+    Return the issues, and the user's own ones, expected to make a law fail on a stack.
+
+    `arguments` are the law's pytest parameters.
+    """
     version = torch_version()
     return [
         (issue, failure)
-        for issue in KNOWN_ISSUES
+        for issue in (*KNOWN_ISSUES, *own)
         if issue.since <= version
         and (issue.fixed_in is None or version < issue.fixed_in)
         and issue.affects.matches(stack)

@@ -8,7 +8,7 @@ the law has finished. Outside a law nothing is recorded: each call then returns 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -37,11 +37,14 @@ class Ledger:
     first_failure: int = 0  # number, from 1, of the first example that violated the law; 0 if none did
     partly_judged: int = 0  # examples with at least one element that could not be judged
     forgiven: int = 0  # examples in which a known issue was seen; whatever it does not explain in them was judged
+    deviating: int = 0  # likewise, examples in which a known deviation of the user was seen, and no known issue
     worst_ratio: float = 0.0  # largest error / budget over all examples; 0 if none was measured
     notes: list[str] = field(default_factory=list)  # results that the law reports besides its verdict
     known_issues: list[tuple[KnownIssue, ExpectedFailure]] = field(
         default_factory=list
     )  # that occur, each with its expected failure
+    possible: list[tuple[KnownIssue, ExpectedFailure]] = field(default_factory=list)  # of which these occur
+    shown: list[ExpectedFailure] = field(default_factory=list)  # what has explained anything in any example
     graphs_before: int = field(default_factory=compiled_graphs)
 
     # The latest example:
@@ -55,7 +58,7 @@ class Ledger:
     def start_judging(self, occurring: list[tuple[KnownIssue, ExpectedFailure]]) -> None:
         """Forget the examples in which known issues were looked for; these are the ones that occur."""
         self.known_issues = occurring
-        self.examples = self.first_failure = self.partly_judged = self.forgiven = 0
+        self.examples = self.first_failure = self.partly_judged = self.forgiven = self.deviating = 0
         self.worst_ratio, self.drawn = 0.0, {}
 
     def begin_example(self, drawn: dict[str, Any]) -> None:
@@ -64,6 +67,17 @@ class Ledger:
         self.drawn, self.error_share, self.has_unjudged, self.worst_ratio_before = drawn, 0.0, False, self.worst_ratio
         self.expected = [failure for _, failure in self.known_issues if failure.applies_to(drawn)]
         self.seen = []
+
+    def progress(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return what has been judged so far, and the reprs of the latest example's arguments, for the journal."""
+        counts = {
+            "examples": self.examples,
+            "partly_judged": self.partly_judged,
+            "forgiven": self.forgiven,
+            "deviating": self.deviating,
+            "worst_ratio": self.worst_ratio,
+        }
+        return counts, {name: repr(value) for name, value in self.drawn.items()}
 
     def explained(self, mismatch: MismatchError) -> Mask:
         """Return which of the wrong elements known issues explain, and note which issues those are."""
@@ -75,10 +89,23 @@ class Ledger:
             explained |= elements
         return explained
 
+    def explaining(self, error: BaseException, arguments: Mapping[str, Any]) -> list[ExpectedFailure]:
+        """Return which known issues explain an error that has ended the latest example."""
+        return [failure for failure in self.expected if failure.explains(error, arguments)]
+
     def forgive(self, failures: list[ExpectedFailure]) -> None:
         """Note that these have explained something in the latest example."""
-        self.forgiven += bool(failures) and not self.seen
+        self._count_forgiven(-1)
         self.seen += failures
+        self.shown += failures
+        self._count_forgiven(1)
+
+    def _count_forgiven(self, change: int) -> None:
+        """Change the number of examples of the kind that the latest one is now."""
+        if any(not failure.own for failure in self.seen):
+            self.forgiven += change
+        elif self.seen:
+            self.deviating += change
 
     def discard_errors(self) -> None:
         """Drop the errors of the latest example: it ended with an error that a known issue explains."""

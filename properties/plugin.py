@@ -8,6 +8,7 @@ It registers `properties.expectations` (known issues), `properties.record` (entr
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import signal
 import zlib
@@ -23,6 +24,7 @@ import torch
 from hypothesis import Phase, is_hypothesis_test, seed, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 from hypothesis.errors import InvalidArgument
+from pytest_timeout import is_debugging
 from threadpoolctl import threadpool_limits
 
 from lenet import engines, subject
@@ -33,10 +35,11 @@ from lenet.fingerprint import fingerprint, headline
 from lenet.oracle import CLAIMS, PRECISIONS
 from lenet.processes import adopt_orphans, descendants, end_descendants
 from lenet.system import process_limitations
-from properties import case, expectations, preconditions, record, terminal
+from properties import case, crashes, deviations, drafts, expectations, preconditions, record, skipped_laws, terminal
 from properties.case import Case
+from properties.deviations import DEVIATIONS, Deviation, DeviationError
 from properties.executed import NOT_FOR_ENGINES
-from properties.judged_code import LAWS, LawTimeout, escapes_are_errors, forbid_early_exit, time_limit
+from properties.judged_code import EXAMPLE_TIMEOUT, LAWS, LawTimeout, escapes_are_errors, forbid_early_exit, time_limit
 from properties.preconditions import Unmet
 from properties.stack import Stack, dtype_name
 from properties.strategies import only_case, seed_of_examples
@@ -68,8 +71,19 @@ CASE_HELP = (
     "a law that draws no Case ignores it, and a law's explicit examples run as well"
 )
 
+KNOWN_HELP = "forgive the known deviations in this TOML file; the run fails once one no longer occurs"
+SKIP_HELP = "do not run the laws in this file: on each line a name or pattern, and after # the reason"
+EXAMPLE_TIMEOUT_HELP = (
+    f"an example that takes longer fails its law, {EXAMPLE_TIMEOUT:g} by default, 0 for no limit; "
+    "with -n, it is ended also if it does not return to Python, and the run continues"
+)
+LONGEST_TIMEOUT = 10**6
+"""Eleven days; the system's timers take no number of seconds that is much larger than the age of a machine."""
+
 STACKS = pytest.StashKey[list[Stack]]()
 CASE = pytest.StashKey[Case | None]()
+SKIPPED = pytest.StashKey[dict[str, str]]()
+"""The laws that `--skip-laws` lists, each with its reason."""
 UNAVAILABLE = pytest.StashKey[list[str]]()
 """Default devices that this machine does not have."""
 UNSUPPORTED = pytest.StashKey[list[str]]()
@@ -87,6 +101,14 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
     group.addoption("--device", metavar="DEVICES", help="comma-separated, such as cpu,cuda; default: those available")
     group.addoption("--dtype", metavar="DTYPES", help=f"comma-separated; default: {','.join(DEFAULT_DTYPES)}")
     group.addoption("--case", metavar="CASE", help=CASE_HELP)
+    group.addoption(
+        "--example-timeout", type=_seconds, default=EXAMPLE_TIMEOUT, metavar="SECONDS", help=EXAMPLE_TIMEOUT_HELP
+    )
+    group.addoption("--known", type=Path, metavar="FILE", help=KNOWN_HELP)
+    group.addoption(
+        "--write-known", type=Path, metavar="FILE", help="write a draft of --known's file after a failed run"
+    )
+    group.addoption("--skip-laws", type=Path, metavar="FILE", help=SKIP_HELP)
     group.addoption("--record", type=_folder, metavar="DIR", help="write the results to JSON files in this folder")
 
 
@@ -103,6 +125,16 @@ def _check_configuration(pluginmanager: pytest.PytestPluginManager) -> None:
     ini = config.inipath
     if ini and ini.parent not in (place, *place.parents) and any(ini.parent in path.parents for path in subjects):
         raise pytest.UsageError(f"--subject: pytest has read {ini}; write --subject=PATH, with =, and it does not")
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds <= LONGEST_TIMEOUT:
+        raise pytest.UsageError(f"--example-timeout {text}: not a number of seconds from 0 to {LONGEST_TIMEOUT:,}")
+    return seconds
 
 
 def _folder(text: str) -> Path:
@@ -138,6 +170,7 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from error
     except ValueError as error:
         raise pytest.UsageError(f"--case: {error}") from error
+    config.stash[DEVIATIONS], config.stash[SKIPPED] = _known_deviations(config), _skipped_laws(config)
     option = config.getoption("dtype")
     dtypes = [_dtype(name) for name in (DEFAULT_DTYPES if option is None else option.split(","))]
     stacks = [Stack(s, device, dtype) for s in subjects for device in devices for dtype in dtypes]
@@ -151,7 +184,35 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[STACKS], config.stash[UNSUPPORTED] = stacks, unsupported
     config.pluginmanager.register(expectations, "lenet-expectations")
     config.pluginmanager.register(record, "lenet-record")
+    config.pluginmanager.register(crashes, "lenet-crash-reports")
     config.pluginmanager.register(terminal, "lenet-terminal")
+    if path := config.getoption("write_known"):
+        config.pluginmanager.register(drafts, "lenet-drafts")
+        if not hasattr(config, "workerinput"):
+            config.pluginmanager.register(_draft(path), "lenet-draft")
+
+
+def _known_deviations(config: pytest.Config) -> list[Deviation]:
+    """Return the deviations of `--known`."""
+    path = config.getoption("known")
+    try:
+        return deviations.load(path) if path else []
+    except DeviationError as error:
+        raise pytest.UsageError(f"--known {error}") from error
+
+
+def _skipped_laws(config: pytest.Config) -> dict[str, str]:
+    path = config.getoption("skip_laws")
+    return skipped_laws.load(path) if path else {}
+
+
+def _draft(path: Path) -> drafts.Draft:
+    """Return what writes the draft; a usage error if it could not be written at the end of the run."""
+    if path.exists() or path.is_symlink():
+        raise pytest.UsageError(f"--write-known {path}: exists already; name another file, or remove it")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise pytest.UsageError(f"--write-known {path}: {path.parent} is not a folder that can be written to")
+    return drafts.Draft(path)
 
 
 def _end_children_with_run(config: pytest.Config) -> None:
@@ -237,7 +298,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """
     Mark every test in `properties/laws` as a law, and order the items so that one law after another judges all stacks.
 
@@ -249,6 +310,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "stack" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.filterwarnings("default"))
         if item.get_closest_marker("law"):
+            skipped_laws.mark(item, config.stash[SKIPPED])
             _mark_engine(item)
     if any(item.get_closest_marker("law") for item in items):
         make_deterministic()
@@ -319,10 +381,16 @@ def _judging(item: pytest.Item) -> Iterator[None]:
         yield
         return
     try:
-        with escapes_are_errors(), time_limit(item.stash.get(record.SECONDS, None)):
+        with escapes_are_errors(), time_limit(item.stash.get(record.SECONDS, None), _example_limit(item.config)):
             yield
     except LawTimeout as error:
         raise pytest.fail.Exception(str(error)).with_traceback(error.__traceback__) from None
+
+
+def _example_limit(config: pytest.Config) -> float | None:
+    """Return the time limit of an example; None if there is none, or if somebody debugs this process."""
+    seconds: float = config.getoption("example_timeout")
+    return seconds if seconds and not is_debugging() else None
 
 
 @pytest.hookimpl(optionalhook=True)

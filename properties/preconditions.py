@@ -9,6 +9,9 @@ Images in every memory layout are tried, too. There is no law that demands them:
 versions of PyTorch's tutorial, raises if they are not contiguous. If the network raises, no law draws them, and the run
 says so. Only an exception counts: all laws judge a wrong result.
 
+An attempt can also end the process. Later processes of the run then do not make it again. It counts as an exception,
+but not for a memory layout: laws draw it, and fail.
+
 What an engine does not support, it declares (`lenet.engines.Engine`). The network is tried without the engine.
 """
 
@@ -27,16 +30,19 @@ from hypothesis import currently_in_test_context, reject
 from torch import Tensor, nn
 
 from lenet.subject import one_line
+from properties import journal
 from properties.case import IMAGE_LAYOUTS, Case
 from properties.entries import NOT_JUDGED
 from properties.global_settings import restored_settings
-from properties.judged_code import LawTimeout, escapes_are_errors
+from properties.journal import DeadProcessError
+from properties.judged_code import LawTimeout, begin_example, escapes_are_errors
 
 if TYPE_CHECKING:
     from properties.stack import Stack
 
 ONE_IMAGE = "one image"
 EMPTY_BATCH = "an empty batch"
+TWO_IMAGES = "two images"
 
 Unmet = Mapping[str, Exception]
 """The preconditions that a network does not meet, each with the exception that it raised."""
@@ -111,6 +117,8 @@ def _require_one_image(unmet: Unmet) -> None:
 
 def describe(name: str, error: Exception) -> str:
     """Return one line about an unmet precondition."""
+    if isinstance(error, DeadProcessError):
+        return f"the network ends the process for {name}: {str(error).splitlines()[0]}"
     return f"the network raises for {name}: {one_line(error)}"
 
 
@@ -129,20 +137,25 @@ def _tried(stack: Stack) -> Unmet:
 
 
 def _unmet(stack: Stack) -> Unmet:
+    died = journal.deaths(repr(stack))  # of a process that had tried this, which is not tried again
+    if ONE_IMAGE in died:
+        return {ONE_IMAGE: died[ONE_IMAGE]}
     try:
-        with escapes_are_errors():
+        with _trying(stack, ONE_IMAGE), escapes_are_errors():
             net = stack.net(Case())
             net(stack.images(Case()))
     except Exception as error:
         return {ONE_IMAGE: error}
     except LawTimeout as error:
         return {ONE_IMAGE: TimeoutError(*error.args)}
-    if _error_of(stack, net, Case(batch=2)):
+    if TWO_IMAGES in died or _error_of(stack, net, TWO_IMAGES, Case(batch=2)):
         return {}  # it runs only one image at a time, or has no backward pass: all laws judge that
+    unmet: dict[str, Exception] = {EMPTY_BATCH: died[EMPTY_BATCH]} if EMPTY_BATCH in died else {}
     tried = {_layout(case): case for case in (Case(batch=2, layout=layout) for layout in IMAGE_LAYOUTS)}
-    unmet: dict[str, Exception] = {}
     for name, case in ({EMPTY_BATCH: Case(batch=0)} | tried).items():
-        raised = _error_of(stack, net, case)
+        if name in died:
+            continue  # laws draw the layout, and judge it: only an exception is as good as a correct result
+        raised = _error_of(stack, net, name, case)
         if isinstance(raised, LawTimeout):
             break  # the laws judge that; to try the others would take as long each
         if raised:
@@ -150,10 +163,21 @@ def _unmet(stack: Stack) -> Unmet:
     return unmet
 
 
-def _error_of(stack: Stack, net: nn.Module, case: Case) -> Exception | LawTimeout | None:
+@contextmanager
+def _trying(stack: Stack, name: str) -> Iterator[None]:
+    """Within this block, this is tried: as an example of its own, and noted in case that it ends the process."""
+    begin_example()
+    journal.write("try", repr(stack), name)
+    try:
+        yield
+    finally:
+        journal.write("tried")
+
+
+def _error_of(stack: Stack, net: nn.Module, name: str, case: Case) -> Exception | LawTimeout | None:
     """Return the exception of a forward pass, or of the backward pass if the logits have a graph."""
     try:
-        with escapes_are_errors():
+        with _trying(stack, name), escapes_are_errors():
             logits = net(stack.images(case))
             if isinstance(logits, Tensor) and logits.requires_grad:
                 logits.sum().backward()

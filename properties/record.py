@@ -26,8 +26,10 @@ from lenet.files import set_aside, write_atomically
 from lenet.fingerprint import stamp
 from lenet.oracle import THRESHOLD
 from properties.case import Case
+from properties.deviations import DEVIATIONS
+from properties.entries import seen_deviations
 from properties.executed import NOT_FOR_ENGINES
-from properties.judged_code import LAWS, belongs_to_judge
+from properties.judged_code import EXAMPLE_TIMEOUT, LAWS, belongs_to_judge
 from properties.ledger import compiled_graphs, current_ledger
 from properties.preconditions import Restrictions, describe
 from properties.stack import dtype_name
@@ -100,20 +102,54 @@ def _entry(item: pytest.Function, report: pytest.TestReport) -> Entry:
         "examples": 0 if skipped else max(1, ledger.examples),
         "partly_judged": ledger.partly_judged,
         "forgiven": ledger.forgiven,
+        "deviating": ledger.deviating,
         "not_drawn": [describe(name, restrictions.unmet[name]) for name in sorted(restrictions.needed)],
         "worst_ratio": ledger.worst_ratio,
         "known_issues": [
             {"title": issue.title, "reference": issue.reference, "fixed_in": ".".join(map(str, issue.fixed_in or ()))}
-            for issue, _ in ledger.known_issues
+            for issue, failure in ledger.known_issues
+            if not failure.own
+        ],
+        "known_deviations": [
+            {
+                "reason": issue.title,
+                "link": issue.reference,
+                "place": getattr(issue, "place", ""),
+                "seen": any(failure is other for other in ledger.shown),
+            }
+            for issue, failure in ledger.possible
+            if failure.own
         ],
         "compiled_graphs": compiled_graphs() - ledger.graphs_before,
         "seconds": report.duration,
         "notes": ledger.notes,
-        "counterexample": ", ".join(f"{name}={value!r}" for name, value in ledger.drawn.items()) if failed else "",
+        "counterexample": _counterexample(current_drawn()) if failed else "",
         "message": _message(report) if failed else "",
         "reason": _first_line(report.longrepr[2]) if skipped and isinstance(report.longrepr, tuple) else "",
         "command": _command(item) if failed else "",
     }
+
+
+def crash_header(item: pytest.Function) -> Entry:
+    """Return what a crash in a law cannot report any more: its entry, as far as it is known when the law begins."""
+    report = pytest.TestReport(item.nodeid, item.location, {}, "failed", "", "call")
+    entry = _entry(item, report) | {"failure_kind": "crash", "first_failure": 0, "examples": 0}
+    return {
+        "entry": entry,
+        "location": item.location,
+        "parameters": list(item.callspec.params),
+        "derandomize": settings().derandomize,
+    }
+
+
+def complete_crash(header: Entry, counts: Entry, drawn: dict[str, str], message: str) -> tuple[Entry, str]:
+    """Return the entry of a law whose process died in an example with these arguments' reprs, and the explanation."""
+    entry = header["entry"] | counts | {"first_failure": counts.get("examples", 0), "message": message}
+    entry["counterexample"] = _counterexample(drawn)
+    case = _only_case_of(drawn)
+    entry["command"] += f" --case {_quoted(drawn[case])}" if case else ""
+    others = [name for name in drawn if name not in header["parameters"] and name != case]
+    return entry, _explanation(entry, others if case or not header["derandomize"] else [])
 
 
 def _failure(call: pytest.CallInfo[None]) -> Entry:
@@ -161,10 +197,13 @@ def _command(item: pytest.Function) -> str:
     words += ["--claim", stack.claim] if stack.claim else []
     words.append(f"--hypothesis-profile={_profile(item.config)}")
     words += [f"--timeout={limit:g}"] if (limit := item.stash.get(SECONDS, None)) else []
+    example_limit = item.config.getoption("example_timeout")
+    words += [f"--example-timeout={example_limit:g}"] if example_limit != EXAMPLE_TIMEOUT else []
     if stack.subject.spec != "lenet":
         words += ["--subject", stack.subject.spec]
-    if name := _only_case():
-        words += ["--case", repr(current_ledger().drawn[name])]
+    drawn = current_drawn()
+    if name := _only_case_of(drawn):
+        words += ["--case", drawn[name]]
     return " ".join(map(_quoted, words))
 
 
@@ -177,17 +216,27 @@ def _selected(item: pytest.Function) -> list[str]:
     return [*plugin, f"{path}::{item.nodeid.partition('::')[2]}"]
 
 
-def _only_case() -> str:
-    """Return the name of the only `Case` among the example's arguments; empty if it has none or several."""
-    names = [name for name, value in current_ledger().drawn.items() if isinstance(value, Case)]
+def current_drawn() -> dict[str, str]:
+    """Return the reprs of the arguments of the latest example, by name."""
+    return {name: repr(value) for name, value in current_ledger().drawn.items()}
+
+
+def _counterexample(drawn: dict[str, str]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in drawn.items())
+
+
+def _only_case_of(drawn: dict[str, str]) -> str:
+    """Return the name of the only `Case` among an example's arguments; empty if it has none or several."""
+    names = [name for name, value in drawn.items() if value.startswith(f"{Case.__name__}(")]
     return names[0] if len(names) == 1 else ""
 
 
 def _drawn_again(item: pytest.Function) -> list[str]:
     """Return the names of the example's arguments for which the command may draw other values."""
-    if settings().derandomize and not _only_case():
+    case = _only_case_of(current_drawn())
+    if settings().derandomize and not case:
         return []  # the same examples in every run
-    return [name for name in current_ledger().drawn if name not in item.callspec.params and name != _only_case()]
+    return [name for name in current_ledger().drawn if name not in item.callspec.params and name != case]
 
 
 def _quoted(word: str) -> str:
@@ -221,11 +270,13 @@ class Record:
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.entries: list[Entry] = []
-        self.errors: list[str] = []  # what failed without a verdict: a crashed worker, a file of laws with an error
+        self.errors: list[str] = []  # what failed without a verdict, such as a file of laws with an error
         folder = config.getoption("record")
         self.path: Path | None = folder and folder / ("engines.json" if config.getoption("engine") else "laws.json")
         self.selected = 0  # the number of laws to run
         self.not_written: list[str] = []  # a line about each file that could not be written
+        self.gone: list[str] = []  # a line about each known deviation that no longer occurs, if it has to
+        self.gone_unnoticed: list[str] = []  # likewise, if it does not have to
         if self.path and _laws_are_selected(config):
             self.lock = _locked(self.path.parent)
             set_aside(self.path)
@@ -266,8 +317,9 @@ class Record:
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the record; a run in which every law was skipped, or which ended before its last law, fails."""
+        self._find_gone()
         passed = session.exitstatus == pytest.ExitCode.OK
-        if passed and (self.not_reached or (self.entries and not self.judged)):
+        if passed and (self.gone or self.not_reached or (self.entries and not self.judged)):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         try:
             self._write(exitstatus)
@@ -275,6 +327,24 @@ class Record:
             self.not_written.append(f"--record {self.path}: {error.strerror or error}")
             if passed:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _find_gone(self) -> None:
+        """
+        Find the known deviations that no law showed, of those whose laws were judged on all examples and did not fail.
+
+        (A law that was to show one on its counterexample has failed.) With `--case`, laws are not judged on all.
+        """
+        if self.not_reached or self.config.getoption("case") is not None:
+            return
+        listed: dict[str, list[Entry]] = {}
+        for entry, place in ((e, found["place"]) for e in self.judged for found in e["known_deviations"]):
+            listed.setdefault(place, []).append(entry)
+        for deviation in self.config.stash.get(DEVIATIONS, []):
+            own = listed.get(deviation.place, [])
+            seen = any(found["place"] == deviation.place for entry in own for found in seen_deviations(entry))
+            if own and not seen and all(entry["outcome"] == "passed" for entry in own):
+                (self.gone if deviation.strict else self.gone_unnoticed).append(deviation.gone())
+        self.errors += self.gone
 
     def _write(self, exitstatus: int) -> None:
         if self.path and self.entries:
@@ -324,17 +394,24 @@ def _finite(ratio: float) -> float | None:
 
 def engine_matrix(entries: list[Entry]) -> dict[str, dict[str, str]]:
     """
-    Return, for each stack and law, one of failed, known issue, passed and not applicable.
+    Return, for each stack and law, one of failed, known deviation, known issue, passed and not applicable.
 
     The worst outcome counts, in this order, if a law has several parameters. Laws that do not apply to engines are left
     out.
     """
-    outcomes = ("failed", "known issue", "passed", "not applicable")
+    outcomes = ("failed", "known deviation", "known issue", "passed", "not applicable")
     found: dict[str, dict[str, str]] = {}
     for entry in entries:
         if entry["engine"] and not entry["reason"].endswith(NOT_FOR_ENGINES):
-            outcome = "known issue" if entry["outcome"] == "passed" and entry["known_issues"] else entry["outcome"]
+            outcome = _known(entry) if entry["outcome"] == "passed" else entry["outcome"]
             outcome = "not applicable" if outcome == "skipped" else outcome
             own = found.setdefault(entry["stack"], {})
             own[entry["law"]] = min(own.get(entry["law"], outcome), outcome, key=outcomes.index)
     return found
+
+
+def _known(entry: Entry) -> str:
+    """Return what a law that passed showed: a known deviation, a known issue, or neither."""
+    if seen_deviations(entry):
+        return "known deviation"
+    return "known issue" if entry["known_issues"] else "passed"

@@ -38,12 +38,16 @@ class Wrong:
 
     tensors: str
     elements: Elements = every
+    at_most: float | None = None  # the largest error, in budgets, of an element that is compared within budget
 
     def explains(self, mismatch: MismatchError, arguments: Arguments) -> Mask:
         """Return which elements of the tensor it explains."""
         if not re.fullmatch(self.tensors, mismatch.tensor):
             return np.zeros_like(mismatch.wrong)
-        return np.broadcast_to(self.elements(mismatch, arguments), mismatch.wrong.shape)
+        elements = np.broadcast_to(self.elements(mismatch, arguments), mismatch.wrong.shape)
+        if self.at_most is None:
+            return elements
+        return elements & as_mask(False if mismatch.ratio is None else mismatch.ratio <= self.at_most)
 
 
 def always(found: re.Match[str], arguments: Arguments) -> bool:
@@ -67,7 +71,22 @@ class Raised:
         return found is not None and self.condition(found, arguments)
 
 
-Symptom: TypeAlias = Wrong | Raised
+@dataclass(frozen=True)
+class Named:
+    """An error of a type known by its name, whose message contains a match of a regular expression."""
+
+    error: str
+    message: str
+
+    def explains(self, error: BaseException, arguments: Arguments) -> bool:
+        """Whether it explains the error. A MismatchError is explained by `Wrong` alone."""
+        names = {name for cls in type(error).__mro__ for name in (cls.__name__, f"{cls.__module__}.{cls.__name__}")}
+        return (
+            self.error in names and not isinstance(error, MismatchError) and bool(re.search(self.message, str(error)))
+        )
+
+
+Symptom: TypeAlias = Wrong | Raised | Named
 
 
 def first_too_small(found: re.Match[str], arguments: Arguments) -> bool:

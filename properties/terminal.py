@@ -14,7 +14,7 @@ import pytest
 
 from lenet.oracle import THRESHOLD
 from properties.diagnosis import Diagnosis, diagnose, most_specific_first
-from properties.entries import is_violated, outcome, reason_not_judged
+from properties.entries import is_violated, outcome, reason_left_out, reason_not_judged, seen_deviations
 from properties.record import PROPERTY, RECORD, Entry
 
 SHOWN = 10
@@ -90,8 +90,11 @@ def pytest_terminal_summary(
     errors = [f"not written: {line}" for line in config.stash[RECORD].not_written]
     if exitstatus == pytest.ExitCode.OK and (count := config.stash[RECORD].not_reached):
         errors.append(f"{_count(count, 'law')} not run: the run ended early")
+    errors += config.stash[RECORD].gone
     for error in errors:
         terminalreporter.write_line(f"ERROR: {error}", red=True)
+    for line in config.stash[RECORD].gone_unnoticed:
+        terminalreporter.write_line(f"WARNING: {line}", yellow=True)
     if not entries:
         return
     terminalreporter.write_sep("-", "verdict")
@@ -102,9 +105,9 @@ def pytest_terminal_summary(
             terminalreporter.write_line(f"  {line}")
     for reason in dict.fromkeys(entry["reason"] for entry in entries if entry["reason"]):
         terminalreporter.write_line(_skipped(reason, [entry for entry in entries if entry["reason"] == reason]))
-    for issue, stacks in _known_issues(entries).items():
+    for issue, stacks in _known(entries).items():
         affected = ", ".join(sorted(stacks))
-        terminalreporter.write_line(f"known issue: {issue}; its symptoms are forgiven on: {affected}", yellow=True)
+        terminalreporter.write_line(f"{issue}; its symptoms are forgiven on: {affected}", yellow=True)
     if not judged:
         terminalreporter.write_line("ERROR: nothing was judged", red=True)
     for subject, diagnosis in _diagnoses(entries).items():
@@ -121,7 +124,10 @@ def _verdict(entries: list[Entry]) -> str:
     counts = f"{_count(outcomes['holds'] + outcomes['violated'], 'law')} checked, {outcomes['violated']} violated"
     counts += f" ({len(crashed)} crashed)" if crashed else ""
     counts += f", {len(known)} with known issues" if known else ""
+    deviating = {entry["law"] for entry in entries if seen_deviations(entry)}
+    counts += f", {len(deviating)} with known deviations" if deviating else ""
     counts += f", {outcomes['forgiven']} not judged here: known issue" if outcomes["forgiven"] else ""
+    counts += f", {outcomes['deviates']} not judged here: known deviation" if outcomes["deviates"] else ""
     worst = max(entries, key=lambda entry: float(entry["worst_ratio"]))
     if not worst["worst_ratio"]:  # no error, or none was measured in budgets
         return f"{counts}; {_examples(entries)}"
@@ -132,10 +138,10 @@ def _verdict(entries: list[Entry]) -> str:
 def _examples(entries: list[Entry]) -> str:
     """Return the numbers of examples, also of those forgiven or judged only in part, and of compiled graphs."""
     judged = [entry for entry in entries if not reason_not_judged(entry)]
-    examples, forgiven, partly_judged, graphs = (
-        sum(entry[name] for entry in judged) for name in ("examples", "forgiven", "partly_judged", "compiled_graphs")
-    )
+    names = ("examples", "forgiven", "deviating", "partly_judged", "compiled_graphs")
+    examples, forgiven, deviating, partly_judged, graphs = (sum(entry[name] for entry in judged) for name in names)
     parts = [f"{forgiven:,} forgiven"] if forgiven else []
+    parts += [f"{deviating:,} with a known deviation"] if deviating else []
     parts += [f"{partly_judged / examples:.2%} judged only in part"] if partly_judged else []
     drawn = _count(examples, "example") + (f" ({', '.join(parts)})" if parts else "")
     return drawn + (f" in {_count(graphs, 'compiled graph')}" if graphs else "")
@@ -152,6 +158,9 @@ def _remarks(entries: list[Entry]) -> list[str]:
 
 def _skipped(reason: str, entries: list[Entry]) -> str:
     """Return one line about the entries that were skipped for one reason."""
+    if own := reason_left_out(entries[0]):
+        names = sorted({entry["law"] for entry in entries})
+        return f"not judged, left out by --skip-laws: {', '.join(names)}: {own}"
     reason, laws = reason.removeprefix("Skipped: "), _number_of_laws(entries)
     if entries[0]["stack"]:
         return f"skipped: {laws}: {reason}"
@@ -183,13 +192,16 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _known_issues(entries: list[Entry]) -> dict[str, set[str]]:
-    """Return the known issues that were expected, each with the stacks that showed it."""
+def _known(entries: list[Entry]) -> dict[str, set[str]]:
+    """Return the known issues that were expected and the known deviations that were seen, each with its stacks."""
     found: dict[str, set[str]] = {}
     for entry in entries:
         for issue in entry["known_issues"]:
-            found.setdefault(f"{issue['title']} ({issue['reference']})", set()).add(entry["stack"])
-    return found
+            found.setdefault(f"known issue: {issue['title']} ({issue['reference']})", set()).add(entry["stack"])
+        for deviation in seen_deviations(entry):
+            link = f" ({deviation['link']})" if deviation["link"] else ""
+            found.setdefault(f"known deviation: {deviation['reason']}{link}", set()).add(entry["stack"])
+    return dict(sorted(found.items(), key=lambda one: one[0].startswith("known deviation")))
 
 
 def _diagnoses(entries: list[Entry]) -> dict[str, Diagnosis]:

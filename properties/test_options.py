@@ -307,6 +307,45 @@ def test_laws_run_by_the_name_of_their_package(tmp_path: Path) -> None:
     assert (tmp_path / "laws.previous.json").read_text() == "earlier"
 
 
+def test_laws_that_are_left_out_do_not_run_and_are_listed_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "skip.txt").write_text("# ours\n\nrepr_*  # no  repr yet\ntest_logits_have_shape_dtype_and_device\n")
+    laws = ("properties/laws/test_network.py", "-k", "repr or shape_dtype or one_image", "--record", str(tmp_path))
+
+    result = run(*laws, "--skip-laws", f"{tmp_path}/skip.txt", *CI)
+
+    assert result.returncode == 0, result.stdout
+    assert "1 law checked, 0 violated; " in result.stdout
+    line = "\nnot judged, left out by --skip-laws: "
+    assert f"{line}test_repr_matches_the_tutorial: no repr yet\n" in result.stdout
+    assert f"{line}test_logits_have_shape_dtype_and_device: listed in {tmp_path}/skip.txt\n" in result.stdout
+    entries = json.loads((tmp_path / "laws.json").read_text())["laws"]
+    outcomes = {entry["law"]: entry["outcome"] for entry in entries if entry["stack"]}
+    assert outcomes["test_repr_matches_the_tutorial"] == "skipped"
+    assert outcomes["test_one_image_does_not_raise"] == "passed"
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "message"),
+    [
+        ("--skip-laws", "# all\nrepr_*\nrep\n", "line 3: 'rep' matches no law"),
+        ("--skip-laws", None, "No such file or directory"),
+        ("--known", None, "No such file or directory"),
+        ("--known", "law = 1", "unknown key 'law'; the keys are deviation"),
+        ("--write-known", "", "exists already; name another file, or remove it"),
+    ],
+)
+def test_wrong_file_of_a_user_is_a_one_line_error(
+    tmp_path: Path, option: str, content: str | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / "file").write_text(content)
+
+    result = run(LAW, option, f"{tmp_path}/file")
+
+    assert result.returncode == pytest.ExitCode.USAGE_ERROR
+    assert result.stderr.strip() == f"ERROR: {option} {tmp_path}/file: {message}"
+
+
 def test_every_law_takes_a_stack() -> None:
     for path in sorted((ROOT / "properties/laws").glob("test_*.py")):
         for function in ast.parse(path.read_text()).body:

@@ -21,7 +21,7 @@ def two_mutants(monkeypatch: pytest.MonkeyPatch) -> None:
 def entry(law: str, outcome: str = "passed", subject: str = "mine", **fields: Any) -> dict[str, Any]:
     """An entry of the record, with the fields that the summary reads."""
     empty = {"failure_kind": "", "message": "", "known_issues": [], "notes": [], "not_drawn": [], "worst_ratio": 0.0}
-    counts = {"examples": 10, "forgiven": 0, "partly_judged": 0, "compiled_graphs": 0}
+    counts = {"examples": 10, "forgiven": 0, "deviating": 0, "partly_judged": 0, "compiled_graphs": 0}
     own = {"law": law, "outcome": outcome, "subject": subject, "statement": f"Title of {law}.\n\nMore."}
     return empty | counts | own | fields
 
@@ -30,6 +30,20 @@ def report(law: str, subject: str = "mine", message: str = "") -> pytest.TestRep
     """A failed law's report; a test that is no law if `law` is empty."""
     properties: list[tuple[str, Any]] = [("law", entry(law, "failed", subject, message=message))] if law else []
     return pytest.TestReport(f"{law}[{subject}]", ("", 0, ""), {}, "failed", "long", "call", user_properties=properties)
+
+
+def test_verdict_counts_known_deviations_apart_from_known_issues() -> None:
+    deviation = [{"reason": "ours", "link": "", "place": "known.toml: deviation 1", "seen": True}]
+    entries = [
+        entry("partly", deviating=1, known_deviations=deviation),
+        entry("entirely", deviating=1, forgiven=9, known_deviations=deviation),
+        entry("silent", known_deviations=[deviation[0] | {"seen": False}]),
+    ]
+
+    assert terminal._verdict(entries) == (
+        "2 laws checked, 0 violated, 2 with known deviations, 1 not judged here: known deviation; "
+        "30 examples (9 forgiven, 2 with a known deviation)"
+    )
 
 
 NOT_JUDGED = "RuntimeError: not judged: the GPU no longer works\nmore"

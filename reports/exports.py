@@ -6,7 +6,7 @@ import json
 from xml.etree import ElementTree as Xml
 
 from benchmarks.junit import to_xml, xml_text
-from reports.laws import CHAPTERS, FORGIVEN, NOT_CHECKED, NOT_JUDGED, Law
+from reports.laws import CHAPTERS, DEVIATES, FORGIVEN, NOT_JUDGED, UNCHECKED, Law
 from reports.run import Run
 from reports.verdict import Part, parts
 
@@ -53,7 +53,7 @@ def _add_law(tests: Xml.Element, law: Law, prefix: str) -> None:
     for entry in law.violations:
         failure = Xml.SubElement(test, "failure", message=xml_text(entry["message"]))
         failure.text = xml_text(f"{entry['stack']}\n{entry['counterexample']}\n{entry['command']}")
-    if law.outcome in (NOT_JUDGED, FORGIVEN, NOT_CHECKED):
+    if law.outcome in (NOT_JUDGED, FORGIVEN, DEVIATES, *UNCHECKED):
         Xml.SubElement(test, "skipped", message=xml_text("; ".join(law.not_judged or law.skip_reasons)))
 
 

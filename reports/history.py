@@ -127,6 +127,9 @@ def differences(old: Run, new: Run) -> list[str]:
     issues = [list(map(str, run.laws.known_issues)) for run in (old, new)]
     lines += [f"known issue gone: {issue}" for issue in issues[0] if issue not in issues[1]]
     lines += [f"new known issue: {issue}" for issue in issues[1] if issue not in issues[0]]
+    deviations = [list(map(str, run.laws.known_deviations)) for run in (old, new)]
+    lines += [f"known deviation gone: {one}" for one in deviations[0] if one not in deviations[1]]
+    lines += [f"new known deviation: {one}" for one in deviations[1] if one not in deviations[0]]
     return lines + _time_differences(old, new)
 
 

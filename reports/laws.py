@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from properties.entries import reason_not_judged
+from properties.entries import reason_left_out, reason_not_judged, seen_deviations
 
 CHAPTERS = {
     "network": "network structure",
@@ -38,7 +38,16 @@ NOT_JUDGED = "not judged"
 FORGIVEN = "not judged: known issue"
 """The outcome on a stack on which every example showed a known issue."""
 
-OUTCOMES = (VIOLATED, NOT_JUDGED, FORGIVEN, HOLDS, NOT_CHECKED)
+DEVIATES = "not judged: known deviation"
+"""The outcome on a stack on which every example showed a known issue or, in some of them, known deviations alone."""
+
+LEFT_OUT = "not judged: left out"
+"""The outcome on a stack on which the user has left the law out."""
+
+UNCHECKED = (LEFT_OUT, NOT_CHECKED)
+"""The outcomes of a law that did not run."""
+
+OUTCOMES = (VIOLATED, NOT_JUDGED, DEVIATES, FORGIVEN, HOLDS, LEFT_OUT, NOT_CHECKED)
 """The outcomes of a law on a stack; over several stacks, the first of them counts."""
 
 Entry = dict[str, Any]
@@ -55,6 +64,17 @@ class Issue:
 
     def __str__(self) -> str:
         return f"{self.title} ({self.reference})"
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """A known deviation that a stack showed."""
+
+    reason: str
+    link: str  # or empty
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.link})" if self.link else self.reason
 
 
 @dataclass(frozen=True)
@@ -102,8 +122,10 @@ class Law:
             entry["stack"]: f"{NOT_JUDGED}: {reason}" for entry in self.entries if (reason := reason_not_judged(entry))
         }
         outcomes = {stack: self.outcome_on(stack) for stack in self.stacks}
-        reasons |= {stack: outcome for stack, outcome in outcomes.items() if outcome == FORGIVEN}
-        return [f"{stack}: {reasons[stack]}" for stack in self.stacks if outcomes[stack] in (NOT_JUDGED, FORGIVEN)]
+        reasons |= {stack: outcome for stack, outcome in outcomes.items() if outcome in (FORGIVEN, DEVIATES)}
+        reasons |= {e["stack"]: f"{LEFT_OUT}: {reason_left_out(e)}" for e in self.entries if reason_left_out(e)}
+        shown = (NOT_JUDGED, FORGIVEN, DEVIATES, LEFT_OUT)
+        return [f"{stack}: {reasons[stack]}" for stack in self.stacks if outcomes[stack] in shown]
 
     @property
     def not_drawn(self) -> list[str]:
@@ -112,17 +134,30 @@ class Law:
 
     @property
     def skip_reasons(self) -> list[str]:
-        """Why entries were skipped, each reason once."""
-        return sorted({entry["reason"].removeprefix("Skipped: ") for entry in self.entries if entry["reason"]})
+        """Why entries were skipped, each reason once, other than the user's own reasons."""
+        reasons = {entry["reason"] for entry in self.entries if entry["reason"] and not reason_left_out(entry)}
+        return sorted(reason.removeprefix("Skipped: ") for reason in reasons)
 
     @property
     def known_issues(self) -> list[Issue]:
         """The known issues that the law showed, each once."""
         return _issues(self.entries)
 
-    def known_issues_on(self, stack: str) -> list[Issue]:
-        """The known issues that the law showed on a stack, each once."""
-        return _issues(entry for entry in self.entries if entry["stack"] == stack)
+    def exceptions_on(self, stack: str) -> str:
+        """What the law showed on a stack that was forgiven: a known issue, a known deviation, or nothing."""
+        own = [entry for entry in self.entries if entry["stack"] == stack]
+        return "a known deviation" if any(map(seen_deviations, own)) else "a known issue" if _issues(own) else ""
+
+    @property
+    def known_deviations(self) -> list[Deviation]:
+        """The known deviations that the law showed, each once."""
+        shown = {Deviation(one["reason"], one["link"]) for entry in self.entries for one in seen_deviations(entry)}
+        return sorted(shown, key=str)
+
+    @property
+    def deviating(self) -> int:
+        """The number of examples in which a known deviation was forgiven, and no known issue."""
+        return sum(entry.get("deviating", 0) for entry in self.entries)
 
     @property
     def examples(self) -> int:
@@ -169,9 +204,13 @@ def _outcome(entries: Sequence[Entry]) -> str:
     if failed:
         return NOT_JUDGED if all(map(reason_not_judged, failed)) else VIOLATED
     if not judged:
-        return NOT_CHECKED
-    examples, forgiven = (sum(entry.get(name, 0) for entry in judged) for name in ("examples", "forgiven"))
-    return FORGIVEN if 0 < examples <= forgiven else HOLDS
+        return LEFT_OUT if any(map(reason_left_out, entries)) else NOT_CHECKED
+    examples, forgiven, deviating = (
+        sum(entry.get(name, 0) for entry in judged) for name in ("examples", "forgiven", "deviating")
+    )
+    if 0 < examples <= forgiven + deviating:
+        return DEVIATES if deviating else FORGIVEN
+    return HOLDS
 
 
 def group_laws(entries: Iterable[Entry]) -> list[Law]:
@@ -209,18 +248,27 @@ class LawResults:
     @property
     def checked(self) -> list[Law]:
         """The laws that were not skipped on every stack."""
-        return [law for law in self.laws if law.outcome != NOT_CHECKED]
+        return [law for law in self.laws if law.outcome not in UNCHECKED]
 
     @property
     def stacks(self) -> list[str]:
         """The stacks on which a law was checked, in words."""
-        names = {stack for law in self.laws for stack in law.stacks if law.outcome_on(stack) != NOT_CHECKED}
+        names = {stack for law in self.laws for stack in law.stacks if law.outcome_on(stack) not in UNCHECKED}
         return sorted(names - {""})
 
     @property
     def known_issues(self) -> list[Issue]:
         """The known issues that any law showed, each once."""
         return sorted({issue for law in self.laws for issue in law.known_issues}, key=str)
+
+    @property
+    def known_deviations(self) -> list[Deviation]:
+        """The known deviations that any law showed, each once."""
+        return sorted({deviation for law in self.laws for deviation in law.known_deviations}, key=str)
+
+    def deviating_laws(self, deviation: Deviation) -> list[Law]:
+        """The laws that showed a known deviation."""
+        return [law for law in self.laws if deviation in law.known_deviations]
 
     def laws_with(self, issue: Issue) -> list[Law]:
         """The laws that showed a known issue."""

@@ -32,6 +32,8 @@ def _evidence(results: LawResults, threshold: float) -> str:
         apart.append("the number with a known issue forgiven was not recorded")
     elif forgiven:
         apart.append(f"{forgiven:,} with a known issue forgiven")
+    if deviating := sum(law.deviating for law in results.laws):
+        apart.append(f"{deviating:,} with a known deviation forgiven")
     counts = f"{examples:,} examples were judged" + (f" ({', '.join(apart)})" if apart else "")
     worst = max((law.worst_ratio for law in results.laws), default=0.0)
     return f"{counts}; the worst error is {worst:.2g} of the {threshold:g} allowed budgets."

@@ -214,6 +214,39 @@ def test_complete_run_lacks_only_the_trial_of_the_gate(complete: Files) -> None:
     assert verdict.not_run(loaded(complete)) == ["error rates of the gate (`lenet-properties gate-trial`)"]
 
 
+DEVIATION = {"reason": "bfloat16 sums <b>", "link": "https://example.org/1", "place": "known.toml: 1", "seen": True}
+
+
+def test_known_deviations_are_counted_apart_and_listed(tmp_path: Path, files: Files) -> None:
+    files["laws.json"]["laws"][1] |= {"known_deviations": [DEVIATION, DEVIATION | {"seen": False}], "deviating": 3}
+    files["laws.json"]["laws"].append(entry("test_all", known_deviations=[DEVIATION], deviating=30))
+    write(tmp_path, files)
+
+    assert main([str(tmp_path)]) == 0
+
+    text = parsed(tmp_path).text
+    assert ": 2 laws hold, 1 law not judged: known deviation, 0 known issues, 1 known deviation, 0 violations." in text
+    assert "90 examples were judged (33 with a known deviation forgiven)" in text
+    assert "Except for a known deviation: bfloat16 sums <b> (https://example.org/1)." in text
+    assert "In 3 of 30 examples, a known deviation was forgiven." in text
+    summary = (tmp_path / "summary.md").read_text()
+    assert "# Passed: this PyTorch stack trains LeNet correctly, except for known deviations\n" in summary
+    assert "- known deviation: `bfloat16 sums <b> (https://example.org/1)`\n" in summary
+
+
+def test_laws_that_the_user_left_out_are_not_judged_and_no_failure(tmp_path: Path, files: Files) -> None:
+    skipped = {"examples": 0, "reason": "Skipped: left out by --skip-laws: too slow"}
+    files["laws.json"]["laws"].append(entry("test_slow", "skipped", **skipped))
+    write(tmp_path, files)
+
+    assert main([str(tmp_path)]) == 0
+
+    text = parsed(tmp_path).text
+    assert ": 2 laws hold, 1 law not judged: left out, 0 known issues, 0 violations." in text
+    assert "On lenet on cpu in float32: not judged: left out: too slow." in text
+    assert "- not judged, left out: slow holds: " in (tmp_path / "summary.md").read_text()
+
+
 def test_law_with_every_example_forgiven_on_a_stack_does_not_hold(tmp_path: Path, files: Files) -> None:
     forgiven = {"known_issues": [ISSUE], "examples": 30, "forgiven": 30}
     files["laws.json"]["laws"].append(entry("test_order", stack="lenet on cpu in float16", **forgiven))

@@ -15,7 +15,7 @@ from typing import Any
 
 from scipy.stats import fisher_exact
 
-from reports.laws import FORGIVEN, HOLDS, NOT_JUDGED, Law, LawResults
+from reports.laws import DEVIATES, FORGIVEN, HOLDS, LEFT_OUT, NOT_JUDGED, Law, LawResults
 from reports.run import Run
 
 COMMIT = re.compile(r" at ([0-9a-f]{7,40}) (.+)$", re.DOTALL)
@@ -118,7 +118,11 @@ def laws_part(name: str, results: LawResults) -> Part:
     forgiven, stopped = (len(results.with_outcome(outcome)) for outcome in (FORGIVEN, NOT_JUDGED))
     counts = [hold(len(results.holding)) + (f" ({apart} of them except on examples of known issues)" if apart else "")]
     counts += [f"{plural(forgiven, 'law')} {FORGIVEN}"] if forgiven else []
+    for outcome in (DEVIATES, LEFT_OUT):
+        number = len(results.with_outcome(outcome))
+        counts += [f"{plural(number, 'law')} {outcome}"] if number else []
     counts += [plural(len(results.known_issues), "known issue")]
+    counts += [plural(len(results.known_deviations), "known deviation")] if results.known_deviations else []
     violations = plural(len(results.violated), "violation")
     others = [f"{plural(stopped, 'law')} {NOT_JUDGED}"] if stopped else []
     others += [plural(len(results.errors), "error")] if results.errors else []
