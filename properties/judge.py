@@ -89,6 +89,12 @@ def _parser() -> argparse.ArgumentParser:
     profiles = "quick (10 random examples of each law), ci (20, the same in every run) or thorough (250, random)"
     add("--profile", default="ci", metavar="NAME", help=f"{profiles}; default: %(default)s")
     add("--seed", type=int, metavar="N", help="seed of random examples (profiles quick and thorough)")
+    add("--timeout", type=float, metavar="SECONDS", help="a law that takes longer fails")
+    add("--example-timeout", type=float, metavar="SECONDS", help="an example that takes longer fails its law")
+    add("--known", type=Path, metavar="FILE", help="forgive the known deviations in this TOML file")
+    add("--write-known", type=Path, metavar="FILE", help="write a draft of such a file if laws fail")
+    add("--skip-laws", type=Path, metavar="FILE", help="do not run the laws in this file, each with # and the reason")
+    add("--repro", type=Path, metavar="DIR", help="write a stand-alone counterexample for each violated law")
     add(
         "--workers",
         type=int,

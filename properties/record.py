@@ -192,28 +192,20 @@ def _command(item: pytest.Function) -> str:
     A law that drew other values too draws them again (see `_drawn_again`).
     """
     stack: Any = item.callspec.params["stack"]
-    words = ["pytest", *_selected(item), "--device", str(stack.device), "--dtype", dtype_name(stack.dtype)]
+    parameters = item.name.partition("[")[1:] if len(item.callspec.params) > 1 else ()
+    words = ["lenet-properties", "judge", *([stack.subject.spec] if stack.subject.spec != "lenet" else [])]
+    words += ["--law", item.originalname.removeprefix("test_") + "".join(parameters)]
+    words += ["--device", str(stack.device), "--dtype", dtype_name(stack.dtype)]
     words += ["--engine", stack.engine.name] if stack.engine else []
     words += ["--claim", stack.claim] if stack.claim else []
-    words.append(f"--hypothesis-profile={_profile(item.config)}")
-    words += [f"--timeout={limit:g}"] if (limit := item.stash.get(SECONDS, None)) else []
+    words += ["--profile", _profile(item.config)]
+    words += ["--timeout", f"{limit:g}"] if (limit := item.stash.get(SECONDS, None)) else []
     example_limit = item.config.getoption("example_timeout")
-    words += [f"--example-timeout={example_limit:g}"] if example_limit != EXAMPLE_TIMEOUT else []
-    if stack.subject.spec != "lenet":
-        words += ["--subject", stack.subject.spec]
+    words += ["--example-timeout", f"{example_limit:g}"] if example_limit != EXAMPLE_TIMEOUT else []
     drawn = current_drawn()
     if name := _only_case_of(drawn):
         words += ["--case", drawn[name]]
     return " ".join(map(_quoted, words))
-
-
-def _selected(item: pytest.Function) -> list[str]:
-    """Return the words that select this item in the folder where the run was started: a subject's path is relative."""
-    started = item.config.invocation_params
-    inside = started.dir in item.path.parents
-    path = item.path.relative_to(started.dir) if inside else item.path
-    plugin = ["-p", "properties.plugin"] if "properties.plugin" in started.args else []
-    return [*plugin, f"{path}::{item.nodeid.partition('::')[2]}"]
 
 
 def current_drawn() -> dict[str, str]:

@@ -237,7 +237,7 @@ FOREIGN: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "engines of another subject": (
         "engines.json",
         lambda content: content | {"laws": [entry("test_sums", subject="lenet2 by eager")]},
-        "engines.json: of lenet2 by eager, but laws.json of lenet; write it again with `lenet-properties judge --engine",
+        "engines.json: of lenet2 by eager, but laws.json of lenet; write it again with `lenet-properties judge",
     ),
 }
 

@@ -57,7 +57,7 @@ def test_unknown_fields_are_ignored(tmp_path: Path, gated: Files) -> None:
     pages = []
     for files in (gated, {name: with_unknown_fields(content) for name, content in gated.items()}):
         write(tmp_path, files)
-        assert main([str(tmp_path)]) == 1  # its gate failed
+        assert report([str(tmp_path)]) == 1  # its gate failed
         pages.append((tmp_path / "summary.md").read_text())
 
     assert pages[0] == pages[1]
@@ -70,7 +70,7 @@ def test_newer_format_is_an_error_of_one_line(
     files = complete | gated
     write(tmp_path, files | {name: files[name] | {"format": FORMAT + 1}})
 
-    assert main([str(tmp_path)]) == 2
+    assert report([str(tmp_path)]) == 2
 
     known = f"this version reads formats {OLDEST} to {FORMAT}"
     assert capsys.readouterr().err == f"error: {tmp_path / name}: format {FORMAT + 1} is unknown; {known}\n"

@@ -222,7 +222,7 @@ def test_known_deviations_are_counted_apart_and_listed(tmp_path: Path, files: Fi
     files["laws.json"]["laws"].append(entry("test_all", known_deviations=[DEVIATION], deviating=30))
     write(tmp_path, files)
 
-    assert main([str(tmp_path)]) == 0
+    assert report([str(tmp_path)]) == 0
 
     text = parsed(tmp_path).text
     assert ": 2 laws hold, 1 law not judged: known deviation, 0 known issues, 1 known deviation, 0 violations." in text
@@ -239,7 +239,7 @@ def test_laws_that_the_user_left_out_are_not_judged_and_no_failure(tmp_path: Pat
     files["laws.json"]["laws"].append(entry("test_slow", "skipped", **skipped))
     write(tmp_path, files)
 
-    assert main([str(tmp_path)]) == 0
+    assert report([str(tmp_path)]) == 0
 
     text = parsed(tmp_path).text
     assert ": 2 laws hold, 1 law not judged: left out, 0 known issues, 0 violations." in text
