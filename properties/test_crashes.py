@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -105,7 +104,7 @@ def test_example_that_hangs_fails_its_law_and_all_others_are_judged(tmp_path: Pa
         assert all(own[law]["outcome"] == "passed" for law in OTHERS)
         assert own[ROWS]["failure_kind"] == "timeout"
         assert re.fullmatch(r"batch=\d+, seed=\d+", own[ROWS]["counterexample"])
-        assert f"--example-timeout={LIMIT}" in shlex.split(own[ROWS]["command"])
+        assert f"--example-timeout {LIMIT}" in own[ROWS]["command"]
     assert entries["Loops"][ROWS]["message"] == f"Failed: Timeout: not finished within {LIMIT} s"
     first, *frames = entries["HangsInC"][ROWS]["message"].splitlines()
     assert first == (

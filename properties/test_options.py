@@ -12,7 +12,7 @@ import pytest
 
 from properties.plugin import DEFAULT_DTYPES
 from properties.terminal import SHOWN
-from properties.testing import FAULTY, ROOT, run
+from properties.testing import FAULTY, ROOT, run, run_module
 
 LAW = "properties/laws/test_network.py::test_repr_matches_the_tutorial"
 
@@ -109,7 +109,7 @@ def test_violation_is_reported_with_a_command_that_reproduces_it(faulty: Path, t
     assert entry["counterexample"].startswith("case=Case(")
 
     case = entry["counterexample"].removeprefix("case=")
-    again = run(*shlex.split(entry["command"])[1:])
+    again = run_module("lenet_properties", *shlex.split(entry["command"])[1:])
     assert again.returncode == 1
     assert f"counterexample: case={case}" in again.stdout
 
