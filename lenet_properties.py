@@ -28,6 +28,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "read": {
         "report": ("reports.commands:report", "write the page and the summary of a run; exits with its verdict"),
+        "annotate": ("reports.github", "annotate violated laws on GitHub, and write the job's summary"),
         "diff": ("reports.commands:diff", "print what changed between two runs"),
         "trends": ("benchmarks.trends", "print the medians of several runs over time"),
         "explain": ("properties.explain", "print a law: what it demands, what it rejects, what is known of it"),

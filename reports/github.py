@@ -1,5 +1,5 @@
 """
-What GitHub shows of a run: `python -m reports.github DIR` annotates the subject and writes the job's summary.
+What GitHub shows of a run: `lenet-properties annotate` annotates the subject and writes the job's summary.
 
 It prints a workflow command for each violated law, which GitHub shows beside the subject's line. To the file that
 GITHUB_STEP_SUMMARY names it appends the run's `summary.md`, or, of a run without that, what its laws say.
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from lenet.files import file_problem
 from lenet.subject import CONTRACT
+from reports.commands import LATEST
 from reports.laws import NOT_JUDGED, Entry, LawResults, group_laws
 from reports.loading import MAX_MESSAGE, ReportError, one_line, read
 from reports.page import markdown_cell
@@ -32,11 +33,12 @@ MAX_SUMMARY = 2**20
 """The bytes of a step's summary, at most; GitHub shows nothing of a longer one."""
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Return 0 if the run's laws were read, whatever they say, else 2."""
     description = "Annotate violated laws on GitHub, and write the job's summary."
-    parser = argparse.ArgumentParser(prog="python -m reports.github", description=description)
-    parser.add_argument("folder", type=Path, help="the folder of the run's JSON files")
+    epilog = "example: lenet-properties annotate lenet-results/latest"
+    parser = argparse.ArgumentParser(prog="lenet-properties annotate", description=description, epilog=epilog)
+    parser.add_argument("folder", nargs="?", type=Path, default=LATEST, help="default: %(default)s")
     folder: Path = parser.parse_args(arguments).folder
     try:
         results = _results(folder)
@@ -146,7 +148,3 @@ def _laws_in_markdown(results: LawResults) -> str:
             cells = (law.title, entry["stack"], entry["message"])
             lines.append(f"| {' | '.join(map(markdown_cell, cells))} |")
     return "\n".join([*lines, ""])
-
-
-if __name__ == "__main__":
-    sys.exit(main())
