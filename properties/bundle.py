@@ -1,0 +1,350 @@
+"""
+Copies of definitions of this project, with all that they use, as one text that needs PyTorch and NumPy alone.
+
+A `Bundle` starts from some functions. From their code objects it finds the global names that they read, adds the
+definitions of these from this project, and so on; names of PyTorch, NumPy and Python become imports. Definitions in
+`properties.stand_ins` replace those of the same name. Of the source it keeps the lines, but no annotation, no decorator of
+pytest or Hypothesis, of a docstring the first line, and of a class only what something else uses.
+"""
+
+from __future__ import annotations
+
+import __future__
+
+import ast
+import builtins
+import dis
+import importlib
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from types import CodeType, ModuleType
+from typing import Any
+
+STAND_INS = "properties.stand_ins"
+PROJECT = ("lenet", "properties")
+FOREIGN = ("pytest", "hypothesis", "tqdm")
+"""Packages that a bundle may not import; a stand-in must replace each part of them that is used."""
+
+
+class BundleError(ValueError):
+    """A definition that cannot be copied; the message is one line that says why."""
+
+
+@dataclass(frozen=True)
+class Module:
+    """The source of a module of this project, and its top-level statements by the names that they define."""
+
+    name: str
+    source: bytes
+    starts: list[int]
+    statements: dict[str, ast.stmt]
+
+    def span(self, node: Any) -> tuple[int, int]:
+        """Return where a node of the syntax tree begins and ends in the source, in bytes."""
+        begin = self.starts[node.lineno - 1] + node.col_offset
+        return begin, self.starts[node.end_lineno - 1] + node.end_col_offset
+
+    def lines(self, node: Any) -> tuple[int, int]:
+        """Return the span of all lines of a node, with the decorators if it has some."""
+        first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
+        return self.starts[first - 1], self.starts[node.end_lineno]
+
+
+@cache
+def module_of(name: str) -> Module:
+    """Return the module of this project with this name."""
+    file = importlib.import_module(name).__file__
+    assert file is not None, "modules of this project are files"
+    with open(file, "rb") as opened:  # noqa: PTH123
+        source = opened.read()
+    starts = [0]
+    for line in source.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    statements: dict[str, ast.stmt] = {}
+    for statement in ast.parse(source).body:
+        for defined in _defined(statement):
+            statements[defined] = statement
+    return Module(name, source, starts, statements)
+
+
+def _defined(statement: ast.stmt) -> Iterator[str]:
+    """Yield the names that a top-level statement defines."""
+    if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
+        yield statement.name
+    elif isinstance(statement, (ast.Import, ast.ImportFrom)):
+        for alias in statement.names:
+            yield alias.asname or alias.name.partition(".")[0]
+    elif isinstance(statement, (ast.Assign, ast.AnnAssign)):
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+        for node in (node for target in targets for node in ast.walk(target)):
+            if isinstance(node, ast.Name):
+                yield node.id
+
+
+@dataclass
+class Bundle:
+    """Definitions to copy. `recipes` are the recipes of the example's cases; code for others is left out."""
+
+    recipes: frozenset[str] = frozenset()
+    given: dict[str, tuple[str, str]] = field(default_factory=dict)  # by name: a module, and a statement as if of it
+    last_lines: dict[str, int] = field(default_factory=dict)  # the line of the last statement to copy, by function
+    texts: dict[str, str] = field(default_factory=dict)
+    imports: set[tuple[str, str]] = field(default_factory=set)  # module and, for `from`, the imported name
+    attributes: set[str] = field(default_factory=set)
+    origins: dict[str, tuple[str, str]] = field(default_factory=dict)
+    needs: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, roots: Iterable[tuple[str, str]]) -> None:
+        """Add definitions by module and name, and all that they use."""
+        before: Any = None
+        while before != (len(self.attributes), len(self.texts)):
+            before = len(self.attributes), len(self.texts)
+            self.needs = {}
+            for module, name in roots:
+                self._require(module, name)
+
+    def text(self, first: Iterable[str]) -> str:
+        """Return the source: imports, the definitions named first, and the others, each after those that it uses."""
+        ordered: dict[str, None] = {}
+        for name in (*first, *self.texts):
+            self._order(name, ordered, eager=name in first)
+        imported: dict[str, list[str]] = {}
+        for module, name in sorted(self.imports):
+            imported.setdefault(module, []).append(name)
+        lines = ["from __future__ import annotations", ""]
+        plain = [name for module, names in imported.items() for name in names if not module]
+        lines += [f"import {name}" for name in plain]
+        lines += [f"from {module} import {', '.join(names)}" for module, names in imported.items() if module]
+        parts, previous = ["\n".join(lines) + "\n"], ""
+        for text in dict.fromkeys(self.texts[name] for name in ordered):
+            constant = not text.startswith(("def ", "class ", "@"))
+            gap = "\n" if constant and previous == "constant" else "\n\n"
+            parts.append((gap if previous else "\n") + text)
+            previous = "constant" if constant else "definition"
+        return "".join(parts)
+
+    def _order(self, name: str, ordered: dict[str, None], eager: bool) -> None:
+        """Add a definition after those that it uses, or, if it is a function to be read first, before them."""
+        if name in ordered or name not in self.texts:
+            return
+        if eager and self.texts[name].startswith("def "):
+            ordered[name] = None
+            return
+        pending = self.__dict__.setdefault("_pending", set())
+        if name in pending:
+            return
+        pending.add(name)
+        for needed in self.needs.get(name, ()):
+            self._order(needed, ordered, eager=False)
+        ordered[name] = None
+
+    def _require(self, module: str, name: str) -> None:
+        """Copy the definition of a global name that code in a module reads, and what it uses."""
+        if name in self.given:
+            self._add_text(self.given[name][0], name, self.given[name][1])
+            return
+        own = module_of(module)
+        stand_ins = module_of(STAND_INS)
+        replaced = stand_ins.statements.get(name)
+        if replaced is not None and not isinstance(replaced, (ast.Import, ast.ImportFrom)):
+            own = stand_ins
+        statement = own.statements.get(name)
+        if statement is None:
+            if not hasattr(builtins, name) and not name.startswith("__"):
+                raise BundleError(f"{module} reads {name}, which is not defined at its top level")
+            return
+        if isinstance(statement, ast.ImportFrom):
+            source = str(statement.module)
+            original = next(a.name for a in statement.names if (a.asname or a.name) == name)
+            self._require_imported(source, original, name)
+        elif isinstance(statement, ast.Import):
+            alias = next(a for a in statement.names if (a.asname or a.name.partition(".")[0]) == name)
+            if alias.name.partition(".")[0] in (*PROJECT, *FOREIGN):
+                raise BundleError(f"{module} uses the module {alias.name} itself")
+            self.imports.add(("", f"{alias.name} as {alias.asname}" if alias.asname else alias.name))
+        else:
+            self._copy(own, name, statement)
+
+    def _require_imported(self, source: str, original: str, name: str) -> None:
+        package = source.partition(".")[0]
+        if package in FOREIGN:
+            raise BundleError(f"{source}.{original} has no stand-in")
+        if package not in PROJECT:
+            self.imports.add((source, original if original == name else f"{original} as {name}"))
+            return
+        if isinstance(found := getattr(importlib.import_module(source), original), ModuleType):
+            raise BundleError(f"the module {found.__name__} is used itself")
+        if original not in module_of(source).statements:  # re-exported
+            source = found.__module__
+        self._require(source, original)
+
+    def _copy(self, module: Module, name: str, statement: ast.stmt) -> None:
+        if self.origins.setdefault(name, (module.name, name)) != (module.name, name):
+            raise BundleError(f"two definitions have the name {name}")
+        if name in self.needs:
+            return
+        self._add_text(module.name, name, _Copy(module, self).text(name, statement))
+
+    def _add_text(self, module: str, name: str, text: str) -> None:
+        if name in self.needs:
+            return
+        self.texts[name] = text
+        self.attributes |= {node.attr for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)}
+        code = compile(text, name, "exec", flags=__future__.annotations.compiler_flag, dont_inherit=True)
+        self.needs[name] = list(dict.fromkeys(read for read in global_names(code) if read != name))
+        for read in self.needs[name]:
+            self._require(module, read)
+
+
+def global_names(code: CodeType) -> Iterator[str]:
+    """Yield the global names that code reads, also in nested functions and classes."""
+    stored = {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_NAME"} if code.co_name != "<module>" else ()
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "LOAD_GLOBAL" or (
+            instruction.opname == "LOAD_NAME" and instruction.argval not in stored
+        ):
+            yield instruction.argval
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from global_names(constant)
+
+
+class _Copy:
+    """The text of one statement, with the edits that the module's docstring names."""
+
+    def __init__(self, module: Module, bundle: Bundle) -> None:
+        self.module, self.bundle = module, bundle
+        self.edits: list[tuple[int, int, bytes]] = []
+
+    def text(self, name: str, statement: ast.stmt) -> str:
+        """Return the edited source of the statement, with a newline at the end."""
+        begin, end = self.module.span(statement)
+        if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
+            begin = self.module.lines(statement)[0]
+        if isinstance(statement, ast.FunctionDef) and name in self.bundle.last_lines:
+            end = self._cut(statement, self.bundle.last_lines[name])
+        self._visit(statement)
+        source, position, parts = self.module.source, begin, []
+        for start, stop, replacement in sorted(self.edits, key=lambda edit: (edit[0], -edit[1])):
+            if start < position or stop > end:
+                continue  # inside of what another edit removes
+            parts += [source[position:start], replacement]
+            position = stop
+        edited = b"".join([*parts, source[position:end]]).decode()
+        edited = re.sub(r" *# (type: ignore|noqa).*", "", edited)
+        return re.sub(r"\n{3,}", "\n\n", edited).strip() + "\n"
+
+    def _cut(self, law: ast.FunctionDef, line: int) -> int:
+        """Return where the statement of the law's body with this line ends."""
+        for statement in law.body:
+            if statement.lineno <= line <= (statement.end_lineno or 0):
+                return self.module.span(statement)[1]
+        return self.module.span(law)[1]
+
+    def _replace(self, node: ast.AST, text: str) -> None:
+        self.edits.append((*self.module.span(node), text.encode()))
+
+    def _drop_lines(self, node: ast.AST) -> None:
+        self.edits.append((*self.module.lines(node), b""))
+
+    def _visit(self, node: ast.AST) -> None:
+        """Note the edits of a node and of all nodes in it."""
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            self._visit_definition(node)
+        elif isinstance(node, ast.AnnAssign) and node.value and isinstance(node.target, ast.Name):
+            self.edits.append((self.module.span(node.target)[1], self.module.span(node.annotation)[1], b""))
+        elif isinstance(node, ast.Match):
+            self._visit_match(node)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            self._visit_attribute(node, node.value.id)
+        elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__tracebackhide__":
+            self._drop_lines(node)
+        for child in ast.iter_child_nodes(node):
+            if isinstance(node, ast.ClassDef) and isinstance(child, ast.AnnAssign):
+                continue  # a field of a dataclass keeps its annotation
+            self._visit(child)
+
+    def _visit_definition(self, node: ast.FunctionDef | ast.ClassDef) -> None:
+        for decorator in node.decorator_list:
+            if not self._keeps(decorator):
+                self._drop_lines(decorator)
+        first = node.body[0]
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            summary = first.value.value.strip().partition("\n")[0]
+            if len(node.body) == 1:
+                self._replace(first, f'"""{summary}"""')
+            else:
+                indent = " " * first.col_offset
+                begin, end = self.module.lines(first)
+                self.edits.append((begin, end, f'{indent}"""{summary}"""\n'.encode()))
+        if isinstance(node, ast.FunctionDef):
+            self._drop_annotations(node)
+        else:
+            self._visit_class(node)
+
+    def _keeps(self, decorator: ast.expr) -> bool:
+        """Whether a decorator is one of Python, NumPy or PyTorch."""
+        root: Any = decorator
+        while not isinstance(root, ast.Name):
+            root = root.func if isinstance(root, ast.Call) else root.value
+        statement = self.module.statements.get(root.id)
+        if statement is None:
+            return hasattr(builtins, root.id)
+        imported = statement.module if isinstance(statement, ast.ImportFrom) else None
+        imported = imported or (statement.names[0].name if isinstance(statement, ast.Import) else "properties")
+        return str(imported).partition(".")[0] not in (*PROJECT, *FOREIGN)
+
+    def _drop_annotations(self, node: ast.FunctionDef) -> None:
+        arguments = node.args
+        for argument in (*arguments.args, *arguments.kwonlyargs, *arguments.posonlyargs, arguments.vararg, arguments.kwarg):
+            if argument is not None and argument.annotation is not None:
+                begin = self.module.span(argument)[0] + len(argument.arg.encode())
+                self.edits.append((begin, self.module.span(argument.annotation)[1], b""))
+        if node.returns is not None:
+            begin, end = self.module.span(node.returns)
+            arrow = self.module.source.rindex(b"->", 0, begin)
+            self.edits.append((len(self.module.source[:arrow].rstrip()), end, b""))
+
+    def _visit_class(self, node: ast.ClassDef) -> None:
+        """Leave out what nothing uses of a class whose methods PyTorch does not call."""
+        bases = [base for base in node.bases if getattr(base, "id", "") != "RuleBasedStateMachine"]
+        if len(bases) < len(node.bases):
+            begin = self.module.span(node.bases[0])[0] - 1
+            self.edits.append((begin, self.module.span(node.bases[-1])[1] + 1, b""))
+        if bases:
+            return
+        for number, member in enumerate(node.body):
+            names = list(_defined(member))
+            if isinstance(member, ast.AnnAssign) or not names or any(name.startswith("__") for name in names):
+                continue
+            if not self.bundle.attributes.intersection(names):
+                self._drop_lines(member)
+                following = node.body[number + 1 : number + 2]
+                if following and isinstance(following[0], ast.Expr):
+                    self._drop_lines(following[0])
+
+    def _visit_match(self, node: ast.Match) -> None:
+        """Leave out the code for other recipes than the example's."""
+        for case in node.cases:
+            value = getattr(getattr(case.pattern, "value", None), "value", None)
+            if isinstance(value, str) and value not in self.bundle.recipes:
+                begin = self.module.starts[case.pattern.lineno - 1]
+                self.edits.append((begin, self.module.starts[case.body[-1].end_lineno or 0], b""))
+
+    def _visit_attribute(self, node: ast.Attribute, name: str) -> None:
+        """Write a part of a module of this project, or of pytest, by its own name."""
+        statement = self.module.statements.get(name)
+        if name in module_of(STAND_INS).statements and name in ("oracle", "digits"):
+            return
+        if isinstance(statement, ast.Import) and statement.names[0].name.partition(".")[0] in (*PROJECT, *FOREIGN):
+            self._replace(node, node.attr)
+            if name in PROJECT:
+                found = getattr(sys.modules[name], node.attr)
+                self.module.statements.setdefault(node.attr, _import(found.__module__, node.attr))
+
+
+def _import(module: str, name: str) -> ast.stmt:
+    return ast.parse(f"from {module} import {name}").body[0]
