@@ -15,6 +15,7 @@ import ast
 import builtins
 import dis
 import importlib
+import itertools
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -86,10 +87,11 @@ def _defined(statement: ast.stmt) -> Iterator[str]:
 
 @dataclass
 class Bundle:
-    """Definitions to copy. `recipes` are the recipes of the example's cases; code for others is left out."""
+    """Definitions to copy."""
 
-    recipes: frozenset[str] = frozenset()
+    recipes: frozenset[tuple[str, str]] = frozenset()  # functions of `properties.case`, and recipes that they build
     given: dict[str, tuple[str, str]] = field(default_factory=dict)  # by name: a module, and a statement as if of it
+    features: frozenset[str] = frozenset()  # what lines of stand-ins that end with `# if FEATURE` are for
     last_lines: dict[str, int] = field(default_factory=dict)  # the line of the last statement to copy, by function
     texts: dict[str, str] = field(default_factory=dict)
     imports: set[tuple[str, str]] = field(default_factory=set)  # module and, for `from`, the imported name
@@ -102,7 +104,7 @@ class Bundle:
         before: Any = None
         while before != (len(self.attributes), len(self.texts)):
             before = len(self.attributes), len(self.texts)
-            self.needs = {}
+            self.needs, self.texts, self.imports, self.origins = {}, {}, set(), {}
             for module, name in roots:
                 self._require(module, name)
 
@@ -114,16 +116,16 @@ class Bundle:
         imported: dict[str, list[str]] = {}
         for module, name in sorted(self.imports):
             imported.setdefault(module, []).append(name)
-        lines = ["from __future__ import annotations", ""]
-        plain = [name for module, names in imported.items() for name in names if not module]
-        lines += [f"import {name}" for name in plain]
-        lines += [f"from {module} import {', '.join(names)}" for module, names in imported.items() if module]
-        parts, previous = ["\n".join(lines) + "\n"], ""
+        lines = [f"import {name}" for name in imported.pop("", [])]
+        lines += [f"from {module} import {', '.join(names)}" for module, names in imported.items()]
+        standard = [line for line in lines if re.split(r"[ .]", line)[1] in sys.stdlib_module_names]
+        others = [line for line in lines if line not in standard]
+        parts = ["\n".join(["from __future__ import annotations", "", *standard, "", *others, ""])]
+        previous = ""
         for text in dict.fromkeys(self.texts[name] for name in ordered):
-            constant = not text.startswith(("def ", "class ", "@"))
-            gap = "\n" if constant and previous == "constant" else "\n\n"
-            parts.append((gap if previous else "\n") + text)
-            previous = "constant" if constant else "definition"
+            kind = "definition" if text.startswith(("def ", "class ", "@")) else "constant"
+            parts.append(text if kind == previous == "constant" else f"\n{text}")
+            previous = kind
         return "".join(parts)
 
     def _order(self, name: str, ordered: dict[str, None], eager: bool) -> None:
@@ -201,11 +203,11 @@ class Bundle:
 
 def global_names(code: CodeType) -> Iterator[str]:
     """Yield the global names that code reads, also in nested functions and classes."""
-    stored = {i.argval for i in dis.get_instructions(code) if i.opname == "STORE_NAME"} if code.co_name != "<module>" else ()
+    stored = set()
     for instruction in dis.get_instructions(code):
-        if instruction.opname == "LOAD_GLOBAL" or (
-            instruction.opname == "LOAD_NAME" and instruction.argval not in stored
-        ):
+        if instruction.opname == "STORE_NAME":
+            stored.add(instruction.argval)
+        elif instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME") and instruction.argval not in stored:
             yield instruction.argval
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -229,13 +231,20 @@ class _Copy:
         self._visit(statement)
         source, position, parts = self.module.source, begin, []
         for start, stop, replacement in sorted(self.edits, key=lambda edit: (edit[0], -edit[1])):
-            if start < position or stop > end:
-                continue  # inside of what another edit removes
+            if start < position or start >= end:
+                continue  # inside of what another edit removes, or after the last line to copy
             parts += [source[position:start], replacement]
-            position = stop
+            position = min(stop, end)
         edited = b"".join([*parts, source[position:end]]).decode()
-        edited = re.sub(r" *# (type: ignore|noqa).*", "", edited)
+        edited = "".join(filter(None, map(self._line, edited.splitlines(keepends=True))))
         return re.sub(r"\n{3,}", "\n\n", edited).strip() + "\n"
+
+    def _line(self, line: str) -> str:
+        """Return a line without comments for tools; empty if its comment is `# if` and a feature that is not needed."""
+        code, marker, condition = line.partition("  # if ")
+        if marker and condition.strip() not in self.bundle.features:
+            return ""
+        return re.sub(r" *# (type: ignore|noqa).*", "", f"{code}\n" if marker else line)
 
     def _cut(self, law: ast.FunctionDef, line: int) -> int:
         """Return where the statement of the law's body with this line ends."""
@@ -256,15 +265,14 @@ class _Copy:
             self._visit_definition(node)
         elif isinstance(node, ast.AnnAssign) and node.value and isinstance(node.target, ast.Name):
             self.edits.append((self.module.span(node.target)[1], self.module.span(node.annotation)[1], b""))
-        elif isinstance(node, ast.Match):
-            self._visit_match(node)
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             self._visit_attribute(node, node.value.id)
         elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__tracebackhide__":
             self._drop_lines(node)
         for child in ast.iter_child_nodes(node):
             if isinstance(node, ast.ClassDef) and isinstance(child, ast.AnnAssign):
-                continue  # a field of a dataclass keeps its annotation
+                self._visit_field(child)
+                continue
             self._visit(child)
 
     def _visit_definition(self, node: ast.FunctionDef | ast.ClassDef) -> None:
@@ -282,6 +290,9 @@ class _Copy:
                 self.edits.append((begin, end, f'{indent}"""{summary}"""\n'.encode()))
         if isinstance(node, ast.FunctionDef):
             self._drop_annotations(node)
+            for statement, following in itertools.pairwise(node.body):
+                if isinstance(statement, ast.Match) and self._visit_match(statement, node.name):
+                    self._drop_lines(following)  # what an unknown recipe raises
         else:
             self._visit_class(node)
 
@@ -299,10 +310,16 @@ class _Copy:
 
     def _drop_annotations(self, node: ast.FunctionDef) -> None:
         arguments = node.args
-        for argument in (*arguments.args, *arguments.kwonlyargs, *arguments.posonlyargs, arguments.vararg, arguments.kwarg):
-            if argument is not None and argument.annotation is not None:
+        positional = [*arguments.posonlyargs, *arguments.args]
+        unset = [None] * (len(positional) - len(arguments.defaults))
+        pairs = [*zip(positional, [*unset, *arguments.defaults], strict=True)]
+        pairs += [*zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
+        pairs += [(argument, None) for argument in (arguments.vararg, arguments.kwarg) if argument]
+        for argument, default in pairs:
+            if argument.annotation is not None:
                 begin = self.module.span(argument)[0] + len(argument.arg.encode())
-                self.edits.append((begin, self.module.span(argument.annotation)[1], b""))
+                end = self.module.span(default)[0] if default else self.module.span(argument.annotation)[1]
+                self.edits.append((begin, end, b"=" if default else b""))
         if node.returns is not None:
             begin, end = self.module.span(node.returns)
             arrow = self.module.source.rindex(b"->", 0, begin)
@@ -326,13 +343,28 @@ class _Copy:
                 if following and isinstance(following[0], ast.Expr):
                     self._drop_lines(following[0])
 
-    def _visit_match(self, node: ast.Match) -> None:
-        """Leave out the code for other recipes than the example's."""
+    def _visit_field(self, field: ast.AnnAssign) -> None:
+        """Keep the annotation of a dataclass's field if it names a type of Python."""
+        names = [node.id for node in ast.walk(field.annotation) if isinstance(node, ast.Name)]
+        if not all(hasattr(builtins, name) for name in names):
+            self._replace(field.annotation, "object")
+
+    def _visit_match(self, node: ast.Match, function: str) -> bool:
+        """Leave out the code for other recipes than the example's; return whether it has one only."""
+        needed = []
         for case in node.cases:
             value = getattr(getattr(case.pattern, "value", None), "value", None)
-            if isinstance(value, str) and value not in self.bundle.recipes:
-                begin = self.module.starts[case.pattern.lineno - 1]
+            begin = self.module.starts[case.pattern.lineno - 1]
+            if (function, value) not in self.bundle.recipes:
                 self.edits.append((begin, self.module.starts[case.body[-1].end_lineno or 0], b""))
+            else:
+                needed.append(case)
+        if len(needed) == 1:  # its code, without the match
+            begin, end = self.module.lines(needed[0].body[0])[0], self.module.lines(needed[0].body[-1])[1]
+            indent = needed[0].body[0].col_offset - node.col_offset
+            body = re.sub(rf"^ {{{indent}}}".encode(), b"", self.module.source[begin:end], flags=re.MULTILINE)
+            self.edits.append((*self.module.lines(node), body))
+        return len(needed) == 1
 
     def _visit_attribute(self, node: ast.Attribute, name: str) -> None:
         """Write a part of a module of this project, or of pytest, by its own name."""

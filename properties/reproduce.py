@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import base64
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from lenet import digits, engines
 from lenet.files import write_atomically
 from lenet.fingerprint import fingerprint, headline
 from lenet.oracle import THRESHOLD, Precision
+from properties import fresh
 from properties.bundle import STAND_INS, Bundle, BundleError, module_of
 from properties.case import Case
 from properties.comparison import MismatchError
@@ -64,7 +66,7 @@ class Reproduction:
         self.found: dict[tuple[str, str], list[Any]] = {}  # by law and stack: id of the test and what to write
         self.lines: list[str] = []
 
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
@@ -109,7 +111,8 @@ class Reproduction:
             written.append((path, entry["subject"] != "lenet"))
         processes = session.config.getoption("numprocesses", None) or 1
         with ThreadPoolExecutor(processes) as pool:
-            self.lines += pool.map(lambda pair: f"{pair[0]}{outcome(*pair)}", written)
+            for lines in pool.map(run, [written[start::processes] for start in range(processes)]):
+                self.lines += lines
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """List the files, and what is wrong with one."""
@@ -119,25 +122,27 @@ class Reproduction:
                 terminalreporter.write_line(line, yellow=":" in line)
 
 
-def outcome(path: Path, has_reference: bool) -> str:
-    """Run a file; return what is wrong if it does not fail, or does not pass with the reference network."""
-    code = exit_code(path)
+def run(files: list[tuple[Path, bool]]) -> list[str]:
+    """
+    Run files, each in a new process, and those with a reference once more with it; return a line for each file.
+
+    The line says what is wrong if the file does not fail, or does not pass with the reference network.
+    """
+    calls = [[str(path)] for path, _ in files]
+    calls += [[str(path), "--reference"] for path, has_reference in files if has_reference]
+    command = [sys.executable, fresh.__file__, str(TIMEOUT)]
+    ran = subprocess.run(command, input=json.dumps(calls), stdout=subprocess.PIPE, text=True, check=False)
+    if ran.returncode:
+        return [f"{path}: not run: Python cannot import PyTorch in a new process" for path, _ in files]
+    codes = dict(zip(map(tuple, calls), json.loads(ran.stdout), strict=True))
+    return [f"{path}{outcome(codes[str(path),], codes.get((str(path), '--reference'), 0))}" for path, _ in files]
+
+
+def outcome(code: int, reference_code: int) -> str:
+    """Return what is wrong with a file, by its exit code and that of the reference network; empty if nothing is."""
     if code != 1:
-        return f": does not reproduce in a fresh process ({code})"
-    if has_reference and (code := exit_code(path, "--reference")) != 0:
-        return f": the reference network does not pass ({code})"
-    return ""
-
-
-def exit_code(path: Path, *arguments: str) -> int | str:
-    """Return the exit code of a file, or that it did not end in time."""
-    try:
-        run = subprocess.run(
-            [sys.executable, str(path), *arguments], capture_output=True, stdin=subprocess.DEVNULL, timeout=TIMEOUT, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return f"not finished within {TIMEOUT} s"
-    return run.returncode
+        return f": does not reproduce in a new process (exit code {code})"
+    return f": the reference network does not pass (exit code {reference_code})" if reference_code else ""
 
 
 def file_name(entry: Entry, taken: Iterable[str]) -> str:
@@ -161,20 +166,29 @@ def source(item: pytest.Function, entry: Entry, error: BaseException) -> str:
     example = law.example(ledger.drawn, cause, item.stash.get(SECONDS, None))
     cases = ledger.cases | set(cases_in(list(ledger.drawn.values())))
     cases = cases or {Case()}
-    bundle = Bundle(recipes=frozenset(recipe for case in cases for recipe in (case.weights, case.images)))
-    if ledger.choices.get("weights"):
-        bundle.recipes |= {ledger.choices["weights"]}
+    bundle = Bundle(recipes=recipes_of(cases))
     bundle.given = {name: (STAND_INS, text) for name, text in constants(stack, ledger, cause, cases, law).items()}
     bundle.given["example"] = (law.module, example)
-    bundle.given["built_engine"] = built_engine(stack)
+    if stack.engine:
+        bundle.given["built_engine"] = built_engine(stack.engine.name)
     eager_reference = stack.subject.spec == "lenet" and stack.engine is None
     if stack.subject.spec == "lenet":
-        bundle.given["choose_subject"] = (STAND_INS, "def choose_subject():\n    return reference()\n")
+        bundle.given["choose_subject"] = (STAND_INS, "def choose_subject():\n    return Reference()\n")
     bundle.last_lines = {law.name: line_of(law, cause)}
-    bundle.add([(STAND_INS, "main"), (law.module, law.name)] if not law.is_machine else [(STAND_INS, "main")])
-    first = ("Net", "sgd_update", "train_step", "SUBJECT", "EXPECTED", "COMPARED", law.name, "example")
+    bundle.features = features(stack, cases)
+    bundle.add([(STAND_INS, "example")])
+    if bundle.attributes & {"sgd_update", "train_step"}:
+        bundle.features |= {"training"}
+    if "stored_precision" not in bundle.attributes and not any(recipe in ("tiny", "huge") for _, recipe in bundle.recipes):
+        bundle.given["STORED"] = (STAND_INS, "STORED = None\n")
+    bundle.add([(STAND_INS, "main")])
+    if "unknown" not in bundle.texts and not (isinstance(error, MismatchError) and np.isnan(error.expected).any()):
+        bundle.given["EXPECTED"] = (STAND_INS, "EXPECTED = []  # what is compared is computed here\n")
+        bundle.add([(STAND_INS, "main")])
+    settings = ("SUBJECT", "DEVICE", "DTYPE", "THREADS", "EXPECTED", "COMPARED")
+    first = ("Net", "sgd_update", "train_step", *settings, law.name, "example")
     end = 'if __name__ == "__main__":\n    sys.exit(main())\n'
-    return f"{title(entry, stack, eager_reference)}\n{bundle.text(first)}\n\n{end}"
+    return f"{title(entry, stack, eager_reference)}\n{bundle.text(first)}\n{end}"
 
 
 @dataclass(frozen=True)
@@ -226,6 +240,12 @@ def steps_of(error: BaseException) -> list[str]:
     return calls
 
 
+def recipes_of(cases: Iterable[Case]) -> frozenset[tuple[str, str]]:
+    """Return the recipes of the cases, each with the function of `properties.case` that builds it."""
+    weights = {("_weight", case.weights) for case in cases}
+    return frozenset(weights | {("_images", case.images) for case in cases})
+
+
 def cases_in(values: Any) -> Iterable[Case]:
     """Yield the cases among values and in lists of them."""
     for value in values:
@@ -251,7 +271,9 @@ def literal(value: Any) -> str:
         return literal(value.item())
     if isinstance(value, float) and not np.isfinite(value):
         return f'float("{value}")'
-    if isinstance(value, (bool, int, float, str, torch.dtype)) or value is None:
+    if isinstance(value, str):
+        return json.dumps(value)
+    if isinstance(value, (bool, int, float, torch.dtype)) or value is None:
         return repr(value)
     if getattr(torch, getattr(value, "__name__", ""), None) is value:
         return f"torch.{value.__name__}"
@@ -260,7 +282,7 @@ def literal(value: Any) -> str:
 
 def constants(stack: Stack, ledger: Ledger, error: BaseException, cases: set[Case], law: Law) -> dict[str, str]:
     """Return the statements that define the constants of `properties.stand_ins`, by name."""
-    kind = "AssertionError" if isinstance(error, pytest.fail.Exception) else type(error).__name__
+    kind = "AssertionError" if isinstance(error, (AssertionError, pytest.fail.Exception)) else type(error).__name__
     if str(error).startswith("Timeout"):
         kind = "TimeoutError"
     found: dict[str, Any] = {
@@ -276,7 +298,9 @@ def constants(stack: Stack, ledger: Ledger, error: BaseException, cases: set[Cas
     }
     statements = {name: f"{name} = {literal(value)}\n" for name, value in found.items()}
     statements["EXPECTED"] = expected(error)
+    statements["COMPARED"] = f"{statements['COMPARED'].rstrip()}  # the tensor, and which comparison of it failed\n"
     statements["PRECISION"] = f"PRECISION = {precision(stack.precision)}\n"
+    statements["STORED"] = f"STORED = {precision(stack.stored_precision)}\n"
     if law.name == "test_training_on_digits_matches_the_oracle":
         statements |= training_on_digits(stack, law)
     else:
@@ -336,11 +360,28 @@ def training_on_digits(stack: Stack, law: Law) -> dict[str, str]:
     }
 
 
-def built_engine(stack: Stack) -> tuple[str, str]:
-    """Return a function that builds the stack's engine, and the module of which it could be a part."""
-    if stack.engine is None:
-        return STAND_INS, "def built_engine():\n    return None\n"
-    name = stack.engine.name
+def features(stack: Stack, cases: Iterable[Case]) -> frozenset[str]:
+    """Return which lines of the stand-ins are needed; see `Bundle.features`."""
+    spec, subject = stack.subject.spec.partition(":"), stack.subject
+    layouts = {case.layout for case in cases}
+    needed = {
+        "engine": stack.engine is not None,
+        "cuda": stack.device.type == "cuda",
+        "expanded": "expanded" in layouts,
+        "layout": bool(layouts - {"contiguous", "expanded"}),
+        "file": spec[0].endswith(".py"),
+        "module": not spec[0].endswith(".py"),
+        "name": bool(spec[2]),
+        "class": isinstance(subject.Net, type) and subject.Net.__name__ == spec[2].rpartition(".")[2],
+        "function": spec[2].rpartition(".")[2] in ("sgd_update", "train_step"),
+        "parts": not isinstance(subject.Net, type) or subject.Net.__name__ != spec[2].rpartition(".")[2],
+        "replaces": bool(subject.replaces),
+    }
+    return frozenset(name for name, value in needed.items() if value)
+
+
+def built_engine(name: str) -> tuple[str, str]:
+    """Return a function that builds an engine, and the module of which it could be a part."""
     for file, names in engines.ENGINES_BY_MODULE.items():
         if name in names:
             module = module_of(f"lenet.engines.{file}")

@@ -44,6 +44,7 @@ from properties.strategies import Placed, Vectors  # noqa: F401
 SUBJECT = ""
 DEVICE, DTYPE, THREADS = "cpu", torch.float32, 1
 PRECISION: Any = None
+STORED: Any = None
 RAISES = "AssertionError"
 COMPARED = ("", 0)
 EXPECTED: list[tuple[tuple[int, ...], float, float]] = []
@@ -145,21 +146,21 @@ def points_on_both_sides(stack: Stack, case: Case, name: str, tangent: Tensor) -
 
 
 class digits:  # noqa: N801
-    """scikit-learn's digits."""
+    """scikit-learn's digits, as far as they are in DIGITS: 8x8 gray levels from 0 to g (16), and a label."""
 
     @staticmethod
     def load() -> Any:
-        """Return the digits in DIGITS, 8x8 gray levels from 0 to g (16) and a label, enlarged to 32x32; others are NaN."""
         table = np.full((1797, 65), np.nan)
         for row, text in DIGITS.items():
             table[row] = [int(level, 17) for level in text]
-        places = np.clip((np.arange(32) - 1.5) / 4, 0, 7)
-        enlarge = np.maximum(0, 1 - np.abs(places[:, None] - np.arange(8)))  # bilinear interpolation: 32,8
+        enlarge = np.maximum(0, 1 - np.abs(np.clip((np.arange(32)[:, None] - 1.5) / 4, 0, 7) - np.arange(8)))  # 32,8
         images = torch.tensor(enlarge @ table[:, :64].reshape(-1, 1, 8, 8) @ enlarge.T / 16, dtype=torch.float32)
-        labels, order = torch.tensor(table[:, 64]).nan_to_num().long(), np.random.RandomState(0).permutation(1797)
+        order = np.random.RandomState(0).permutation(1797)
         train, test = order[360:], order[:360]
-        parts = {"train_images": images[train], "train_labels": labels[train]}
-        return SimpleNamespace(name="digits", test_images=images[test], test_labels=labels[test], **parts)
+        found = SimpleNamespace(name="digits", train_images=images[train])
+        found.train_labels = torch.tensor(table[train, 64]).long()  # if training
+        found.test_labels, found.test_images = torch.tensor(table[test, 64]).long(), images[test]  # if training
+        return found
 
 
 def oracle_run(dtype: torch.dtype) -> tuple[Any, list[float]]:
@@ -175,20 +176,18 @@ class tqdm:  # noqa: N801
         self.update = self.close = lambda: None
 
 
-def unknown(*shape: int) -> Budgeted:
+def unknown(*shape: int) -> Any:
     """Return numbers that the oracle has computed; EXPECTED has those that count."""
-    return Budgeted(np.full(shape, np.nan), np.full(shape, np.nan))
+    return SimpleNamespace(value=np.full(shape, np.nan), budget=np.full(shape, np.nan))
 
 
-class Answer:
-    """The oracle's results for a batch."""
-
-    def __init__(self, batch: int) -> None:
-        self.logits, self.loss, self.input_gradient = unknown(batch, 10), unknown(), unknown(batch, 1, 32, 32)
-        self.gradients = unknown_gradients()
+def unknown_answer(batch: int) -> Any:
+    """Return the oracle's results for a batch."""
+    gradients, pixels = unknown_gradients(), unknown(batch, 1, 32, 32)
+    return SimpleNamespace(logits=unknown(batch, 10), loss=unknown(), gradients=gradients, input_gradient=pixels)
 
 
-def unknown_gradients(*arguments: Any) -> dict[str, Budgeted]:
+def unknown_gradients(*arguments: Any) -> dict[str, Any]:
     """Return the ten gradients, or parameters."""
     return {name: unknown(*shape) for name, shape in SHAPES.items()}
 
@@ -204,12 +203,12 @@ class oracle:  # noqa: N801
         """Return a loss that is scaled."""
 
     @staticmethod
-    def solve(parameters: Any, images: Any, *arguments: Any, **options: Any) -> Answer:
+    def solve(parameters: Any, images: Any, *arguments: Any, **options: Any) -> Any:
         """Return the results for the images."""
-        return Answer(len(images))
+        return unknown_answer(len(images))
 
     @staticmethod
-    def loss(*arguments: Any, **options: Any) -> Budgeted:
+    def loss(*arguments: Any, **options: Any) -> Any:
         """Return a loss."""
         return unknown()
 
@@ -266,54 +265,48 @@ class Stack:
 
     device, dtype = torch.device(DEVICE), DTYPE
 
-    def __init__(self, subject: Any, engine: Any = None) -> None:
-        self.subject, self.engine = subject, engine
+    def __init__(self, subject: Any) -> None:
+        self.subject, self.engine = subject, None
 
     @property
     def precision(self) -> Any:
-        """The precision that the computation claims."""
         return PRECISION
 
     @property
     def stored_precision(self) -> Any:
-        """The precision of the dtype."""
-        return precision_of(self.dtype)
+        return STORED
 
     def tensor(self, values: Array) -> Tensor:
-        """Return the values rounded to the dtype, on the device."""
         return torch.tensor(values).to(self.dtype).to(self.device)
 
     def net(self, case: Case) -> nn.Module:
-        """Return the network with the case's parameters."""
         net = self.subject.Net().to(self.device, self.dtype)
-        parameters = case.parameters(precision_of(self.dtype))
-        net.load_state_dict({name: self.tensor(value) for name, value in parameters.items()})
-        return Executed(net, self.engine, "") if self.engine else net
+        net.load_state_dict({name: self.tensor(value) for name, value in case.parameters(STORED).items()})
+        if self.engine:  # if engine
+            return Executed(net, self.engine, "")  # if engine
+        return net
 
     def images(self, case: Case) -> Tensor:
-        """Return the case's images (N,1,32,32) in its memory layout."""
-        images = self.tensor(case.pixels(precision_of(self.dtype)))
-        return images[:1].expand(case.batch, -1, -1, -1) if case.layout == "expanded" else lay_out(images, case.layout)
+        images = self.tensor(case.pixels(STORED))
+        if case.layout == "expanded":  # if expanded
+            return images[:1].expand(case.batch, -1, -1, -1)  # if expanded
+        images = lay_out(images, case.layout)  # if layout
+        return images
 
     def targets(self, case: Case) -> Tensor:
-        """Return the case's targets (N,10)."""
         return self.tensor(case.target_values())
 
     def logits(self, case: Case) -> Tensor:
-        """Return the logits (N,10) of the case's images."""
         return self.net(case)(self.images(case))
 
     def loss(self, net: nn.Module, case: Case) -> Tensor:
-        """Return the mean squared error of the network on the case."""
         return F.mse_loss(net(self.images(case)), self.targets(case))
 
-    def exact(self, case: Case, **options: Any) -> Answer:
-        """Return the exact results for the case."""
-        return Answer(case.batch)
+    def exact(self, case: Case, **options: Any) -> Any:
+        return unknown_answer(case.batch)
 
-    def solve(self, case: Case, images: Tensor, *arguments: Any, **options: Any) -> Answer:
-        """Return the exact results for the images."""
-        return Answer(len(images))
+    def solve(self, case: Case, images: Tensor, *arguments: Any, **options: Any) -> Any:
+        return unknown_answer(len(images))
 
 
 def assert_exact(got: Tensor, want: Tensor, what: str, signed_zeros: bool = False) -> None:
@@ -356,7 +349,7 @@ def compare(got: Array, want: Array, allowed: Array, what: str, error: Any = Non
     """Assert that errors are allowed. The oracle's numbers are in EXPECTED; here they are NaN and not compared."""
     assert got.shape == want.shape, f"{what} has shape {got.shape}, expected {want.shape}"
     counts[what] = counts.get(what, 0) + 1
-    want, allowed, compared = want.copy(), allowed.copy(), ~np.isnan(want)
+    want, allowed, compared = np.array(want), np.array(allowed), np.array(~np.isnan(want))
     for at, value, most in EXPECTED if (what, counts[what]) == COMPARED else ():
         if np.isnan(want[at]):
             want[at], compared[at] = value, True
@@ -372,40 +365,40 @@ def compare(got: Array, want: Array, allowed: Array, what: str, error: Any = Non
     assert not wrong.any(), f"{what}: {wrong.sum():,} of {compared.sum():,} compared elements are wrong"
 
 
-def reference() -> Any:
-    """Return the reference network and its training."""
-    return SimpleNamespace(spec="lenet", Net=Net, sgd_update=sgd_update, train_step=train_step, replaces={})
+class Reference:
+    """The network of PyTorch's tutorial, and its training."""
+
+    spec, replaces = "lenet", dict[str, Any]()
+    Net: Any = Net
+    sgd_update = staticmethod(sgd_update)
+    train_step = staticmethod(train_step)
 
 
 def load_subject(spec: str) -> Any:
-    """Return the subject, a file or module and perhaps a name in it, with the reference for what it does not define."""
+    """Return the network that is judged, with the reference for what it does not define."""
     place, _, name = spec.partition(":")
-    sys.path += [str(Path.cwd()), str(Path(place).parent.resolve())]
-    if place.endswith(".py"):
-        found: Any = importlib.util.spec_from_file_location(Path(place).stem, place)
-        module = importlib.util.module_from_spec(found)
-        sys.modules.setdefault(module.__name__, module)
-        found.loader.exec_module(module)
-    else:
-        module = importlib.import_module(place)
-    part: Any = reduce(getattr, name.split(".") if name else [], module)
-    subject, names = reference(), ("Net", "sgd_update", "train_step", "replaces")
-    if isinstance(part, type) and issubclass(part, nn.Module):
-        parts = {"Net": part}
-    elif getattr(part, "__name__", None) in names and callable(part):
-        parts = {part.__name__: part}
-    else:
-        parts = {key: getattr(part, key) for key in names if hasattr(part, key)}
-    if "sgd_update" in parts:
-        parts.setdefault("train_step", partial(train_step, update=parts["sgd_update"]))
-    vars(subject).update(parts, spec=spec)
+    sys.path.append(str(Path(place).parent.resolve()))  # if file
+    found: Any = importlib.util.spec_from_file_location(Path(place).stem, place)  # if file
+    part: Any = importlib.util.module_from_spec(found)  # if file
+    sys.modules.setdefault(part.__name__, part)  # if file
+    found.loader.exec_module(part)  # if file
+    sys.path.append(str(Path.cwd()))  # if module
+    part = importlib.import_module(place)  # if module
+    part = reduce(getattr, name.split("."), part)  # if name
+    subject: Any = Reference()
+    subject.Net = part  # if class
+    setattr(subject, part.__name__, part)  # if function
+    for own in ("Net", "sgd_update", "train_step", "replaces"):  # if parts
+        setattr(subject, own, getattr(part, own, getattr(subject, own, None)))  # if parts
+    if subject.sgd_update is not sgd_update and subject.train_step is train_step:  # if training
+        subject.train_step = partial(train_step, update=subject.sgd_update)  # if training
     return subject
 
 
 def choose_subject() -> Any:
-    """Return the subject that the command line chooses: another file or module, the reference, or the judged one."""
+    """Return the network that is judged, by default SUBJECT."""
     words = [word for word in sys.argv[1:] if word != "--reference"]
-    return reference() if "--reference" in sys.argv else load_subject(words[0] if words else SUBJECT)
+    return Reference() if "--reference" in sys.argv else load_subject(words[0] if words else SUBJECT)
 
 
 def example(stack: Stack) -> None:
@@ -416,24 +409,23 @@ def main() -> int:
     """Run the law on the example; return 1 if it is violated, 0 if it holds, 2 if it cannot be run."""
     torch.manual_seed(0)
     torch.set_num_threads(THREADS)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # if cuda
+    torch.backends.cudnn.deterministic = True  # if cuda
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {DTYPE} on {DEVICE}, {THREADS} threads")
-    try:
-        stack = Stack(choose_subject(), None if "--reference" in sys.argv else built_engine())
-    except Exception as error:
-        print(f"cannot run: {error!r}")
-        return 2
+    stack = None
     try:
         with ExitStack() as installed:
-            for name, part in stack.subject.replaces.items():
-                installed.enter_context(mock.patch(name, part))
-            if stack.engine:
-                installed.enter_context(stack.engine.context())
+            stack = Stack(choose_subject())
+            for name, part in stack.subject.replaces.items():  # if replaces
+                installed.enter_context(mock.patch(name, part))  # if replaces
+            if "--reference" not in sys.argv:  # if engine
+                stack.engine = built_engine()  # if engine
+                installed.enter_context(stack.engine.context())  # if engine
             example(stack)
     except BaseException as error:
-        types = [kind.__name__ for kind in type(error).__mro__]
-        violated = RAISES in types or "AssertionError" in types
         traceback.print_exc()
-        print("FAULT: the law is violated" if violated else f"cannot run: {error!r}")
+        violated = stack and {RAISES, "AssertionError"} & {kind.__name__ for kind in type(error).__mro__}
+        print("FAULT: the law is violated" if violated else f"CANNOT RUN: {error!r}")
         return 1 if violated else 2
-    print("no fault: the law holds on this example")
+    print("NO FAULT: the law holds on this example")
     return 0
