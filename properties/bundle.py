@@ -3,12 +3,11 @@ Copies of definitions of this project, with all that they use, as one text that 
 
 A `Bundle` starts from some functions. From their code objects it finds the global names that they read, adds the
 definitions of these from this project, and so on; names of PyTorch, NumPy and Python become imports. Definitions in
-`properties.stand_ins` replace those of the same name. Of the source it keeps the lines, but no annotation, no decorator of
-pytest or Hypothesis, of a docstring the first line, and of a class only what something else uses.
+`properties.stand_ins` replace those of the same name. Of the source it keeps the lines, but no annotation, no decorator
+of pytest or Hypothesis, of a docstring the first line, and of a class only what something else uses.
 """
 
 from __future__ import annotations
-
 import __future__
 
 import ast
@@ -194,11 +193,19 @@ class Bundle:
         if name in self.needs:
             return
         self.texts[name] = text
-        self.attributes |= {node.attr for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)}
-        code = compile(text, name, "exec", flags=__future__.annotations.compiler_flag, dont_inherit=True)
-        self.needs[name] = list(dict.fromkeys(read for read in global_names(code) if read != name))
+        names, attributes = reads(text)
+        self.attributes |= attributes
+        self.needs[name] = [read for read in names if read != name]
         for read in self.needs[name]:
             self._require(module, read)
+
+
+@cache
+def reads(text: str) -> tuple[list[str], set[str]]:
+    """Return the global names and the attributes that a statement reads."""
+    code = compile(text, "<bundle>", "exec", flags=__future__.annotations.compiler_flag, dont_inherit=True)
+    attributes = {node.attr for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)}
+    return list(dict.fromkeys(global_names(code))), attributes
 
 
 def global_names(code: CodeType) -> Iterator[str]:
@@ -263,7 +270,7 @@ class _Copy:
         """Note the edits of a node and of all nodes in it."""
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             self._visit_definition(node)
-        elif isinstance(node, ast.AnnAssign) and node.value and isinstance(node.target, ast.Name):
+        elif isinstance(node, ast.AnnAssign) and node.value and not isinstance(node.target, ast.Subscript):
             self.edits.append((self.module.span(node.target)[1], self.module.span(node.annotation)[1], b""))
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             self._visit_attribute(node, node.value.id)

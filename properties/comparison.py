@@ -27,9 +27,7 @@ Mask: TypeAlias = NDArray[np.bool_]
 class MismatchError(AssertionError):
     """Some elements of a tensor are wrong."""
 
-    def __init__(
-        self, tensor: str, actual: Array, expected: Array, wrong: Mask, allowed: Array | float = 0.0
-    ) -> None:
+    def __init__(self, tensor: str, actual: Array, expected: Array, wrong: Mask, allowed: Array | float = 0.0) -> None:
         super().__init__()
         self.tensor = tensor  # its name, which may be followed by a description
         self.actual, self.expected = actual, expected  # all elements, in float64

@@ -451,9 +451,7 @@ KNOWN_ISSUES = (
             expected_failure(
                 "permuting_channels_and_units_preserves_logits", always, CONVOLUTIONS_WRONG, case=MANY, seed=0
             ),
-            expected_failure(
-                "permuting_images_permutes_logits", always, CONVOLUTIONS_WRONG, case=MANY, seed=0
-            ),
+            expected_failure("permuting_images_permutes_logits", always, CONVOLUTIONS_WRONG, case=MANY, seed=0),
             expected_failure(
                 "training_step_agrees_with_the_oracle",
                 always,

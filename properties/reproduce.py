@@ -1,11 +1,11 @@
 """
 Stand-alone counterexamples: for each violated law and stack, `--repro DIR` writes a Python file that shows the fault.
 
-The file needs PyTorch, NumPy and the subject, but neither this project nor pytest or Hypothesis: it is what one attaches
-to a bug report. It contains the law, what the law uses (`properties.bundle`) and the example; of the oracle's results,
-only those of the worst wrong elements. It exits with 1 while the fault is there, with 0 once it is gone, and with 2 if it
-cannot run. At the end of the run each file is run in a new process, and once more with the reference network in the
-subject's place.
+The file needs PyTorch, NumPy and the subject, but neither this project nor pytest or Hypothesis: it is what one
+attaches to a bug report. It contains the law, what the law uses (`properties.bundle`) and the example; of the oracle's
+results, only those of the worst wrong elements. It exits with 1 while the fault is there, with 0 once it is gone, and
+with 2 if it cannot run. At the end of the run each file is run in a new process, and once more with the reference
+network in the subject's place.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Reproduction:
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Attach the text of the file, or the reason why there is none, to the report of a violated law."""
-        report = yield
+        report: Any = yield
         entry: Any = dict(report.user_properties).get(PROPERTY)
         if isinstance(item, pytest.Function) and entry and is_violated(entry) and call.excinfo:
             try:
@@ -162,7 +162,8 @@ def source(item: pytest.Function, entry: Entry, error: BaseException) -> str:
     if isinstance(error, Flaky):
         raise BundleError("the law's result differs between two runs of one example")
     cause = (error.__cause__ or error) if isinstance(error, EscapeError) else error
-    law, stack, ledger = Law.of(item), item.callspec.params["stack"], current_ledger()
+    stack: Any = item.callspec.params["stack"]
+    law, ledger = Law.of(item), current_ledger()
     example = law.example(ledger.drawn, cause, item.stash.get(SECONDS, None))
     cases = ledger.cases | set(cases_in(list(ledger.drawn.values())))
     cases = cases or {Case()}
@@ -179,7 +180,9 @@ def source(item: pytest.Function, entry: Entry, error: BaseException) -> str:
     bundle.add([(STAND_INS, "example")])
     if bundle.attributes & {"sgd_update", "train_step"}:
         bundle.features |= {"training"}
-    if "stored_precision" not in bundle.attributes and not any(recipe in ("tiny", "huge") for _, recipe in bundle.recipes):
+    if "stored_precision" not in bundle.attributes and not any(
+        recipe in ("tiny", "huge") for _, recipe in bundle.recipes
+    ):
         bundle.given["STORED"] = (STAND_INS, "STORED = None\n")
     bundle.add([(STAND_INS, "main")])
     if "unknown" not in bundle.texts and not (isinstance(error, MismatchError) and np.isnan(error.expected).any()):
@@ -202,7 +205,7 @@ class Law:
     @classmethod
     def of(cls, item: pytest.Function) -> Law:
         """Return the law of an item."""
-        return cls(item.module.__name__, item.originalname, str(item.path))
+        return cls(item.function.__module__, item.originalname, str(item.path))
 
     @property
     def is_machine(self) -> bool:
@@ -232,7 +235,9 @@ def steps_of(error: BaseException) -> list[str]:
     found = re.search(r"^( *)state = TrainingMachine\(.*?^ *state.teardown\(\)", text, re.MULTILINE | re.DOTALL)
     if found is None:
         raise BundleError("Hypothesis has not printed the steps of the state machine")
-    body = ast.parse(textwrap.dedent(re.sub(r"TrainingMachine\(.*\)", "TrainingMachine(stack)", found[0], count=1))).body
+    body = ast.parse(
+        textwrap.dedent(re.sub(r"TrainingMachine\(.*\)", "TrainingMachine(stack)", found[0], count=1))
+    ).body
     calls = ["state = TrainingMachine(stack)"]
     for step in body[1:-1]:
         call = step.value if isinstance(step, (ast.Expr, ast.Assign)) else step

@@ -1,5 +1,5 @@
 """
-What the files of `--repro` contain in place of parts of this project, pytest and Hypothesis that are too large for them.
+What the files of `--repro` contain in place of larger parts of this project, of pytest and of Hypothesis.
 
 `properties.bundle` copies a definition from here if a law uses one of that name, and leaves out methods that no other
 part of the file uses. The constants are defaults: `properties.reproduce` writes those of the example.
@@ -36,9 +36,8 @@ from lenet.net import Net
 from lenet.oracle import Array, Budgeted
 from lenet.training import sgd_update, train_step
 from properties.case import Case
-from properties.comparison import gradients
 from properties.executed import Executed
-from properties.stack import float64, lay_out
+from properties.stack import float64, gradients, lay_out
 from properties.strategies import Placed, Vectors  # noqa: F401
 
 SUBJECT = ""
@@ -56,22 +55,22 @@ PREDICTED, LOSSES = "", [0.0]
 SHAPES = {name: tuple(parameter.shape) for name, parameter in Net().named_parameters()}
 
 
-class Skip(Exception):
+class SkipError(Exception):
     """The law does not apply."""
 
 
-class UnsatisfiedAssumption(Exception):
+class UnsatisfiedAssumption(Exception):  # noqa: N818 (Hypothesis's name)
     """The example does not apply."""
 
 
 def skip(reason: str) -> None:
     """End the law, which does not apply."""
-    raise Skip(reason)
+    raise SkipError(reason)
 
 
 def skip_unless_reference(stack: Any, reason: str) -> None:
     """End the law, which does not apply to this network."""
-    raise Skip(reason)
+    raise SkipError(reason)
 
 
 def _reject_example() -> None:
@@ -79,7 +78,7 @@ def _reject_example() -> None:
 
 
 def _skip_law(engine: str) -> None:
-    raise Skip(f"{engine} has no backward pass")
+    raise SkipError(f"{engine} has no backward pass")
 
 
 def fail(message: str) -> None:
@@ -93,7 +92,8 @@ def raises(error: type[Exception], match: str) -> Iterator[None]:
     try:
         yield
     except error as raised:
-        assert re.search(match, str(raised)), f"{raised!r} does not match {match!r}"
+        if not re.search(match, str(raised)):
+            raise AssertionError(f"{raised!r} does not match {match!r}") from raised
         return
     raise AssertionError(f"{error.__name__} was not raised")
 
@@ -266,7 +266,8 @@ class Stack:
     device, dtype = torch.device(DEVICE), DTYPE
 
     def __init__(self, subject: Any) -> None:
-        self.subject, self.engine = subject, None
+        self.subject: Any = subject
+        self.engine: Any = None
 
     @property
     def precision(self) -> Any:
@@ -279,7 +280,7 @@ class Stack:
     def tensor(self, values: Array) -> Tensor:
         return torch.tensor(values).to(self.dtype).to(self.device)
 
-    def net(self, case: Case) -> nn.Module:
+    def net(self, case: Case) -> Any:
         net = self.subject.Net().to(self.device, self.dtype)
         net.load_state_dict({name: self.tensor(value) for name, value in case.parameters(STORED).items()})
         if self.engine:  # if engine
@@ -296,7 +297,7 @@ class Stack:
     def targets(self, case: Case) -> Tensor:
         return self.tensor(case.target_values())
 
-    def logits(self, case: Case) -> Tensor:
+    def logits(self, case: Case) -> Any:
         return self.net(case)(self.images(case))
 
     def loss(self, net: nn.Module, case: Case) -> Tensor:
@@ -412,7 +413,7 @@ def main() -> int:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # if cuda
     torch.backends.cudnn.deterministic = True  # if cuda
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {DTYPE} on {DEVICE}, {THREADS} threads")
-    stack = None
+    stack: Any = None
     try:
         with ExitStack() as installed:
             stack = Stack(choose_subject())

@@ -1,7 +1,7 @@
 """
 Check the files of `--repro`: each must fail on a mutant, in a process of its own, and pass on the reference network.
 
-`python -m properties.mutants.reproduced FOLDER` judges, for each law, the first mutant that names it, and writes the files.
+`python -m properties.mutants.reproduced FOLDER` judges the first mutant that names each law, and writes the files.
 """
 
 from __future__ import annotations
@@ -34,7 +34,16 @@ def problems_of(variants: list[Variant], dtype: str, folder: Path) -> list[str]:
     with tempfile.TemporaryDirectory() as temporary:
         subjects = Path(temporary) / "subjects_by_law.json"
         subjects.write_text(json.dumps({variant.law: [variant.spec] for variant in variants}))
-        command = [sys.executable, "-m", "pytest", str(ROOT / "properties/laws"), "-q", "--tb=line", "--repro", str(folder)]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            str(ROOT / "properties/laws"),
+            "-q",
+            "--tb=line",
+            "--repro",
+            str(folder),
+        ]
         command += ["-p", "no:cacheprovider", "-p", "properties.mutants.plugin", f"--timeout={TIMEOUT}"]
         command += ["--hypothesis-profile=kills", "--device=cpu", "--dtype", dtype, "--subjects-by-law", str(subjects)]
         command += [word for variant in variants for word in ("--subject", variant.spec)]
@@ -47,7 +56,9 @@ def problems_of(variants: list[Variant], dtype: str, folder: Path) -> list[str]:
 
 def main() -> int:
     """Write and run the files; return 1 if one is not as it must be."""
-    parser = argparse.ArgumentParser(prog="python -m properties.mutants.reproduced", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m properties.mutants.reproduced", description=__doc__.split("\n\n")[0]
+    )
     parser.add_argument("folder", type=Path, help="where the files are written")
     parser.add_argument("laws", nargs="*", metavar="LAW", help="a law, without its prefix test_ (default: all)")
     options = parser.parse_args()
