@@ -67,11 +67,9 @@ class Reproduction:
         self.lines: list[str] = []
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(
-        self, item: pytest.Item, call: pytest.CallInfo[None]
-    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, Any]:
         """Attach the text of the file, or the reason why there is none, to the report of a violated law."""
-        report: Any = yield
+        report = yield
         entry: Any = dict(report.user_properties).get(PROPERTY)
         if isinstance(item, pytest.Function) and entry and is_violated(entry) and call.excinfo:
             try:
@@ -280,8 +278,9 @@ def literal(value: Any) -> str:
         return json.dumps(value)
     if isinstance(value, (bool, int, float, torch.dtype)) or value is None:
         return repr(value)
-    if getattr(torch, getattr(value, "__name__", ""), None) is value:
-        return f"torch.{value.__name__}"
+    name = getattr(value, "__name__", "")
+    if getattr(torch, name, None) is value:
+        return f"torch.{name}"
     raise BundleError(f"the argument {value!r} cannot be written as Python")
 
 

@@ -232,7 +232,7 @@ def large(precision: Any, root: int) -> float:
     return float(min(precision.largest, torch.finfo(torch.float32).max) ** (1 / root)) if precision else 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Engine:
     """A way to execute a network's forward pass."""
 

@@ -159,7 +159,7 @@ def test_every_law_can_be_copied(chapter: Path) -> None:
 
 
 def test_part_of_another_package_cannot_be_copied() -> None:
-    with pytest.raises(BundleError, match="uses the module hypothesis|has no stand-in"):
+    with pytest.raises(BundleError, match=r"uses the module hypothesis|has no stand-in"):
         Bundle().add([("properties.strategies", "vectors")])
 
 
