@@ -19,7 +19,7 @@ import subprocess
 import sys
 import textwrap
 import zlib
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ from lenet import digits, engines
 from lenet.files import write_atomically
 from lenet.fingerprint import fingerprint, headline
 from lenet.oracle import THRESHOLD, Precision
+from lenet.subject import one_line
 from properties import fresh
 from properties.bundle import STAND_INS, Bundle, BundleError, module_of
 from properties.case import Case
@@ -76,6 +77,8 @@ class Reproduction:
                 report.repro = {"text": source(item, entry, call.excinfo.value), "problem": ""}
             except BundleError as error:
                 report.repro = {"text": "", "problem": str(error)}
+            except Exception as error:  # a fault of this module must not end the run
+                report.repro = {"text": "", "problem": f"internal error: {one_line(error)}"}
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -87,30 +90,36 @@ class Reproduction:
                 own[:] = [report.nodeid, entry, report.repro]
 
     @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """Write the files and run each in a new process."""
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Write the files and, unless the user has ended the run, run each in a new process."""
         if hasattr(session.config, "workerinput") or not self.found:
             return
+        files = [(path, entry["subject"] != "lenet") for path, entry in self._write()]
+        if exitstatus == pytest.ExitCode.INTERRUPTED:
+            self.lines += [f"{path}: not run" for path, _ in files]
+            return
+        processes = session.config.getoption("numprocesses", None) or 1
+        with ThreadPoolExecutor(processes) as pool:
+            for lines in pool.map(run, [files[start::processes] for start in range(processes)]):
+                self.lines += lines
+
+    def _write(self) -> Iterator[tuple[Path, Entry]]:
+        """Write the files; yield the path of each, with the entry of its law."""
         names: set[str] = set()
-        written = []
         for _, entry, repro in self.found.values():
             name = file_name(entry, names)
             names.add(name)
-            path = self.folder / name
-            if repro["problem"]:
-                self.lines.append(f"{path}: not written: {repro['problem']}")
-                continue
+            path, problem = self.folder / name, repro["problem"]
             try:
-                with write_atomically(path) as file:
-                    file.write(repro["text"].encode(errors="backslashreplace"))
+                if not problem:
+                    with write_atomically(path) as file:
+                        file.write(repro["text"].encode(errors="backslashreplace"))
             except OSError as error:
-                self.lines.append(f"{path}: not written: {error.strerror or error}")
-                continue
-            written.append((path, entry["subject"] != "lenet"))
-        processes = session.config.getoption("numprocesses", None) or 1
-        with ThreadPoolExecutor(processes) as pool:
-            for lines in pool.map(run, [written[start::processes] for start in range(processes)]):
-                self.lines += lines
+                problem = error.strerror or str(error)
+            if problem:
+                self.lines.append(f"{path}: not written: {problem}")
+            else:
+                yield path, entry
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """List the files, and what is wrong with one."""
@@ -131,7 +140,7 @@ def run(files: list[tuple[Path, bool]]) -> list[str]:
     command = [sys.executable, fresh.__file__, str(TIMEOUT)]
     ran = subprocess.run(command, input=json.dumps(calls), stdout=subprocess.PIPE, text=True, check=False)
     if ran.returncode:
-        return [f"{path}: not run: Python cannot import PyTorch in a new process" for path, _ in files]
+        return [f"{path}: not run: {fresh.__name__} ended with exit code {ran.returncode}" for path, _ in files]
     codes = dict(zip(map(tuple, calls), json.loads(ran.stdout), strict=True))
     return [f"{path}{outcome(codes[str(path),], codes.get((str(path), '--reference'), 0))}" for path, _ in files]
 
