@@ -359,6 +359,7 @@ def compare(got: Array, want: Array, allowed: Array, what: str, error: Any = Non
     with np.errstate(all="ignore"):
         errors = error() if error else np.abs(got - want)
         right = (errors <= allowed) | (got == want) | np.isnan(got) & np.isnan(want) | np.isinf(allowed)
+        compared &= ~np.isnan(allowed)
         wrong = compared & (~right | other_signs)
     for at in np.argwhere(wrong)[:8]:
         at = tuple(map(int, at))

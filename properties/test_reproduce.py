@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lenet import digits, oracle
-from lenet.oracle import PRECISIONS
+from lenet.oracle import PRECISIONS, Budgeted
 from properties import fresh, stand_ins
 from properties.bundle import STAND_INS, Bundle, BundleError
 from properties.case import Case, large
@@ -212,6 +212,9 @@ def test_unknown_numbers_are_compared_where_they_are_given(monkeypatch: pytest.M
         stand_ins.assert_within_budget(torch.tensor([7.0, 3.0]), unknown, "x")
     monkeypatch.setattr(stand_ins, "counts", {"x": 1})
     stand_ins.assert_within_budget(torch.tensor([7.0, 2.5]), unknown, "x")
+    monkeypatch.setattr(stand_ins, "counts", {"x": 1})
+    known = Budgeted(np.array([1.0, 2.0]), np.full(2, np.nan))  # computed in the file, with a budget of the oracle
+    stand_ins.assert_within_budget(torch.tensor([7.0, 2.5]), known, "x")
 
 
 @pytest.mark.parametrize(
