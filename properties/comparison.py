@@ -27,12 +27,13 @@ Mask: TypeAlias = NDArray[np.bool_]
 class MismatchError(AssertionError):
     """Some elements of a tensor are wrong."""
 
-    def __init__(self, tensor: str, actual: Array, expected: Array, wrong: Mask) -> None:
+    def __init__(self, tensor: str, actual: Array, expected: Array, wrong: Mask, allowed: Array | float = 0.0) -> None:
         super().__init__()
         self.tensor = tensor  # its name, which may be followed by a description
         self.actual, self.expected = actual, expected  # all elements, in float64
         self.wrong = wrong  # which of them are wrong
         self.ratio: Array | None = None  # their errors in budgets, if they are compared within budget
+        self.allowed = np.broadcast_to(allowed, wrong.shape)  # the largest error allowed
 
     def with_message(self, at: tuple[Any, ...], text: str) -> MismatchError:
         """Return the mismatch with a message about its worst element, `at`, and the number of wrong elements."""
@@ -81,7 +82,7 @@ def assert_rounded(got: Tensor, exact: ExactWithBound, what: str) -> None:
         bounded = np.isfinite(exact.error_bound)
         shares = np.nan_to_num(np.where(bounded, error / exact.error_bound, 0.0), nan=0.0)
     different = bounded & ~(error <= exact.error_bound)
-    mismatch = _unexplained(what, actual, exact.high, different)
+    mismatch = _unexplained(what, actual, exact.high, different, exact.error_bound)
     ledger.add_error_shares(np.where(different & ~mismatch.wrong, 0.0, shares))
     ledger.has_unjudged |= not bounded.all()
     if mismatch.wrong.any():
@@ -101,7 +102,7 @@ def assert_within_budget(got: Tensor, exact: Budgeted, what: str) -> None:
     _assert_shape(actual.shape, exact.value.shape, what)
     ratio = exact.ratio(actual)
     different = ratio > THRESHOLD
-    mismatch = _unexplained(what, actual, exact.value, different, ratio)
+    mismatch = _unexplained(what, actual, exact.value, different, THRESHOLD * exact.budget, ratio)
     ratio = np.where(different & ~mismatch.wrong, 0.0, ratio)
     ledger.worst_ratio = max(ledger.worst_ratio, float(ratio.max(initial=0.0)))
     ledger.add_error_shares(ratio / THRESHOLD)
@@ -116,13 +117,19 @@ def assert_within_budget(got: Tensor, exact: Budgeted, what: str) -> None:
 
 
 def _unexplained(
-    what: str, actual: Array, expected: Array, different: Mask, ratio: Array | None = None
+    what: str,
+    actual: Array,
+    expected: Array,
+    different: Mask,
+    allowed: Array | float = 0.0,
+    ratio: Array | None = None,
 ) -> MismatchError:
     """Return the mismatch of the elements that are different and that no known issue explains."""
-    mismatch = MismatchError(what, actual, expected, different)
+    mismatch, ledger = MismatchError(what, actual, expected, different, allowed), current_ledger()
     mismatch.ratio = ratio
+    ledger.compared[what] += 1
     if different.any():
-        mismatch.wrong = different & ~current_ledger().explained(mismatch)
+        mismatch.wrong = different & ~ledger.explained(mismatch)
     return mismatch
 
 

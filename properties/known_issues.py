@@ -7,7 +7,6 @@ The registry of known issues: bugs of PyTorch and of engines that the laws have 
 from __future__ import annotations
 
 import argparse
-import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -469,9 +468,7 @@ KNOWN_ISSUES = (
             expected_failure(
                 "permuting_channels_and_units_preserves_logits", always, CONVOLUTIONS_WRONG, case=MANY, seed=0
             ),
-            expected_failure(
-                "permuting_images_permutes_logits", always, CONVOLUTIONS_WRONG, case=MANY, order=random.Random(0)
-            ),
+            expected_failure("permuting_images_permutes_logits", always, CONVOLUTIONS_WRONG, case=MANY, seed=0),
             expected_failure(
                 "training_step_agrees_with_the_oracle",
                 always,

@@ -8,6 +8,7 @@ the law has finished. Outside a law nothing is recorded: each call then returns 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,6 +20,7 @@ import numpy as np
 from lenet.oracle import Array
 
 if TYPE_CHECKING:
+    from properties.case import Case
     from properties.comparison import Mask, MismatchError
     from properties.known_issues import ExpectedFailure, KnownIssue
 
@@ -54,6 +56,9 @@ class Ledger:
     error_share: float = 0.0  # its largest error, as a fraction of the allowed error
     has_unjudged: bool = False  # whether some element could not be judged
     worst_ratio_before: float = 0.0
+    cases: set[Case] = field(default_factory=set)  # from which networks and images were built
+    compared: Counter[str] = field(default_factory=Counter)  # how often each tensor was compared, by its name
+    choices: dict[str, Any] = field(default_factory=dict)  # what the law chose by the oracle's results, by name
 
     def start_judging(self, occurring: list[tuple[KnownIssue, ExpectedFailure]]) -> None:
         """Forget the examples in which known issues were looked for; these are the ones that occur."""
@@ -67,6 +72,7 @@ class Ledger:
         self.drawn, self.error_share, self.has_unjudged, self.worst_ratio_before = drawn, 0.0, False, self.worst_ratio
         self.expected = [failure for _, failure in self.known_issues if failure.applies_to(drawn)]
         self.seen = []
+        self.cases, self.compared, self.choices = set(), Counter(), {}
 
     def progress(self) -> tuple[dict[str, Any], dict[str, str]]:
         """Return what has been judged so far, and the reprs of the latest example's arguments, for the journal."""

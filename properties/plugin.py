@@ -41,6 +41,7 @@ from properties.deviations import DEVIATIONS, Deviation, DeviationError
 from properties.executed import NOT_FOR_ENGINES
 from properties.judged_code import EXAMPLE_TIMEOUT, LAWS, LawTimeout, escapes_are_errors, forbid_early_exit, time_limit
 from properties.preconditions import Unmet
+from properties.reproduce import Reproduction
 from properties.stack import Stack, dtype_name
 from properties.strategies import only_case, seed_of_examples
 
@@ -66,6 +67,7 @@ PROFILES = ("quick", "ci", "thorough", "kills", "mutants")
 
 SUBJECT_HELP = "module or file.py, either followed by :Name if needed; may be repeated (default: lenet)"
 CLAIM_HELP = f"judge the engines at this precision instead of the one that each claims: {', '.join(CLAIMS)}"
+REPRO_HELP = "write a stand-alone Python file to this folder for each violated law and stack, and run it once"
 CASE_HELP = (
     "draw this case only, as a failure prints it: 'Case(batch=3, ...)'; "
     "a law that draws no Case ignores it, and a law's explicit examples run as well"
@@ -109,7 +111,9 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
         "--write-known", type=Path, metavar="FILE", help="write a draft of --known's file after a failed run"
     )
     group.addoption("--skip-laws", type=Path, metavar="FILE", help=SKIP_HELP)
-    group.addoption("--record", type=_folder, metavar="DIR", help="write the results to JSON files in this folder")
+    folder = partial(_folder, "--record")
+    group.addoption("--record", type=folder, metavar="DIR", help="write the results to JSON files in this folder")
+    group.addoption("--repro", type=partial(_folder, "--repro"), metavar="DIR", help=REPRO_HELP)
 
 
 def _check_configuration(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -137,9 +141,9 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _folder(text: str) -> Path:
+def _folder(option: str, text: str) -> Path:
     if not text:
-        raise pytest.UsageError("--record: the name of a folder is needed")
+        raise pytest.UsageError(f"{option}: the name of a folder is needed")
     return Path(text)
 
 
@@ -156,9 +160,9 @@ def pytest_configure(config: pytest.Config) -> None:
     disable_tf32()
     forbid_early_exit()
     _end_children_with_run(config)
-    folder = config.getoption("record")
-    if folder and not writable(folder):
-        raise pytest.UsageError(f"--record {folder}: not a folder that can be written to")
+    for option in ("record", "repro"):
+        if (folder := config.getoption(option)) and not writable(folder):
+            raise pytest.UsageError(f"--{option} {folder}: not a folder that can be written to")
     specs = config.getoption("subject") or [os.environ.get("LENET_SUBJECT") or "lenet"]
     devices, config.stash[UNAVAILABLE] = _devices(config.getoption("device"))
     text, names = config.getoption("case"), config.getoption("engine")
@@ -186,6 +190,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(record, "lenet-record")
     config.pluginmanager.register(crashes, "lenet-crash-reports")
     config.pluginmanager.register(terminal, "lenet-terminal")
+    if folder := config.getoption("repro"):
+        config.pluginmanager.register(Reproduction(folder), "lenet-repro")
     if path := config.getoption("write_known"):
         config.pluginmanager.register(drafts, "lenet-drafts")
         if not hasattr(config, "workerinput"):

@@ -18,6 +18,7 @@ from lenet.oracle import Answer, Array, Loss, Precision
 from lenet.subject import Subject
 from properties.case import Case
 from properties.executed import Executed
+from properties.ledger import current_ledger
 from properties.preconditions import require
 
 
@@ -118,6 +119,7 @@ class Stack:
     def net(self, case: Case) -> nn.Module:
         """Return the subject's Net with the case's parameters, executed by the engine if there is one."""
         require(case)
+        current_ledger().cases.add(case)
         net = self.subject.Net().to(self.device, self.dtype)
         net.load_state_dict(
             {name: value.to(self.device, copy=True) for name, value in _parameters(case, self.dtype).items()}
@@ -127,6 +129,7 @@ class Stack:
     def images(self, case: Case) -> Tensor:
         """Return the case's images (N,1,32,32) in the case's memory layout."""
         require(case)
+        current_ledger().cases.add(case)
         if case.layout == "expanded" and case.batch:
             return self.tensor(case.pixels(self.stored_precision)[:1]).expand(case.batch, -1, -1, -1)
         return lay_out(self.tensor(case.pixels(self.stored_precision)), case.layout)

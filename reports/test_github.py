@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reports.commands import main as make_report
+from reports.commands import report as make_report
 from reports.conftest import LAWS, STAMP, Files, entry, write
 from reports.github import MAX_SUMMARY, SHOWN, main, place, workflow_command
 

@@ -19,6 +19,7 @@ import lenet
 from lenet import oracle
 from lenet.oracle import SHAPES
 from properties.case import Case
+from properties.ledger import current_ledger
 from properties.stack import Stack, gradients, lay_out
 from properties.strategies import cases
 
@@ -77,6 +78,7 @@ def with_exact_sums(stack: Stack, case: Case) -> Case:
     for weights in INTEGER_WEIGHTS[INTEGER_WEIGHTS.index(case.weights) :]:
         sparser = replace(case, weights=weights)
         if 4 * stack.exact(sparser, loss=oracle.dot).largest_sum_of_squares <= 1 / stack.precision.coarsest_unit:
+            current_ledger().choices["weights"] = weights
             return sparser
     assume(False)
     raise AssertionError("unreachable")

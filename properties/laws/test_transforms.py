@@ -81,6 +81,7 @@ def points_on_both_sides(stack: Stack, case: Case, name: str, tangent: Tensor) -
         points = [parameters | {name: parameters[name] + sign * step * tangent} for sign in (1, -1)]
         first, second = (oracle.decisions(_arrays(point), float64(stack.images(case))) for point in points)
         if all(np.array_equal(one, other) for one, other in zip(first, second, strict=True)):
+            current_ledger().choices["step"] = step
             return points, step
     current_ledger().has_unjudged = True
     return [], 0.0
