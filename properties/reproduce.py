@@ -94,8 +94,7 @@ class Reproduction:
         """Write the files and, unless the user has ended the run, run each in a new process."""
         if hasattr(session.config, "workerinput") or not self.found:
             return
-        written = list(self._write())
-        files = [(path, entry["subject"] != "lenet") for path, entry in written]
+        files = [(path, entry["subject"] != "lenet") for path, entry in self._write()]
         if exitstatus == pytest.ExitCode.INTERRUPTED:
             self.lines += [f"{path}: not run" for path, _ in files]
             return
@@ -103,13 +102,6 @@ class Reproduction:
         with ThreadPoolExecutor(processes) as pool:
             for lines in pool.map(run, [files[start::processes] for start in range(processes)]):
                 self.lines += lines
-        known = {str(path) for path, entry in written if entry["known_issues"]}
-        self.lines = [
-            f"{line}; a known issue of PyTorch may show in it"
-            if ": the reference" in line and line.partition(": the reference")[0] in known
-            else line
-            for line in self.lines
-        ]
 
     def _write(self) -> Iterator[tuple[Path, Entry]]:
         """Write the files; yield the path of each, with the entry of its law."""
