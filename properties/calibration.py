@@ -17,7 +17,6 @@ import json
 import multiprocessing
 import os
 import shlex
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -438,10 +437,12 @@ def calibrate(
     save_all(len(jobs))
 
 
-def main() -> None:
-    """Run the command line."""
+def main(arguments: list[str]) -> int:
+    """Measure and write the distribution; return 0."""
     parser = argparse.ArgumentParser(
-        prog="python -m properties.calibration", description=__doc__.split("\n\n")[0].strip()
+        prog="lenet-properties calibrate",
+        description=__doc__.split("\n\n")[0].strip(),
+        epilog="example: lenet-properties calibrate --cases 1000 --output calibration.json",
     )
     parser.add_argument("--cases", type=int, default=100_000, help="cases per dtype (default %(default)s)")
     parser.add_argument("--dtype", nargs="+", choices=PRECISIONS, default=list(PRECISIONS), help="default: all")
@@ -453,7 +454,7 @@ def main() -> None:
         metavar="FILE",
         help="where to write the distribution; trials are logged beside it, so that a run can be continued",
     )
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     for name in ("cases", "processes"):
         if (number := getattr(options, name)) < 1:
             parser.error(f"--{name} {number}: at least 1 is needed")
@@ -465,14 +466,11 @@ def main() -> None:
         logged = log.read()
     except ValueError as error:
         parser.error(str(error))
-    header = stamp(shlex.join(["python", "-m", "properties.calibration", *sys.argv[1:]]))
+    header = stamp(shlex.join(["lenet-properties", "calibrate", *arguments]))
 
     def save(dtypes: dict[str, Any]) -> None:
         with write_atomically(options.output) as file:
             file.write(json.dumps(header | {"dtypes": dtypes}, indent=1).encode() + b"\n")
 
     calibrate(options.dtype, range(options.cases), options.processes, log, logged, save)
-
-
-if __name__ == "__main__":
-    main()
+    return 0
