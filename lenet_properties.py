@@ -39,6 +39,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "index": ("reports.commands:make_index", "write the pages of all published runs again"),
         "known-issues": ("properties.known_issues", "write the page of known issues"),
         "mutants": ("properties.mutants.__main__", "judge the mutants and twins"),
+        "repro-check": ("properties.mutants.reproduced", "check the stand-alone counterexamples, on mutants"),
         "source-mutants": ("properties.mutants.source", "mutate the source of lenet"),
         "calibrate": ("properties.calibration", "measure the errors of correct results in budgets"),
         "gate-trial": ("benchmarks.gate_trial", "measure the false alarms and the power of the gate"),

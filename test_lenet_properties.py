@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -60,6 +61,13 @@ def run(installed: Path, tmp_path: Path) -> Run:
         return subprocess.run(words, cwd=tmp_path, env=environment | more, capture_output=True, text=True, check=False)
 
     return run_there
+
+
+def git(folder: Path, *commands: list[str]) -> None:
+    """Run git commands in a folder."""
+    for command in commands:
+        author = ["-c", "user.name=nobody", "-c", "user.email=nobody@example.org"]
+        subprocess.run(["git", *author, *command], cwd=folder, check=True)
 
 
 def laws(folder: Path) -> list[dict[str, Any]]:
@@ -119,10 +127,8 @@ def test_steps_are_timed_in_a_foreign_project(run: Run, tmp_path: Path) -> None:
 
 
 def test_gate_compares_two_commits_of_a_foreign_project(run: Run, tmp_path: Path) -> None:
-    git = ["git", "-c", "user.name=nobody", "-c", "user.email=nobody@example.org"]
     (tmp_path / "mine.py").write_text("from lenet import Net\n")
-    for arguments in (["init", "-q", "-b", "main"], ["add", "mine.py"], ["commit", "-q", "-m", "base"]):
-        subprocess.run([*git, *arguments], cwd=tmp_path, check=True)
+    git(tmp_path, ["init", "-q", "-b", "main"], ["add", "mine.py"], ["commit", "-q", "-m", "base"])
     slower = "import time\nimport lenet\n\n\nclass Net(lenet.Net):\n    def forward(self, images):\n        "
     slower += "end = time.perf_counter() + 0.01\n        while time.perf_counter() < end:\n            pass\n        "
     (tmp_path / "mine.py").write_text(f"{slower}return super().forward(images)\n")
@@ -134,9 +140,7 @@ def test_gate_compares_two_commits_of_a_foreign_project(run: Run, tmp_path: Path
 
 
 def test_gate_without_a_subject_says_what_a_foreign_project_lacks(run: Run, tmp_path: Path) -> None:
-    git = ["git", "-c", "user.name=nobody", "-c", "user.email=nobody@example.org"]
-    for arguments in (["init", "-q", "-b", "main"], ["commit", "-q", "--allow-empty", "-m", "base"]):
-        subprocess.run([*git, *arguments], cwd=tmp_path, check=True)
+    git(tmp_path, ["init", "-q", "-b", "main"], ["commit", "-q", "--allow-empty", "-m", "base"])
 
     gate = run("gate", "--base", "HEAD")
 
@@ -149,6 +153,50 @@ def test_network_is_trained_in_a_foreign_project(run: Run, tmp_path: Path) -> No
 
     assert trained.returncode == 0, trained.stderr
     assert (tmp_path / "lenet-results" / "training.pt").is_file()
+
+
+README = (ROOT / "README.md").read_text()
+EXAMPLES = dict.fromkeys(
+    re.findall(r"(?:`|^\$ )lenet-properties ((?:\w+)(?: [^`#\n]+)?)(?:`|#|$)", README, re.MULTILINE)
+)
+LIMITS = {
+    "judge": ["--law", "logits_agree*", "--dtype", "float32", "--device", "cpu", "--workers", "1"],
+    "time": ["--steps", "update and manual", "--dtype", "float32"],
+    "train": ["--epochs", "1", "--batch", "256"],
+    "gate": ["--select", "forward-1", "--budget", "10s"],
+}
+"""What is added to an example of the README, so that it takes seconds."""
+
+KNOWN = """[[deviation]]
+law = "gradients_agree_with_the_oracle"
+reason = "an example"
+symptoms = [{ tensors = "fc1.weight" }]
+"""
+
+
+def test_readme_has_examples() -> None:
+    assert {example.split()[0] for example in EXAMPLES} >= {"judge", "time", "gate", "report", "explain", "doctor"}
+
+
+@pytest.mark.parametrize("example", [example for example in EXAMPLES if not example.startswith("fastest")])
+def test_example_of_the_readme_runs(example: str, run: Run, tmp_path: Path) -> None:
+    """`fastest`, which compiles for minutes, has tests of its own."""
+    (block,) = re.findall(r"```python\n# faulty\.py\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "faulty.py").write_text(block)
+    (tmp_path / "mine.py").write_text("import lenet\n\n\nclass Net(lenet.Net):\n    pass\n")
+    (tmp_path / "my_module.py").write_text("def build(net):\n    return lambda images: net(images)\n")
+    (tmp_path / "known.toml").write_text(KNOWN)
+    git(tmp_path, ["init", "-q", "-b", "main"], ["add", "mine.py"], ["commit", "-q", "-m", "base"])
+    command, *words = shlex.split(example)
+    words += LIMITS.get(command, [])
+    if command == "report":
+        run("judge", *LIMITS["judge"], "--record", "lenet-results/latest")
+
+    done = run(command, *words)
+
+    assert done.returncode == {"judge faulty.py:ReluMissing": 1, "gate --subject": 3}.get(
+        " ".join(example.split()[:2]), 0
+    ), done.stdout + done.stderr
 
 
 def test_law_is_explained(run: Run) -> None:

@@ -160,10 +160,9 @@ def test_summary_has_the_quantiles_the_counts_and_the_worst_trial_of_each_tensor
     assert summary["worst cases"][0] == {"ratio": 3.0, "tensor": "loss", "trial": trial}
 
 
-def run(monkeypatch: pytest.MonkeyPatch, output: Path, *arguments: str) -> dict[str, Any]:
+def run(output: Path, *arguments: str) -> dict[str, Any]:
     """Return the distributions by dtype that the command line writes."""
-    monkeypatch.setattr("sys.argv", ["calibration", *arguments, "--processes", "1", "--output", str(output)])
-    calibration.main()
+    calibration.main([*arguments, "--processes", "1", "--output", str(output)])
     distributions: dict[str, Any] = json.loads(output.read_text())["dtypes"]
     return distributions
 
@@ -171,16 +170,16 @@ def run(monkeypatch: pytest.MonkeyPatch, output: Path, *arguments: str) -> dict[
 def test_run_continues_where_an_earlier_one_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other dtypes and more cases are added to those in the log, of which a torn last line is measured again."""
     output, log = tmp_path / "found.json", tmp_path / "found.cases.jsonl"
-    run(monkeypatch, output, "--cases", "2", "--dtype", "float16")
+    run(output, "--cases", "2", "--dtype", "float16")
     log.write_text(log.read_text()[:-5])
 
-    continued = run(monkeypatch, output, "--cases", "3", "--dtype", "float64", "float16")
+    continued = run(output, "--cases", "3", "--dtype", "float64", "float16")
 
     assert list(continued) == ["float64", "float16"]
     assert all((each["cases"], each["seeds"]) == (3, [0, 2]) for each in continued.values())
     assert len(log.read_text().splitlines()) == 1 + 6
     output.unlink()
-    assert run(monkeypatch, output, "--cases", "3", "--dtype", "float64", "float16") == continued
+    assert run(output, "--cases", "3", "--dtype", "float64", "float16") == continued
     assert len(log.read_text().splitlines()) == 1 + 6
 
 
@@ -190,7 +189,7 @@ def test_log_of_another_oracle_is_refused(
     (tmp_path / "found.cases.jsonl").write_text('{"code":"other","torch":"2.13.0"}\n')
 
     with pytest.raises(SystemExit, match="2"):
-        run(monkeypatch, tmp_path / "found.json", "--cases", "1")
+        run(tmp_path / "found.json", "--cases", "1")
 
     assert "has trials of other code or another PyTorch: remove it" in capsys.readouterr().err
 
@@ -205,7 +204,7 @@ def test_damaged_log_is_refused(
     log.path.write_text(f"{log.path.read_text()}{line}\n")
 
     with pytest.raises(SystemExit, match="2"):
-        run(monkeypatch, tmp_path / "found.json", "--cases", "1")
+        run(tmp_path / "found.json", "--cases", "1")
 
     assert "found.cases.jsonl is damaged (" in capsys.readouterr().err
 
@@ -227,12 +226,9 @@ def test_wrong_option_is_a_one_line_error_before_anything_is_measured(
     message: str,
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setattr(
-        "sys.argv", ["calibration", "--output", str(tmp_path / "result"), *(o.format(folder=tmp_path) for o in options)]
-    )
 
     with pytest.raises(SystemExit, match="2"):
-        calibration.main()
+        calibration.main(["--output", str(tmp_path / "result"), *(o.format(folder=tmp_path) for o in options)])
 
     assert message.format(folder=tmp_path) in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "result").exists()

@@ -114,9 +114,12 @@ def _factor(slowdown: float | None) -> str:
 
 def laws_part(name: str, results: LawResults) -> Part:
     """The laws fail if one is violated or not judged, if none holds, after an error, or if they did not finish."""
-    apart = sum(bool(law.known_issues) for law in results.holding)
+    apart = sum(bool(law.known_issues or law.known_deviations) for law in results.holding)
+    kinds = ["issues"] * any(law.known_issues for law in results.holding)
+    kinds += ["deviations"] * any(law.known_deviations for law in results.holding)
     forgiven, stopped = (len(results.with_outcome(outcome)) for outcome in (FORGIVEN, NOT_JUDGED))
-    counts = [hold(len(results.holding)) + (f" ({apart} of them except on examples of known issues)" if apart else "")]
+    except_for = f" ({apart} of them except on examples of known {' or '.join(kinds)})" if apart else ""
+    counts = [hold(len(results.holding)) + except_for]
     counts += [f"{plural(forgiven, 'law')} {FORGIVEN}"] if forgiven else []
     for outcome in (DEVIATES, LEFT_OUT):
         number = len(results.with_outcome(outcome))

@@ -1,7 +1,7 @@
 """
 Check the files of `--repro`: each must fail on a mutant, in a process of its own, and pass on the reference network.
 
-`python -m properties.mutants.reproduced FOLDER` judges the first mutant that names each law, and writes the files.
+`lenet-properties repro-check FOLDER` judges the first mutant that names each law, and writes the files.
 """
 
 from __future__ import annotations
@@ -54,14 +54,16 @@ def problems_of(variants: list[Variant], dtype: str, folder: Path) -> list[str]:
     return [line for line in listed if re.search(r"\.py: ", line)]
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     """Write and run the files; return 1 if one is not as it must be."""
     parser = argparse.ArgumentParser(
-        prog="python -m properties.mutants.reproduced", description=__doc__.split("\n\n")[0]
+        prog="lenet-properties repro-check",
+        description=__doc__.split("\n\n")[0],
+        epilog="example: lenet-properties repro-check lenet-results/repro logits_agree_with_the_oracle",
     )
     parser.add_argument("folder", type=Path, help="where the files are written")
     parser.add_argument("laws", nargs="*", metavar="LAW", help="a law, without its prefix test_ (default: all)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     variants = chosen(options.laws)
     problems = []
     for dtype, own in group_by_dtype(variants).items():
@@ -70,7 +72,3 @@ def main() -> int:
     print(f"{len(variants)} laws, {len(lengths)} files of {median(lengths):g} lines (median), {max(lengths)} at most")
     print("\n".join(f"PROBLEM: {line}" for line in problems))
     return 1 if problems else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
