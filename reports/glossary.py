@@ -12,6 +12,7 @@ GLOSSARY = {
     "twin": "A correct variant that looks different; no law may reject it.",
     "known issue": "A registered bug of PyTorch or of an engine; on the stacks that have it, its symptoms "
     "are expected and forgiven.",
-    "known deviation": "A failure of a subject that its authors expect and list (`--known`); its symptoms are forgiven.",
+    "known deviation": "A failure of a subject that its authors expect and list (`--known`); its symptoms are "
+    "forgiven.",
     "verdict": "The result of a run (passed or failed), or of the gate (also inconclusive or error).",
 }
