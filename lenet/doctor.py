@@ -16,6 +16,7 @@ from lenet import engines
 from lenet.engines import PEERS, EngineError
 from lenet.files import RESULTS, writable
 from lenet.fingerprint import fingerprint, headline
+from lenet.system import process_limitations, timing_limitations
 
 DISTRIBUTION = "lenet-properties"
 COMPILING = ("compiled", "reduce-overhead", "max-autotune", "compiled-deterministic", "frozen", "aot-inductor")
@@ -26,7 +27,7 @@ class Finding(NamedTuple):
     """One thing that was looked for."""
 
     name: str
-    state: str  # ok, missing, or unusable
+    state: str  # ok, missing, unusable or limited
     detail: str = ""
     required: bool = False  # whether nothing can be judged without it
 
@@ -89,10 +90,8 @@ def tools() -> Iterator[Finding]:
     yield Finding("C++ compiler", "ok" if compiler else "missing", compiler or "for engines that compile on the CPU")
     git = shutil.which("git")
     yield Finding("git", "ok" if git else "missing", git or "for the gate: it checks out the base commit")
-    pins = hasattr(os, "sched_setaffinity")
-    yield Finding(
-        "core affinity", "ok" if pins else "missing", "" if pins else "the gate cannot pin processes to cores"
-    )
+    for limitation in (*timing_limitations(), *process_limitations()):
+        yield Finding("system", "limited", limitation)
     place = RESULTS if RESULTS.exists() else RESULTS.absolute().parent
     state = "ok" if writable(place) else "unusable"
     yield Finding(f"folder {RESULTS}", state, "" if state == "ok" else "not writable; use --record DIR")
