@@ -24,7 +24,7 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from io import BytesIO
@@ -107,7 +107,7 @@ def checkout(revision: str) -> Iterator[Path]:
     if archive.returncode:
         raise ComparisonError(f"--base {revision}: {_last_line(archive.stderr)}")
     with tempfile.TemporaryDirectory(prefix="base-", dir=run_folder(), ignore_cleanup_errors=True) as folder:
-        with tarfile.open(fileobj=BytesIO(archive.stdout)) as files:
+        with suppress(tarfile.ReadError), tarfile.open(fileobj=BytesIO(archive.stdout)) as files:  # of an empty commit
             files.extractall(folder, filter="data")
         yield Path(folder)
 

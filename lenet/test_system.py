@@ -35,7 +35,9 @@ def without_linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_linux_has_no_limitations() -> None:
@@ -138,7 +140,7 @@ def test_gate_times_unpinned_processes_without_linux_and_says_so(tmp_path: Path)
     arms = ["--base-subject", "lenet", "--head-subject", "lenet.net"]
     files = ["--json", str(tmp_path / "gate.json"), "--markdown", str(tmp_path / "gate.md")]
 
-    result = python("-m", "benchmarks.gate", *arms, "--select", "forward-1", "--budget", "1s", *files)
+    result = python("-m", "lenet_properties", "gate", *arms, "--select", "forward-1", "--budget", "1s", *files)
 
     assert result.returncode == 3, result.stdout + result.stderr  # one pair is too few
     assert f"note: {NOT_PINNED}" in result.stdout

@@ -17,7 +17,7 @@ import torch
 
 from lenet import Net, checkpoint, digits, feature_maps, train, training
 from lenet.digits import Digits
-from lenet.files import locked
+from lenet.files import RESULTS, locked
 from lenet.testing import SETTINGS, four_batches, same_parameters, trained
 from lenet.training import MAX_SEED, Epoch, Progress, Settings
 
@@ -100,7 +100,7 @@ def test_error_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     done = Progress(history=[Epoch(0.1, 0.2)] * SETTINGS.epochs)
-    checkpoint.save(Path("training.pt"), Net(), digits.load(), SETTINGS, done)
+    checkpoint.save(RESULTS / "training.pt", Net(), digits.load(), SETTINGS, done)
 
     assert train.main(arguments) == 2
     error = capsys.readouterr().err

@@ -68,11 +68,10 @@ def test_mutant_is_selected_by_every_name_that_a_diagnosis_or_the_table_prints(n
 def test_output_that_cannot_be_written_is_an_error_before_anything_is_judged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["mutants", "--output", str(tmp_path)])
     monkeypatch.setattr("properties.mutants.__main__.judge", lambda *arguments: pytest.fail("judged"))
 
     with pytest.raises(SystemExit, match="2"):
-        main()
+        main(["--output", str(tmp_path)])
 
     assert f"error: --output {tmp_path}: not a file that can be written" in capsys.readouterr().err
 
