@@ -155,6 +155,59 @@ def test_network_is_trained_in_a_foreign_project(run: Run, tmp_path: Path) -> No
     assert (tmp_path / "lenet-results" / "training.pt").is_file()
 
 
+def test_known_deviation_is_drafted_forgiven_and_has_a_stand_alone_counterexample(run: Run, tmp_path: Path) -> None:
+    law = ["--device", "cpu", "--dtype", "float32", "--law", "logits_agree*", "--workers", "1"]
+
+    judged = run("judge", "faulty.py:ReluMissing", *law, "--write-known", "known.toml", "--repro", "files")
+    forgiven = run("judge", "faulty.py:ReluMissing", *law, "--known", "known.toml")
+
+    assert (judged.returncode, forgiven.returncode) == (1, 0), judged.stdout + forgiven.stdout
+    assert "known.toml: a draft of 1 known deviation\n" in judged.stdout
+    assert "cpu-float32.py fails, and the reference network passes\n" in judged.stdout
+    assert len(list((tmp_path / "files").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--known=absent.toml", "--known absent.toml: "),
+        ("--skip-laws=absent.txt", "absent.txt"),
+        ("--write-known=faulty.py", "--write-known faulty.py: exists already"),
+        ("--repro=faulty.py", "--repro faulty.py: "),
+        ("--case=Case(batch=x)", "--case: "),
+        ("--claim=tf32", "--claim: applies to engines"),
+        ("--engine=none", "--engine none: not one of"),
+        ("--device=none", "--device none: not available"),
+        ("--dtype=none", "--dtype none: not one of"),
+        ("--profile=none", "--hypothesis-profile none: not one of"),
+        ("--example-timeout=9999999", "--example-timeout 9999999: "),
+        ("--law=none", "--law none: no law has this name"),
+        ("--workers=0", "--workers: '0' is not a whole number of at least 1"),
+        ("--timeout=-1", "--timeout: '-1' is not a number of seconds"),
+        ("faulty.py:ReluMissing", "faulty.py:ReluMissing is named twice"),
+        ("--no-such-option", "unrecognized arguments: --no-such-option"),
+    ],
+)
+def test_wrong_option_of_judge_is_a_line_and_exits_with_two(option: str, message: str, run: Run) -> None:
+    judged = run("judge", "faulty.py:ReluMissing", option)
+
+    assert judged.returncode == 2, judged.stdout + judged.stderr
+    assert message in judged.stderr
+    assert "Traceback" not in judged.stderr
+
+
+def test_network_that_crashes_for_one_image_is_reported_and_not_forgiven(run: Run, tmp_path: Path) -> None:
+    crash = "import ctypes\nimport lenet\n\n\nclass Net(lenet.Net):\n    def forward(self, images):\n        "
+    (tmp_path / "crashing.py").write_text(f"{crash}return ctypes.string_at(0)\n")
+    law = ["--device", "cpu", "--dtype", "float32", "--law", "logits_agree*", "--workers", "1"]
+
+    judged = run("judge", "crashing.py:Net", *law, "--write-known", "known.toml")
+
+    assert judged.returncode == 1
+    assert "E   RuntimeError: not judged: the network ends the process for one image" in judged.stdout
+    assert "a draft of 0 known deviations, without 1 failure that cannot be forgiven" in judged.stdout
+
+
 README = (ROOT / "README.md").read_text()
 EXAMPLES = dict.fromkeys(
     re.findall(r"(?:`|^\$ )lenet-properties ((?:\w+)(?: [^`#\n]+)?)(?:`|#|$)", README, re.MULTILINE)

@@ -15,12 +15,12 @@ examples:
   lenet-properties time --dtype float32
   lenet-properties time mine.py:Net --steps 'forward and not latency'
 
-exit codes: 0 all is timed, 1 a wrong result was not timed, 2 stopped, 4 a wrong option
+exit codes: 0 all is timed, 1 a wrong result was not timed, 2 an error, 130 stopped by Ctrl-C
 """
 
 
 def main(arguments: list[str]) -> int:
-    """Time the stacks that the options name; returns pytest's exit code."""
+    """Time the stacks that the options name; see `run_pytest` for the result."""
     own, rest = partition(arguments)
     options = _parser().parse_args(own)
     record = options.record or (None if options.steps else RESULTS / "latest")

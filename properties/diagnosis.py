@@ -34,6 +34,7 @@ class Diagnosis:
     violated: dict[str, tuple[int, int]]  # by chapter: the number of violated laws, and of laws that were run
     place: str  # a description; empty if no mutant violates any of the violated laws
     nearest: list[tuple[str, float]]  # the most similar mutants, each with its similarity from 0 to 1
+    ties: int  # the number of mutants that are as similar as the first
     run: int  # the number of laws of the table that were run
     of: int  # the number of laws in the table
 
@@ -43,7 +44,9 @@ class Diagnosis:
         none = [chapter for chapter, (count, _) in self.violated.items() if not count]
         lines = [f"{subject} violates laws in {', '.join(some)}"]
         lines += [f"  violates no law in {', '.join(none)}"] if none else []
-        if self.place:
+        if self.run < self.of and self.ties > SHOWN:
+            lines.append(f"  no place of the fault: {self.ties} mutants are equally similar")
+        elif self.place:
             lines.append(f"  most likely place of the fault: {self.place}")
             similar = ", ".join(f"{name} ({similarity:.0%})" for name, similarity in self.nearest)
             lines.append(f"  most similar mutants (similarity; 100% = the same violated laws): {similar}")
@@ -73,6 +76,7 @@ def diagnose(entries: Iterable[Mapping[str, Any]]) -> Diagnosis:
         {chapter: (counts[chapter], of[chapter]) for chapter in of},
         likely_place(near, table),
         [(mutant.removeprefix("properties.mutants."), similarity) for mutant, similarity in near[:SHOWN]],
+        sum(similarity == near[0][1] for _, similarity in near),
         len({entry["law"] for entry in run} & table["laws"].keys()),
         len(table["laws"]),
     )

@@ -20,6 +20,7 @@ import pytest
 from properties import arguments
 from properties.comparison import Mask, MismatchError
 from properties.deviations import PREDICATES
+from properties.entries import reason_not_judged
 from properties.expectations import counted_law, expect_known_issues
 from properties.judged_code import LawTimeout
 from properties.known_issues import ExpectedFailure
@@ -172,7 +173,7 @@ class Draft:
         """Collect what was noted about a law, or note that nothing could be."""
         properties: dict[str, Any] = dict(report.user_properties)
         entry, noted = properties.get(PROPERTY), properties.get(DRAFT)
-        if noted and noted["symptoms"]:
+        if noted and noted["symptoms"] and not (entry and reason_not_judged(entry)):
             self.noted.append(noted | {"message": entry["message"] if entry else ""})
         elif entry and entry["outcome"] == "failed":
             self.left_out.append(entry)
@@ -185,13 +186,18 @@ class Draft:
         deviations = _grouped(self.noted)
         with self.path.open("x", encoding="utf-8") as file:
             file.write("\n".join([INTRODUCTION, *map(_not_drafted, self.left_out), *map(_table, deviations)]))
-        self.line = f"{self.path}: a draft of {len(deviations)} known deviations"
-        self.line += f", without {len(self.left_out)} failures that cannot be forgiven" if self.left_out else ""
+        self.line = f"{self.path}: a draft of {_count(len(deviations), 'known deviation')}"
+        failures = _count(len(self.left_out), "failure")
+        self.line += f", without {failures} that cannot be forgiven" if self.left_out else ""
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say what was written."""
         if self.line:
             terminalreporter.write_line(self.line)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _grouped(noted: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ import pytest
 
 from lenet.files import RESULTS, make_folder
 from lenet.oracle import CLAIMS
-from properties.judged_code import LAWS
+from properties.judged_code import EXAMPLE_TIMEOUT, LAWS
 from properties.record import COMMAND
 
 PLUGINS = ("hypothesispytest", "xdist", "timeout")
@@ -35,19 +35,22 @@ examples:
   lenet-properties judge --engine compiled,my_module:build
   lenet-properties judge mine.py --law 'logits*' -- --maxfail=1 -v
 
-exit codes: 0 all laws hold, 1 a law is violated or nothing was judged, 2 stopped, 4 a wrong option
+exit codes: 0 all laws hold, 1 a law is violated or nothing was judged, 2 an error, 130 stopped by Ctrl-C
 """
 
 
 def main(arguments: list[str]) -> int:
-    """Judge the stacks that the options name; returns pytest's exit code."""
+    """Judge the stacks that the options name; see `run_pytest` for the result."""
     own, rest = partition(arguments)
     options = _parser().parse_args(own)
     try:
         laws = _selected(options.law) if options.law else [str(LAWS)]
     except ValueError as error:
         print(f"error: --law {error}", file=sys.stderr)
-        return int(pytest.ExitCode.USAGE_ERROR)
+        return USAGE_ERROR
+    if twice := [spec for number, spec in enumerate(options.subjects) if spec in options.subjects[:number]]:
+        print(f"error: {twice[0]} is named twice", file=sys.stderr)
+        return USAGE_ERROR
     record = options.record or (None if options.law or options.case else RESULTS / "latest")
     words = [*laws, f"--hypothesis-profile={options.profile}", "-n", str(options.workers)]
     words += ["-m", "engine", "--dist", "loadgroup"] if options.engine else []
@@ -57,11 +60,22 @@ def main(arguments: list[str]) -> int:
     words += [
         f"--{name}={value}" for name in PASSED_ON if (value := getattr(options, name.replace("-", "_"))) is not None
     ]
-    return run_pytest([*words, *rest], ["judge", *arguments])
+    code = run_pytest([*words, *rest], ["judge", *arguments])
+    if code in EXIT_CODES.values():
+        some = "not recorded, since only some laws were judged; --record DIR records them"
+        print(f"recorded in {record}; next: lenet-properties report {record}" if record else some)
+    return code
 
 
-PASSED_ON = ("engine", "claim", "device", "dtype", "case")
+PASSED_ON = (
+    *("engine", "claim", "device", "dtype", "case", "known", "write-known", "skip-laws", "repro"),
+    *("timeout", "example-timeout"),
+)
 """The options that the pytest plugin has under the same name."""
+
+USAGE_ERROR, STOPPED = 2, 130
+EXIT_CODES = {pytest.ExitCode.OK: 0, pytest.ExitCode.TESTS_FAILED: 1, pytest.ExitCode.INTERRUPTED: STOPPED}
+"""The exit codes for those of pytest; all others mean that nothing was judged because of an error."""
 
 
 def partition(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -89,15 +103,18 @@ def _parser() -> argparse.ArgumentParser:
     profiles = "quick (10 random examples of each law), ci (20, the same in every run) or thorough (250, random)"
     add("--profile", default="ci", metavar="NAME", help=f"{profiles}; default: %(default)s")
     add("--seed", type=int, metavar="N", help="seed of random examples (profiles quick and thorough)")
-    add("--timeout", type=float, metavar="SECONDS", help="a law that takes longer fails")
-    add("--example-timeout", type=float, metavar="SECONDS", help="an example that takes longer fails its law")
-    add("--known", type=Path, metavar="FILE", help="forgive the known deviations in this TOML file")
+    add("--timeout", type=_seconds, metavar="SECONDS", help="a law that takes longer fails; default: no limit")
+    example_limit = f"an example that takes longer fails its law; 0: no limit; default: {EXAMPLE_TIMEOUT:g}"
+    add("--example-timeout", type=_seconds, metavar="SECONDS", help=example_limit)
+    known = "forgive the known deviations in this TOML file; the run fails once one no longer occurs"
+    add("--known", type=Path, metavar="FILE", help=known)
     add("--write-known", type=Path, metavar="FILE", help="write a draft of such a file if laws fail")
-    add("--skip-laws", type=Path, metavar="FILE", help="do not run the laws in this file, each with # and the reason")
+    left_out = "leave out the laws in this file, one name or pattern a line; text after # is the reason"
+    add("--skip-laws", type=Path, metavar="FILE", help=left_out)
     add("--repro", type=Path, metavar="DIR", help="write a stand-alone counterexample for each violated law")
     add(
         "--workers",
-        type=int,
+        type=_positive,
         default=min(os.cpu_count() or 1, MAX_WORKERS),
         metavar="N",
         help="processes that run laws; default here: %(default)s",
@@ -109,6 +126,19 @@ def _parser() -> argparse.ArgumentParser:
         help=f"write the results to DIR; default: {RESULTS / 'latest'}, if all laws run",
     )
     return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _seconds(text: str) -> str:
+    """Return the text, a number of seconds, as the pytest plugins parse it."""
+    if not re.fullmatch(r"\d+(\.\d*)?|\.\d+", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return text
 
 
 def law_files() -> dict[str, Path]:
@@ -126,7 +156,8 @@ def find_laws(pattern: str) -> list[str]:
     found = [name for name in names if fnmatchcase(name, wanted)]
     if not found:
         close = get_close_matches(wanted, names, n=3) or [name for name in names if wanted and wanted in name][:3]
-        similar = f"similar: {', '.join(close)}" if close else "`lenet-properties explain` lists all laws"
+        similar = f"similar: {', '.join(close)}" if close else "it needs * around a part of a name"
+        similar += "; `lenet-properties explain` lists all laws"
         raise ValueError(f"{pattern}: no law has this name; {similar}")
     return found
 
@@ -144,7 +175,7 @@ def _selected(patterns: Sequence[str]) -> list[str]:
 
 def run_pytest(words: Sequence[str], command: Sequence[str], plugins: Sequence[str] = PLUGINS) -> int:
     """
-    Run pytest with these plugins, and return its exit code.
+    Run pytest with these plugins; return 0 if all passed, 1 if not, 2 after an error, 130 after Ctrl-C.
 
     Of the user's environment, neither configuration files, conftest.py files and plugins, nor PYTEST_ADDOPTS apply.
     Hypothesis's files are written to the folder of results. `command` are the words that the record names.
@@ -156,9 +187,23 @@ def run_pytest(words: Sequence[str], command: Sequence[str], plugins: Sequence[s
         "HYPOTHESIS_STORAGE_DIRECTORY": str(make_folder(RESULTS.absolute() / "hypothesis")),
     }
     root = LAWS.parents[1]
-    own = ["-c", os.devnull, f"--rootdir={root}", "-p", "no:cacheprovider", "--tb=short", "-p", "properties.plugin"]
+    own = [
+        "-c",
+        os.devnull,
+        f"--rootdir={root}",
+        "-p",
+        "no:cacheprovider",
+        "--tb=short",
+        "-p",
+        "properties.plugin",
+        "-rN",
+    ]
+    own += ["-W", "ignore::pytest.PytestAssertRewriteWarning", "--no-header"]
     own += [word for plugin in plugins for word in ("-p", plugin)]
-    return int(pytest.main([*own, *words], plugins=[_Command(shlex.join(["lenet-properties", *command]))]))
+    code = pytest.main([*own, *words], plugins=[_Command(shlex.join(["lenet-properties", *command]))])
+    if code == pytest.ExitCode.NO_TESTS_COLLECTED:
+        print("error: nothing matches the options", file=sys.stderr)
+    return EXIT_CODES.get(pytest.ExitCode(code), USAGE_ERROR)
 
 
 class _Command:
@@ -170,3 +215,12 @@ class _Command:
     @pytest.hookimpl(tryfirst=True)
     def pytest_configure(self, config: pytest.Config) -> None:
         config.stash[COMMAND] = self.command
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """Print what is judged, without pytest's own header."""
+        from properties.plugin import pytest_report_header
+
+        if terminal := session.config.pluginmanager.get_plugin("terminalreporter"):
+            for line in pytest_report_header(session.config):
+                terminal.write_line(line)

@@ -23,6 +23,7 @@ from lenet.files import write_atomically
 from lenet.training import SGD_FORMS
 from properties.case import Case
 from properties.comparison import Mask, MismatchError
+from properties.entries import NOT_JUDGED
 from properties.stack import Stack, dtype_name
 from properties.strategies import Placed, Vectors
 from properties.symptoms import (
@@ -72,7 +73,9 @@ class ExpectedFailure:
         return as_mask(np.any([np.zeros_like(mismatch.wrong), *masks], axis=0))
 
     def explains(self, error: BaseException, arguments: Mapping[str, Any]) -> bool:
-        """Whether it explains an error that ends an example with these arguments."""
+        """Whether it explains an error that ends an example with these arguments, unless that was not judged."""
+        if str(error).startswith(NOT_JUDGED):
+            return False
         return any(symptom.explains(error, arguments) for symptom in self.symptoms if not isinstance(symptom, Wrong))
 
 

@@ -142,14 +142,16 @@ def run(files: list[tuple[Path, bool]]) -> list[str]:
     if ran.returncode:
         return [f"{path}: not run: {fresh.__name__} ended with exit code {ran.returncode}" for path, _ in files]
     codes = dict(zip(map(tuple, calls), json.loads(ran.stdout), strict=True))
-    return [f"{path}{outcome(codes[str(path),], codes.get((str(path), '--reference'), 0))}" for path, _ in files]
+    return [f"{path}{outcome(codes[str(path),], codes.get((str(path), '--reference')))}" for path, _ in files]
 
 
-def outcome(code: int, reference_code: int) -> str:
-    """Return what is wrong with a file, by its exit code and that of the reference network; empty if nothing is."""
+def outcome(code: int, reference_code: int | None) -> str:
+    """Return what a file does, by its exit code and that of the reference network, and whether that is wrong."""
     if code != 1:
         return f": does not reproduce in a new process (exit code {code})"
-    return f": the reference network does not pass (exit code {reference_code})" if reference_code else ""
+    if reference_code:
+        return f": the reference network does not pass (exit code {reference_code})"
+    return " fails, and the reference network passes" if reference_code == 0 else " fails"
 
 
 def file_name(entry: Entry, taken: Iterable[str]) -> str:
@@ -417,7 +419,7 @@ def line_of(law: Law, error: BaseException) -> int:
 
 def title(entry: Entry, stack: Stack, eager_reference: bool) -> str:
     """Return the docstring: the law, the stack, the failure, the versions, and how to run the file."""
-    own = "" if stack.subject.spec == "lenet" else " [PATH of the subject]"
+    own = "" if stack.subject.spec == "lenet" else f" [{stack.subject.spec}]"
     usage = f"Run: python FILE{own}{'' if eager_reference else ' [--reference]'}."
     codes = "Exit code 1: the fault is there; 0: it is gone; 2: the file cannot run. It needs PyTorch and NumPy."
     if not eager_reference:

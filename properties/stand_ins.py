@@ -363,7 +363,7 @@ def compare(got: Array, want: Array, allowed: Array, what: str, error: Any = Non
         wrong = compared & (~right | other_signs)
     for at in np.argwhere(wrong)[:8]:
         at = tuple(map(int, at))
-        print(f"{what}{list(at)}: got {got[at]!r}, expected {want[at]!r}, error {errors[at]:.3g} > {allowed[at]:.3g}")
+        print(f"{what}{list(at)}: got {got[at]}, expected {want[at]}, error {errors[at]:.3g} > {allowed[at]:.3g}")
     assert not wrong.any(), f"{what}: {wrong.sum():,} of {compared.sum():,} compared elements are wrong"
 
 
@@ -425,9 +425,10 @@ def main() -> int:
                 installed.enter_context(stack.engine.context())  # if engine
             example(stack)
     except BaseException as error:
-        traceback.print_exc()
         violated = stack and {RAISES, "AssertionError"} & {kind.__name__ for kind in type(error).__mro__}
-        print("FAULT: the law is violated" if violated else f"CANNOT RUN: {error!r}")
+        if violated:
+            traceback.print_exc()
+        print("FAULT: the law is violated" if violated else f"CANNOT RUN: {type(error).__name__}: {error}")
         return 1 if violated else 2
     print("NO FAULT: the law holds on this example")
     return 0

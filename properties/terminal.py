@@ -57,14 +57,22 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
 
 
 def unfolded(reports: list[pytest.TestReport]) -> list[pytest.TestReport]:
-    """Return the reports to print: of tests that are no laws, and at most SHOWN of laws that each subject violates."""
+    """
+    Return the reports to print: of tests that are no laws, and at most SHOWN of laws that each subject violates.
+
+    Of a subject for which no law could be judged, the first.
+    """
     shown, by_subject = [], dict[str, list[tuple[Entry, pytest.TestReport]]]()
+    not_judged = dict[str, pytest.TestReport]()
     for report in reports:
         entry: Entry | None = dict(report.user_properties).get(PROPERTY)  # type: ignore[assignment]
         if entry is None:
             shown.append(report)
         elif is_violated(entry):
             by_subject.setdefault(entry["subject"], []).append((entry, report))
+        else:
+            not_judged.setdefault(entry["subject"], report)
+    shown += [report for subject, report in not_judged.items() if subject not in by_subject]
     for own in by_subject.values():
         shown += _most_specific(own)
     return shown

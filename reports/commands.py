@@ -126,6 +126,9 @@ def diff(arguments: list[str]) -> int:
     for name in ("A", "B"):
         parser.add_argument(name, type=Path, help="the folder of a run")
     options = parser.parse_args(arguments)
+    for folder in (options.A, options.B):
+        if not folder.is_dir():
+            raise ReportError(f"no folder {folder}; name the folder of a run")
     print("\n".join(history.differences(load(options.A), load(options.B))))
     return 0
 
