@@ -262,13 +262,14 @@ def test_counterexample_must_show_the_deviation(tmp_path: Path, raises: str) -> 
     assert "the law holds on its counterexample {'batch': 2, 'seed': 0}" in result.stdout
 
 
-def test_deviation_of_other_stacks_is_silent(tmp_path: Path) -> None:
+def test_deviation_of_other_stacks_is_named_and_not_used(tmp_path: Path) -> None:
     (tmp_path / "known.toml").write_text(DEVIATION.replace("link", "stacks = { dtype = 'float16' }\nlink"))
 
     result = run(*ROWS, "--known", f"{tmp_path}/known.toml")
 
     assert result.returncode == 0, result.stdout
-    assert "deviation" not in result.stdout
+    assert "known.toml: deviation 1: no stack that is judged is one of its `stacks`\n" in result.stdout
+    assert result.stdout.count("deviation") == 1
 
 
 def test_run_with_its_own_draft_passes_and_a_draft_overwrites_nothing(tmp_path: Path, raises: str) -> None:

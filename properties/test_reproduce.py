@@ -129,7 +129,10 @@ def test_crash_reproduces_as_a_crash(tmp_path: Path) -> None:
     law = f"{ROOT}/properties/laws/test_network.py::test_one_image_does_not_raise"
     result = run(law, *options, "--subject=crash.py:Crash", "--repro=.", "-n1", path=ROOT, folder=tmp_path)
 
-    assert "one_image_does_not_raise-crash.py_Crash-cpu-float32.py\n" in result.stdout
+    assert (
+        "one_image_does_not_raise-crash.py_Crash-cpu-float32.py fails, and the reference network passes\n"
+        in result.stdout
+    )
     assert (
         "one image: KeyError: 'no'" in (tmp_path / "one_image_does_not_raise-crash.py_Crash-cpu-float32.py").read_text()
     )
