@@ -71,8 +71,7 @@ def default_base() -> str:
     On the main branch itself it is HEAD if there are uncommitted changes, else HEAD~1. The main branch is the one that
     GITHUB_BASE_REF or origin/HEAD names, else main or master. Raises ComparisonError if there is none.
     """
-    if not _git("rev-parse", "--git-dir", check=False):
-        raise ComparisonError(f"{Path.cwd()}: not a git repository")
+    _top_level()
     target = [f"origin/{name}"] if (name := os.environ.get("GITHUB_BASE_REF")) else []
     for main in (*target, "origin/HEAD", "origin/main", "main", "origin/master", "master"):
         if commit := _git("merge-base", "HEAD", main, check=False):
@@ -196,7 +195,9 @@ def _in_checkout(spec: str, folder: Path) -> str:
 
 
 def _top_level() -> Path:
-    return Path(_git("rev-parse", "--show-toplevel"))
+    if not (found := _git("rev-parse", "--show-toplevel", check=False)):
+        raise ComparisonError(f"{Path.cwd()}: not a git repository")
+    return Path(found)
 
 
 def main(arguments: list[str]) -> int:
