@@ -76,14 +76,18 @@ STYLE: dict[Any, Any] = {
 
 
 def overview(status: str, laws: list[Law], threshold: float, timings: list[Timing]) -> str:
-    """The status. Left: the worst error of each law. Right: images/s of forward passes and training steps."""
+    """The status, the worst error of each law and, if timed, images/s of forward passes and training steps."""
+    rates = {
+        operation: sorted((t.batch, t.throughput) for t in timings if t.operation == operation and t.batch)
+        for operation in NETWORK
+    }
     nonzero = sorted((law for law in laws if law.worst_ratio), key=lambda law: -law.worst_ratio)
     top = 1.25 * threshold
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.0, 3.7), layout="constrained")
         color = "#116329" if status == "PASSED" else "#B3261E"
         figure.suptitle(status, x=0.01, ha="left", fontsize=12, fontweight="bold", color=color)
-        errors, speed = figure.subplots(1, 2, width_ratios=(3, 2))
+        errors, *beside = figure.subplots(1, 2, width_ratios=(3, 2)) if any(rates.values()) else [figure.subplots()]
         for violated, color in ((False, "#0072B2"), (True, "#D55E00")):
             chosen = [position for position, law in enumerate(nonzero) if bool(law.violations) == violated]
             errors.bar(chosen, [min(nonzero[position].worst_ratio, top) for position in chosen], width=0.8, color=color)
@@ -96,21 +100,15 @@ def overview(status: str, laws: list[Law], threshold: float, timings: list[Timin
             xlabel=f"the {len(nonzero)} of {len(laws)} laws with a nonzero error",
         )
         errors.set_title("Worst error of each law", loc="left", fontsize=10)
-        rates = {
-            operation: sorted((t.batch, t.throughput) for t in timings if t.operation == operation and t.batch)
-            for operation in NETWORK
-        }
-        for operation, points in rates.items():
-            color, style = LINES[operation]
-            if points:
-                speed.plot(*zip(*points, strict=True), style, color=color, marker=".", label=operation)
-        if any(rates.values()):
+        for speed in beside:
+            for operation, points in rates.items():
+                color, style = LINES[operation]
+                if points:
+                    speed.plot(*zip(*points, strict=True), style, color=color, marker=".", label=operation)
             _batch_axis(speed, {batch for points in rates.values() for batch, _ in points})
             speed.set_ylabel("images/s")
             speed.set_title(f"Throughput ({timings[0].setting})", loc="left", fontsize=10)
             speed.legend(frameon=False, loc="lower right")
-        else:
-            speed.axis("off")
         return _svg(figure)
 
 
