@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -21,6 +22,21 @@ from properties.record import COMMAND
 
 PLUGINS = ("hypothesispytest", "xdist", "timeout")
 """The pytest plugins that are loaded, by the names of their entry points; others of the environment are not."""
+
+PASSED_ON = (
+    *("engine", "claim", "device", "dtype", "case", "known", "write-known", "skip-laws", "repro"),
+    *("timeout", "example-timeout"),
+)
+"""The options that the pytest plugin has under the same name."""
+
+USAGE_ERROR, STOPPED = 2, 130
+EXIT_CODES = {pytest.ExitCode.OK: 0, pytest.ExitCode.TESTS_FAILED: 1, pytest.ExitCode.INTERRUPTED: STOPPED}
+"""The exit codes for those of pytest; all others mean that nothing was judged because of an error."""
+
+SETTINGS = (
+    "-p no:cacheprovider -p properties.plugin --tb=short -rN --no-header -W ignore::pytest.PytestAssertRewriteWarning"
+)
+"""No cache folder, the judge, short tracebacks, no list of tests after the verdict, and a header of our own."""
 
 MAX_WORKERS = 8
 """
@@ -61,21 +77,11 @@ def main(arguments: list[str]) -> int:
         f"--{name}={value}" for name in PASSED_ON if (value := getattr(options, name.replace("-", "_"))) is not None
     ]
     code = run_pytest([*words, *rest], ["judge", *arguments])
-    if code in EXIT_CODES.values():
-        some = "not recorded, since only some laws were judged; --record DIR records them"
-        print(f"recorded in {record}; next: lenet-properties report {record}" if record else some)
+    if record and (record / ("engines.json" if options.engine else "laws.json")).exists():
+        print(f"recorded in {record}; next: lenet-properties report {record}")
+    elif not record and code in EXIT_CODES.values():
+        print("not recorded, since only some laws were judged; --record DIR records them")
     return code
-
-
-PASSED_ON = (
-    *("engine", "claim", "device", "dtype", "case", "known", "write-known", "skip-laws", "repro"),
-    *("timeout", "example-timeout"),
-)
-"""The options that the pytest plugin has under the same name."""
-
-USAGE_ERROR, STOPPED = 2, 130
-EXIT_CODES = {pytest.ExitCode.OK: 0, pytest.ExitCode.TESTS_FAILED: 1, pytest.ExitCode.INTERRUPTED: STOPPED}
-"""The exit codes for those of pytest; all others mean that nothing was judged because of an error."""
 
 
 def partition(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -182,23 +188,10 @@ def run_pytest(words: Sequence[str], command: Sequence[str], plugins: Sequence[s
     """
     for name in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS"):
         os.environ.pop(name, None)
-    os.environ |= {
-        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-        "HYPOTHESIS_STORAGE_DIRECTORY": str(make_folder(RESULTS.absolute() / "hypothesis")),
-    }
-    root = LAWS.parents[1]
-    own = [
-        "-c",
-        os.devnull,
-        f"--rootdir={root}",
-        "-p",
-        "no:cacheprovider",
-        "--tb=short",
-        "-p",
-        "properties.plugin",
-        "-rN",
-    ]
-    own += ["-W", "ignore::pytest.PytestAssertRewriteWarning", "--no-header"]
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    with suppress(OSError):  # in a folder that cannot be written to, failures are not remembered
+        os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(make_folder(RESULTS.absolute() / "hypothesis"))
+    own = ["-c", os.devnull, f"--rootdir={LAWS.parents[1]}", *SETTINGS.split()]
     own += [word for plugin in plugins for word in ("-p", plugin)]
     code = pytest.main([*own, *words], plugins=[_Command(shlex.join(["lenet-properties", *command]))])
     if code == pytest.ExitCode.NO_TESTS_COLLECTED:

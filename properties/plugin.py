@@ -283,6 +283,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
         dtypes = ", ".join(dict.fromkeys(dtype_name(stack.dtype) for stack in own))
         lines.append(f"judging: {label} on {devices} in {dtypes}")
     lines += [f"not judged: {device} is not available" for device in config.stash[UNAVAILABLE]]
+    unedited = [d.place for d in config.stash[DEVIATIONS] if d.title.startswith("TODO")]
+    lines += [f"note: {place}: its reason is still TODO" for place in unedited]
     unused = [d.place for d in config.stash[DEVIATIONS] if not any(map(d.affects.matches, stacks))]
     lines += [f"not used: {place}: no stack that is judged is one of its `stacks`" for place in unused]
     lines += [f"not judged: {unsupported}" for unsupported in config.stash[UNSUPPORTED]]
