@@ -17,12 +17,14 @@ from benchmarks import guard
 from benchmarks.fakes import ROOT, process_runs
 
 RUN = """
-import subprocess, sys, time
+import signal, subprocess, sys, time
 from benchmarks import guard
 worker = guard.folder() / "worker-1"
 worker.mkdir()
 variables = {"PATH": "/usr/bin:/bin", guard.VARIABLE: str(worker)}
 child = subprocess.Popen(["sleep", "1000"], start_new_session=True, env=variables, stdout=subprocess.DEVNULL)
+for number in (signal.SIGINT, signal.SIGHUP):  # a shell's background jobs ignore them
+    signal.signal(number, signal.SIG_DFL)
 print(child.pid, flush=True)
 time.sleep(1000)
 """
