@@ -86,7 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not given or given[0] in ("-h", "--help"):
         print(usage())
         return 0 if given else 2
-    sys.path[:] = [*(sys.path if str(HERE) in sys.path else [str(HERE), *sys.path])]
+    if str(HERE) not in sys.path:
+        sys.path.insert(0, str(HERE))
     if problem := hidden_package():
         print(f"error: {problem}", file=sys.stderr)
         return 2

@@ -179,10 +179,10 @@ class Worker:
 
     def wait_until_ready(self) -> None:
         """
-        Wait until the process has loaded what it runs; then `operations`, `machine`, `stack` and `root` are set.
+        Wait until the process has loaded what it runs; then `operations`, `machine` and `stack` are set.
 
-        `root` is the folder that the process imported `benchmarks` from. Raises WorkerError if the subject or engine
-        cannot be loaded or the process uses another protocol.
+        Raises WorkerError if the subject or engine cannot be loaded, or if the process uses another protocol or another
+        copy of this project than it should.
         """
         answer = self._answer(PREPARE_TIMEOUT)
         if answer.get("protocol") != PROTOCOL:
@@ -194,7 +194,9 @@ class Worker:
         self.stack, root = self._texts(answer.get("stack")), answer.get("root")
         if not isinstance(operations, list) or not isinstance(root, str):
             raise self._error("did not say what it runs")
-        self.operations, self.root = [str(operation) for operation in operations], Path(root)
+        self.operations = [str(operation) for operation in operations]
+        if (first := self._first_imports()) and Path(root) != Path(first[0]).resolve():
+            raise self._error(f"imported the packages in {root} instead of those in {first[0]}")
 
     def stop(self) -> None:
         """Stop the process and everything that it started, unless that was done before."""

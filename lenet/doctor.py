@@ -13,13 +13,13 @@ import torch
 from packaging.requirements import Requirement
 
 from lenet import engines
-from lenet.engines import PEERS, EngineError
+from lenet.engines import ENGINES_BY_MODULE, PEERS, EngineError
 from lenet.files import RESULTS, writable
 from lenet.fingerprint import fingerprint, headline
 from lenet.system import process_limitations, timing_limitations
 
 DISTRIBUTION = "lenet-properties"
-COMPILING = ("compiled", "reduce-overhead", "max-autotune", "compiled-deterministic", "frozen", "aot-inductor")
+COMPILING = (*ENGINES_BY_MODULE["compiled"], "aot-inductor")
 """The engines that need a C++ compiler on the CPU."""
 
 

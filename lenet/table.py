@@ -1,4 +1,4 @@
-"""Plain-text tables for a terminal."""
+"""Plain text for a terminal: tables, and counts with their nouns."""
 
 from __future__ import annotations
 
@@ -10,3 +10,8 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def plural(count: int, noun: str) -> str:
+    """Return the count with its noun: `1 law`, `2 laws`."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"

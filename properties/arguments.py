@@ -1,34 +1,20 @@
-"""The arguments of an example, as a failure prints them: `case=Case(batch=3), lr=0.5`; and the laws that take them."""
+"""The arguments of an example, as a failure prints them: `case=Case(batch=3), lr=0.5`."""
 
 from __future__ import annotations
 
 import ast
 from dataclasses import fields
-from functools import cache
 from typing import Any
 
 import torch
 
 from lenet.exact_sgd import SGD
 from properties import case
-from properties.judged_code import LAWS
 from properties.strategies import Placed, Vectors
 
 RECIPES: dict[str, type[Placed | SGD | Vectors]] = {recipe.__name__: recipe for recipe in (Placed, SGD, Vectors)}
 DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 NUMBERS = {"nan": float("nan"), "inf": float("inf")}
-
-
-@cache
-def laws() -> dict[str, set[str]]:
-    """Return the names of all laws, as functions, each with the names of its arguments other than the stack."""
-    functions = [
-        node
-        for path in sorted(LAWS.glob("test_*.py"))
-        for node in ast.parse(path.read_bytes()).body
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-    ]
-    return {f.name: {argument.arg for argument in f.args.args + f.args.kwonlyargs} - {"stack"} for f in functions}
 
 
 def parse(text: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from lenet.oracle import PRECISIONS, THRESHOLD
 from properties import arguments, symptoms
 from properties.known_issues import ExpectedFailure, KnownIssue, StackFilter
+from properties.law_index import laws
 from properties.stack import Stack, dtype_name
 from properties.symptoms import Elements, Named, Symptom, Wrong
 
@@ -165,7 +166,7 @@ def _deviation(at: _At, value: Any) -> Deviation:
 def law_name(name: str) -> str | None:
     """Return the name of a law's function by its name with or without `test_`; None if there is no such law."""
     full = name if name.startswith("test_") else f"test_{name}"
-    return full if full in arguments.laws() else None
+    return full if full in laws() else None
 
 
 def _counterexample(at: _At, table: Mapping[str, Any], law: str) -> dict[str, Any] | None:
@@ -175,7 +176,7 @@ def _counterexample(at: _At, table: Mapping[str, Any], law: str) -> dict[str, An
         found = arguments.parse(at.text(table, "counterexample"))
     except ValueError as error:
         at.fail(f"counterexample: {error}")
-    if found.keys() != (expected := arguments.laws()[law]):
+    if found.keys() != (expected := laws()[law].arguments):
         at.fail(f"counterexample: has {_names(found)}; the law has {_names(expected)}")
     return found
 

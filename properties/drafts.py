@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from lenet.table import plural
 from properties import arguments
 from properties.comparison import Mask, MismatchError
 from properties.deviations import PREDICATES
@@ -186,18 +187,14 @@ class Draft:
         deviations = _grouped(self.noted)
         with self.path.open("x", encoding="utf-8") as file:
             file.write("\n".join([INTRODUCTION, *map(_not_drafted, self.left_out), *map(_table, deviations)]))
-        self.line = f"{self.path}: a draft of {_count(len(deviations), 'known deviation')}"
-        failures = _count(len(self.left_out), "failure")
+        self.line = f"{self.path}: a draft of {plural(len(deviations), 'known deviation')}"
+        failures = plural(len(self.left_out), "failure")
         self.line += f", without {failures} that cannot be forgiven" if self.left_out else ""
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Say what was written."""
         if self.line:
             terminalreporter.write_line(self.line)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _grouped(noted: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -8,10 +8,11 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Callable
+from itertools import groupby
 
 from properties.diagnosis import mutant_table
-from properties.judge import find_laws, law_files
 from properties.known_issues import KNOWN_ISSUES
+from properties.law_index import find, laws, short
 from properties.laws import __name__ as laws_package
 
 WIDTH = 100
@@ -32,7 +33,7 @@ def main(arguments: list[str]) -> int:
         print("\n".join(titles()))
         return 0
     try:
-        print("\n\n".join(explanation(law) for law in find_laws(pattern)))
+        print("\n\n".join(explanation(law) for law in find(pattern)))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return NOT_FOUND
@@ -42,12 +43,8 @@ def main(arguments: list[str]) -> int:
 def titles() -> list[str]:
     """Return a line for each law, by chapter: its name and its title."""
     lines: list[str] = []
-    chapter = ""
-    for law, path in law_files().items():
-        if path.stem != chapter:
-            chapter = path.stem
-            lines += [""] * bool(lines) + [chapter.removeprefix("test_").replace("_", " ")]
-        lines.append(f"  {law}: {_statement(law)[0]}")
+    for chapter, own in groupby(laws(), _chapter):
+        lines += [""] * bool(lines) + [chapter, *(f"  {short(law)}: {_statement(law)[0]}" for law in own)]
     return lines
 
 
@@ -58,15 +55,18 @@ def explanation(law: str) -> str:
     marks = {mark.name for mark in getattr(_test(law), "pytestmark", [])}
     source, line = inspect.getsourcefile(function), inspect.getsourcelines(inspect.unwrap(function))[1]
     judged = "subjects and engines" if "engine" in marks else "subjects"
-    chapter = law_files()[law].stem.removeprefix("test_").replace("_", " ")
-    lines = [f"{law} ({chapter}; judges {judged})", "", title, *rest, "", *_rejected(f"test_{law}"), *_issues(law)]
-    lines += [f"source: {source}, line {line}", f"judge by it alone: lenet-properties judge --law {law}"]
+    lines = [f"{short(law)} ({_chapter(law)}; judges {judged})", "", title, *rest, "", *_rejected(law), *_issues(law)]
+    lines += [f"source: {source}, line {line}", f"judge by it alone: lenet-properties judge --law {short(law)}"]
     return "\n".join(lines)
 
 
+def _chapter(law: str) -> str:
+    return short(laws()[law].path.stem).replace("_", " ")
+
+
 def _test(law: str) -> Callable[..., None]:
-    module = importlib.import_module(f"{laws_package}.{law_files()[law].stem}")
-    test: Callable[..., None] = getattr(module, f"test_{law}")
+    module = importlib.import_module(f"{laws_package}.{laws()[law].path.stem}")
+    test: Callable[..., None] = getattr(module, law)
     return test
 
 
@@ -103,9 +103,8 @@ def _item(text: str) -> list[str]:
 
 def _issues(law: str) -> list[str]:
     """Return lines about the known issues that make the law fail."""
-    issues = [issue for issue in KNOWN_ISSUES if any(f.law == f"test_{law}" for f in issue.expected_failures)]
+    issues = [issue for issue in KNOWN_ISSUES if any(f.law == law for f in issue.expected_failures)]
     lines = ["known issues, whose symptoms are forgiven:"] if issues else ["no known issue"]
     for issue in issues:
-        stacks = "; ".join([", ".join(issue.engines)] * bool(issue.engines) + [issue.affects.description])
-        lines += _item(f"{issue.title} ({issue.reference}; {stacks})")
+        lines += _item(f"{issue.title} ({issue.reference}; {issue.stacks})")
     return [*lines, ""]

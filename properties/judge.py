@@ -9,14 +9,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 
 from lenet.files import RESULTS, make_folder
 from lenet.oracle import CLAIMS
+from properties import law_index
 from properties.judged_code import EXAMPLE_TIMEOUT, LAWS
 from properties.record import COMMAND
 
@@ -147,35 +146,14 @@ def _seconds(text: str) -> str:
     return text
 
 
-def law_files() -> dict[str, Path]:
-    """Return the file of each law, by the law's name without its prefix `test_`."""
-    return {
-        name: path
-        for path in sorted(LAWS.glob("test_*.py"))
-        for name in re.findall(r"^def test_(\w+)\(", path.read_text(), re.MULTILINE)
-    }
-
-
-def find_laws(pattern: str) -> list[str]:
-    """Return the laws that a name or pattern, with or without the prefix `test_`, matches; ValueError if none is."""
-    names, wanted = law_files(), pattern.removeprefix("test_")
-    found = [name for name in names if fnmatchcase(name, wanted)]
-    if not found:
-        close = get_close_matches(wanted, names, n=3) or [name for name in names if wanted and wanted in name][:3]
-        similar = f"similar: {', '.join(close)}" if close else "it needs * around a part of a name"
-        similar += "; `lenet-properties explain` lists all laws"
-        raise ValueError(f"{pattern}: no law has this name; {similar}")
-    return found
-
-
 def _selected(patterns: Sequence[str]) -> list[str]:
     """Return pytest's ids of the laws that these names match; one may be followed by its parameters in brackets."""
-    files, chosen = law_files(), []
+    chosen = []
     for pattern in patterns:
         name, bracket, parameters = pattern.partition("[")
-        exact = bracket and name.removeprefix("test_") in files  # else the bracket belongs to a pattern
-        for law in find_laws(name if exact else pattern):
-            chosen.append(f"{files[law]}::test_{law}{bracket + parameters if exact else ''}")
+        exact = bracket and law_index.matching(name)  # else the bracket belongs to a pattern
+        for law in law_index.find(name if exact else pattern):
+            chosen.append(f"{law_index.laws()[law].path}::{law}{bracket + parameters if exact else ''}")
     return list(dict.fromkeys(chosen))
 
 

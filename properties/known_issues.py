@@ -101,6 +101,11 @@ class KnownIssue:
     intermittent: tuple[torch.dtype, ...] = ()  # dtypes in which it depends on the machine or on earlier calls
     stops_device: bool = False  # whether the GPU does not work any more after it: then its examples are left out
 
+    @property
+    def stacks(self) -> str:
+        """The engines that have it, if it is theirs, and the stacks that it affects, in words."""
+        return "; ".join([", ".join(self.engines)] * bool(self.engines) + [self.affects.description])
+
     def must_occur(self, stack: Stack) -> bool:
         """
         Whether the issue must occur on an affected stack: the reference, eagerly or by one of the issue's engines.
@@ -955,9 +960,8 @@ def page() -> str:
 
 
 def _row(issue: KnownIssue) -> str:
-    stacks = "; ".join([", ".join(issue.engines)] * bool(issue.engines) + [issue.affects.description])
     laws = dict.fromkeys(failure.law.removeprefix("test_") for failure in issue.expected_failures)
-    cells = [issue.title, _link(issue.reference), stacks, ", ".join(f"`{law}`" for law in laws)]
+    cells = [issue.title, _link(issue.reference), issue.stacks, ", ".join(f"`{law}`" for law in laws)]
     cells += [_version(issue.since), _version(issue.fixed_in) if issue.fixed_in else "no release known"]
     return f"| {' | '.join(cells)} |\n"
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 
-from properties import arguments
+from properties import law_index
 from properties.entries import LEFT_OUT
 
 
@@ -23,16 +22,11 @@ def load(path: Path) -> dict[str, str]:
         pattern, _, reason = (part.strip() for part in line.partition("#"))
         if not pattern:
             continue
-        laws = [law for law in arguments.laws() if matches(law, pattern)]
+        laws = law_index.matching(pattern)
         if not laws:
             raise pytest.UsageError(f"--skip-laws {path}: line {number}: {pattern!r} matches no law")
         reasons = dict.fromkeys(laws, " ".join(reason.split()) or f"listed in {path}") | reasons
     return reasons
-
-
-def matches(law: str, pattern: str) -> bool:
-    """Whether the pattern matches the name of a law, with or without `test_`."""
-    return fnmatchcase(law, pattern) or fnmatchcase(law.removeprefix("test_"), pattern)
 
 
 def mark(item: pytest.Item, reasons: dict[str, str]) -> None:

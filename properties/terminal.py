@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from lenet.oracle import THRESHOLD
+from lenet.table import plural
 from properties.diagnosis import Diagnosis, diagnose, most_specific_first
 from properties.entries import is_violated, outcome, reason_left_out, reason_not_judged, seen_deviations
 from properties.record import PROPERTY, RECORD, Entry
@@ -41,7 +42,7 @@ class Folding:
         yield
         terminalreporter.stats["failed"] = failed
         if hidden := len(failed) - len(shown):
-            terminalreporter.write_line(f"{_count(hidden, 'more failure')}, printed with -v")
+            terminalreporter.write_line(f"{plural(hidden, 'more failure')}, printed with -v")
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)
@@ -97,7 +98,7 @@ def pytest_terminal_summary(
     entries, judged = config.stash[RECORD].entries, config.stash[RECORD].judged
     errors = [f"not written: {line}" for line in config.stash[RECORD].not_written]
     if exitstatus == pytest.ExitCode.OK and (count := config.stash[RECORD].not_reached):
-        errors.append(f"{_count(count, 'law')} not run: the run ended early")
+        errors.append(f"{plural(count, 'law')} not run: the run ended early")
     errors += config.stash[RECORD].gone
     for error in errors:
         terminalreporter.write_line(f"ERROR: {error}", red=True)
@@ -129,7 +130,7 @@ def _verdict(entries: list[Entry]) -> str:
     outcomes = Counter(map(outcome, _by(entries, "law").values()))
     crashed = {entry["law"] for entry in entries if entry["failure_kind"] == "crash" and is_violated(entry)}
     known = {entry["law"] for entry in entries if entry["known_issues"]}
-    counts = f"{_count(outcomes['holds'] + outcomes['violated'], 'law')} checked, {outcomes['violated']} violated"
+    counts = f"{plural(outcomes['holds'] + outcomes['violated'], 'law')} checked, {outcomes['violated']} violated"
     counts += f" ({len(crashed)} crashed)" if crashed else ""
     counts += f", {len(known)} with known issues" if known else ""
     deviating = {entry["law"] for entry in entries if seen_deviations(entry)}
@@ -151,8 +152,8 @@ def _examples(entries: list[Entry]) -> str:
     parts = [f"{forgiven:,} forgiven"] if forgiven else []
     parts += [f"{deviating:,} with a known deviation"] if deviating else []
     parts += [f"{partly_judged / examples:.2%} judged only in part"] if partly_judged else []
-    drawn = _count(examples, "example") + (f" ({', '.join(parts)})" if parts else "")
-    return drawn + (f" in {_count(graphs, 'compiled graph')}" if graphs else "")
+    drawn = plural(examples, "example") + (f" ({', '.join(parts)})" if parts else "")
+    return drawn + (f" in {plural(graphs, 'compiled graph')}" if graphs else "")
 
 
 def _remarks(entries: list[Entry]) -> list[str]:
@@ -179,7 +180,7 @@ def _violated(entries: list[Entry]) -> list[str]:
     """Return lines with the names and titles of the laws that a subject violates, the most specific ones first."""
     titles = {entry["law"]: entry["statement"].partition("\n")[0] for entry in entries if is_violated(entry)}
     laws = most_specific_first(titles)
-    lines = [f"{_count(len(laws), 'law')} violated, those that fewest mutants violate first:"]
+    lines = [f"{plural(len(laws), 'law')} violated, those that fewest mutants violate first:"]
     lines += [f"  {law}: {titles[law]}" for law in laws[:SHOWN]]
     return lines + ([f"  and {len(laws) - SHOWN} more: {', '.join(laws[SHOWN:])}"] if laws[SHOWN:] else [])
 
@@ -193,11 +194,7 @@ def _by(entries: list[Entry], field: str) -> dict[str, list[Entry]]:
 
 
 def _number_of_laws(entries: list[Entry]) -> str:
-    return _count(len({entry["law"] for entry in entries}), "law")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return plural(len({entry["law"] for entry in entries}), "law")
 
 
 def _known(entries: list[Entry]) -> dict[str, set[str]]:

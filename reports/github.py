@@ -18,13 +18,10 @@ from pathlib import Path
 from lenet.files import file_problem
 from lenet.subject import CONTRACT
 from reports.commands import LATEST
-from reports.laws import NOT_JUDGED, Entry, LawResults, group_laws
-from reports.loading import MAX_MESSAGE, ReportError, one_line, read
+from reports.laws import NOT_JUDGED, Entry, LawResults
+from reports.loading import LAWS, MAX_MESSAGE, ReportError, law_results, one_line, read
 from reports.page import markdown_cell
 from reports.verdict import laws_part
-
-NAMES = ("laws.json", "engines.json")
-"""The files of laws; a run has one of them or both."""
 
 SHOWN = 10
 """The errors of a step that GitHub shows as annotations, at most."""
@@ -57,9 +54,8 @@ def main(arguments: list[str]) -> int:
 
 def _results(folder: Path) -> list[LawResults]:
     """What the files of laws say; raises ReportError if there is none, or if one cannot be read."""
-    names = [name for name in NAMES if (folder / name).exists()] or NAMES[:1]
-    contents = [read(folder / name) for name in names]
-    return [LawResults(group_laws(content["laws"]), content["finished"], content["errors"]) for content in contents]
+    names = [name for name in LAWS if (folder / name).exists()] or LAWS[:1]
+    return [law_results(read(folder / name)) for name in names]
 
 
 def error_lines(results: Sequence[LawResults], root: Path) -> list[str]:

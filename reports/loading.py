@@ -84,13 +84,13 @@ def load(folder: Path, complete: bool = False) -> Run:
         threshold=laws["threshold"],
         profile=laws["profile"],
         commands=[content["command"] for content in files.values()],
-        laws=_law_results(laws),
+        laws=law_results(laws),
         timings=[_timing(entry) for entry in benchmarks["benchmarks"]],
         failed_benchmarks=benchmarks["errors"],
         training={"comparisons": {}} | files["training.json"] if "training.json" in files else None,
         gate=files.get("gate.json"),
         gate_trial=rows(files["gate_trial.json"]["verdicts"]) if "gate_trial.json" in files else [],
-        engines=_law_results(files["engines.json"]) if "engines.json" in files and main == "laws.json" else None,
+        engines=law_results(files["engines.json"]) if "engines.json" in files and main == "laws.json" else None,
         engine_times=files.get("engine_times.json"),
         latencies=[_latency(entry) for entry in benchmarks["benchmarks"] if "latency" in entry["extra_info"]],
         files=list(files),
@@ -228,7 +228,8 @@ def _of_another_run(name: str, content: dict[str, Any], laws: dict[str, Any]) ->
     return ""
 
 
-def _law_results(content: dict[str, Any]) -> LawResults:
+def law_results(content: dict[str, Any]) -> LawResults:
+    """The results in a file with verdicts of laws."""
     return LawResults(group_laws(content["laws"]), content["finished"], content["errors"])
 
 

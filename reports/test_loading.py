@@ -36,7 +36,7 @@ BAD: dict[str, tuple[str, Callable[[Any], Any], str]] = {
     "binary": ("training.json", lambda _: "\x00\x01", "training.json is corrupt"),
     "foreign": ("benchmarks.json", lambda _: {"hello": 1}, "not a file of this project"),
     "list": ("benchmarks.json", lambda _: [], "not a file of this project"),
-    "format that is no number": (
+    "format that is not a number": (
         "laws.json",
         lambda content: content | {"format": "three"},
         "format three is unknown; this version reads formats 2 to 3",

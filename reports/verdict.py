@@ -15,6 +15,7 @@ from typing import Any
 
 from scipy.stats import fisher_exact
 
+from lenet.table import plural
 from reports.laws import DEVIATES, FORGIVEN, HOLDS, LEFT_OUT, NOT_JUDGED, Law, LawResults
 from reports.run import Run
 
@@ -80,11 +81,6 @@ def not_run(run: Run) -> list[str]:
     missing = [f"{what} (`{command}`)" for file, (what, command) in OPTIONAL_PARTS.items() if file not in run.files]
     compared = not run.training or run.training["comparisons"]
     return missing + ([] if compared else ["comparison of the training (`lenet-properties train --compare`)"])
-
-
-def plural(count: int, noun: str) -> str:
-    """The count with its noun: `1 law`, `2 laws`."""
-    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def hold(count: int) -> str:
