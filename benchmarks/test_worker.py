@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 
 from benchmarks import worker_client
-from benchmarks.fakes import mutated_json, remaining_processes
+from benchmarks.fakes import ROOT, mutated_json, remaining_processes
 from benchmarks.worker_client import PROTOCOL, Arm, Limit, NotTimed, Worker, WorkerError
 
 
@@ -154,12 +155,25 @@ def test_program_that_cannot_be_executed_is_an_error(tmp_path: Path) -> None:
         Worker(Arm(), python=str(tmp_path / "python")).start()
 
 
+def test_worker_that_imported_another_copy_is_an_error(tmp_path: Path) -> None:
+    for name in ("lenet/oracle.py", "benchmarks/worker.py"):  # a checkout of this project
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    python = interpreter(tmp_path, f"echo '{json.dumps(READY | {'root': '/elsewhere'})}'; sleep 9")
+
+    with (
+        pytest.raises(WorkerError, match=f"imported the packages in /elsewhere instead of those in {tmp_path}"),
+        Worker(Arm(), python=python, folder=tmp_path),
+    ):
+        pass
+
+
 READY = {
     "protocol": PROTOCOL,
     "operations": ["forward"],
     "machine": {"host": "a"},
     "stack": {"torch": "2"},
-    "root": "/",
+    "root": str(ROOT),
 }
 PREPARED = {"build": 0.5, "first": 0.25, "memory": 7}
 
