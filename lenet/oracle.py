@@ -26,25 +26,29 @@ normal number for each element; xi_shared is one number for the entire operation
 identically and their errors may add up coherently.
 
 The squared budget of an element is the mean square deviation of its perturbed replicas from the exact one, plus the
-same mean square deviation averaged over its entire tensor. In the 16-bit precisions, which accumulate in float32, a sum
-over a batch may be stored after each image, as PyTorch's convolutions on the CPU do. Where rounding may carry a value
-out of the range of the precision, its budget is infinite, and so are the budgets of all values computed from it. The
-same holds if a partial sum that may be stored, such as that of any of the images, may be out of the range.
+mean of the same over similar elements, because there are few replicas: over the logits of an image, over the pixels of
+an image's gradient, over a bias; for a weight, the product of the means over its unit and over its input. The rounding
+errors of a gradient's own sum need no replicas, since nothing else is computed from it: the square of their size above,
+twice, is added instead. In the 16-bit precisions, which accumulate in float32, a sum over a batch may be stored after
+each image, as PyTorch's convolutions on the CPU do. Where rounding may carry a value out of the range of the precision,
+its budget is infinite, and so are the budgets of all values computed from it. The same holds if a partial sum that may
+be stored, such as that of any of the images, may be out of the range.
 
 **Decisions.** ReLU and max-pooling select one of several candidates. A gradient is not continuous in this decision, so
-its effect is budgeted separately. The backward passes of all replicas take the decisions of the exact computation. A
-decision is undecided if rounding may flip it: its margin is less than `THRESHOLD` standard deviations of the margin
-over the replicas. If any decision is undecided, the backward pass is repeated, `REPLICAS` times with random shares of
-the gradient moved between the candidates, and once with the decisions of the last replica, in which near ties are exact
-ties, as on hardware. The variance of the gradients over these passes is added to the square of their budgets. So ties
-and kinks can be judged like any other input. The softmax of large logits is a decision too, see `cross_entropy`.
+its effect is budgeted separately. Outputs are widened where too few replicas may show a flip. The backward passes of
+all replicas take the decisions of the exact computation. A decision is undecided if rounding may flip it: its margin is
+less than `THRESHOLD` standard deviations of the margin over the replicas. If any decision is undecided, the backward
+pass is repeated, `REPLICAS` times with random shares of the gradient moved between the candidates, and once with the
+decisions of the last replica, in which near ties are exact ties, as on hardware. The variance of the gradients over
+these passes is added to the square of their budgets. So ties and kinks can be judged like any other input. The softmax
+of large logits is a decision too, see `cross_entropy`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -158,6 +162,23 @@ class Answer:
     largest_sum_of_squares: float  # over the terms of any dot product; for integers, a bound on every partial sum
 
 
+_SMALLEST_SQUARED = 2.0**-511
+"""The smallest number whose square is a normal one; smaller ones, which only float64 can have, are not told apart."""
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """Sums of several terms, in all replicas, with what their rounding errors depend on."""
+
+    z: Array  # R,...: the sums
+    sum_of_squares: Array  # of the terms, in the exact replica: ...
+    terms: int
+    images: int = 1  # that the sum runs over: a result narrower than the accumulator may be stored after each
+    products: bool = False  # the terms are products, whose operands are rounded if the precision has an operand unit
+    copies: int = 1  # the sum is that of so many equal ones, each of which may underflow
+    partial_sums: Callable[[], Array] | None = None  # the largest magnitude of those that may be stored: ...
+
+
 class _Rounding:
     """
     Arithmetic on replicas of one computation, which lie along axis 0 of every array.
@@ -180,77 +201,83 @@ class _Rounding:
         Return a @ b + c with rounding errors, (R,m,n) @ (R,n,k) -> (R,m,k); axis 0 may be 1 for exact operands.
 
         `repeats` budgets the sum as if each product were the sum of that many equal ones. `images` is the number of
-        images that the sum runs over, in the order of its terms. For it and for `copies`, see `perturb`.
+        images that the sum runs over, in the order of its terms.
         """
-        z = a @ b if c is None else a @ b + c
         if self.precision is None:
-            return z
-        sum_of_squares = a[0] ** 2 @ b[0] ** 2 / repeats
-        sum_of_squares = sum_of_squares if c is None else sum_of_squares + c[0] ** 2
+            return a @ b if c is None else a @ b + c
+        total = _sum_of_products(a, b, c, repeats, images, copies)
         if unit := self.precision.operand_unit:
-            z = np.broadcast_to(z, (self.replicas + 2, *z.shape[1:])).copy()
+            z = self._all_replicas(total.z)
             z[-1] = _round_to_nearest(a[-1], unit) @ _round_to_nearest(b[-1], unit) + (0.0 if c is None else c[-1])
+            total = replace(total, z=z)
+        return self.perturb(total)
 
-        def partial_sums() -> Array:
-            by_image = a[0].reshape(a.shape[1], images, -1).swapaxes(0, 1)
-            return _largest_partial_sum(by_image @ b[0].reshape(images, -1, b.shape[-1]))
-
-        return self.perturb(
-            z,
-            sum_of_squares,
-            terms=a.shape[-1] * repeats,
-            images=images * repeats,
-            products=True,
-            copies=copies,
-            partial_sums=partial_sums if images > 1 else None,
-        )
-
-    def perturb(
-        self,
-        z: Array,
-        sum_of_squares: Array,
-        terms: int,
-        images: int = 1,
-        products: bool = False,
-        copies: int = 1,
-        partial_sums: Callable[[], Array] | None = None,
-    ) -> Array:
+    def perturb(self, total: _Sum) -> Array:
         """
-        Return sums z (R,...) of `terms` terms, whose squares add up to `sum_of_squares` (...), with rounding errors.
+        Return the sums (R,...) with rounding errors.
 
-        A result narrower than the accumulator may be stored after each of `images` images. If the terms are `products`,
-        their operands are rounded as well where the precision has an operand unit. A result that is the sum of `copies`
-        equal ones may underflow in each.
-
-        Values that may leave the range become infinite in all but the exact replica. So do those whose `partial_sums`,
-        given by their largest magnitude (...), may leave it, if the precision may store them.
+        Values that may leave the range become infinite in all but the exact replica. So do those whose partial sums may
+        leave it, if the precision may store them.
         """
         if self.precision is None:
-            return z
-        result, accumulator = self.precision, self.precision.accumulator
-        stores = images if result is not accumulator else 1
-        self.largest_sum_of_squares = max(self.largest_sum_of_squares, float(sum_of_squares.max(initial=0.0)))
-        operands = 2 * self.precision.operand_unit**2 if products else 0.0
-        roundings = (terms + 1) * accumulator.unit**2 + stores * result.unit**2 + operands
-        scale = np.sqrt(roundings * (sum_of_squares + z[0] ** 2))
-        underflow = copies * (np.sqrt(terms + 1) * accumulator.underflow + stores * result.underflow)
-        scale += np.where(sum_of_squares > 0, underflow, 0.0)
-        z = np.broadcast_to(z, (self.replicas + 2, *z.shape[1:])).copy()
+            return total.z
+        scale = self._error_size(total)
+        z = self._all_replicas(total.z)
         z[1:-1] += scale * self._errors(z.shape[1:])
-        z[-1] = _round_to_nearest(z[-1], result.unit)
-        return self._in_range(z, sum_of_squares, terms, partial_sums)
+        z[-1] = _round_to_nearest(z[-1], self.precision.unit)
+        return self._in_range(z, total)
 
-    def _in_range(self, z: Array, sum_of_squares: Array, terms: int, partial_sums: Callable[[], Array] | None) -> Array:
+    def estimate(self, total: _Sum, similar: Callable[[Array], Array]) -> Budgeted:
+        """
+        Return the exact sums (...) with budgets; for results that no other operation uses.
+
+        The errors of the sums themselves need no samples: with xi and xi_shared, their variance is twice the square of
+        their size. Those of the operands add their mean square over the replicas, and the mean of that over `similar`
+        elements.
+        """
+        assert self.precision is not None
+        exact, result, accumulator = total.z[0], self.precision, self.precision.accumulator
+        variance = 2 * self._error_size(total) ** 2
+        if len(total.z) > 1:
+            variance += _increased(_mean_square(total.z[1:-1] - exact), similar)
+        cauchy_schwarz = np.sqrt((total.terms + 1) * total.sum_of_squares)  # no partial sum is larger
+        if not max(np.abs(exact).max(initial=0.0), cauchy_schwarz.max(initial=0.0)) <= result.largest / 4:
+            largest = np.abs(exact)
+            if total.partial_sums and result is not accumulator:
+                largest = np.maximum(largest, total.partial_sums())
+            beyond = (largest + THRESHOLD * np.sqrt(variance) > result.largest) | (cauchy_schwarz > accumulator.largest)
+            variance[beyond] = np.inf
+        return Budgeted(exact, np.sqrt(variance))
+
+    def _error_size(self, total: _Sum) -> Array:
+        """Return the size of the rounding errors of the sums, (...): what the module calls the factor of xi."""
+        assert self.precision is not None
+        result, accumulator = self.precision, self.precision.accumulator
+        stores = total.images if result is not accumulator else 1
+        self.largest_sum_of_squares = max(self.largest_sum_of_squares, float(total.sum_of_squares.max(initial=0.0)))
+        operands = 2 * self.precision.operand_unit**2 if total.products else 0.0
+        roundings = (total.terms + 1) * accumulator.unit**2 + stores * result.unit**2 + operands
+        size: Array = np.sqrt(roundings * (total.sum_of_squares + total.z[0] ** 2))
+        underflow = total.copies * (np.sqrt(total.terms + 1) * accumulator.underflow + stores * result.underflow)
+        may_underflow = (total.sum_of_squares > 0) | (total.z[0] != 0)  # a tiny z has a square of 0
+        size += np.where(may_underflow, max(underflow, _SMALLEST_SQUARED), 0.0)
+        return size
+
+    def _all_replicas(self, z: Array) -> Array:
+        """Return a copy of z (R,...) with all replicas, also if all are equal and z has one."""
+        return np.broadcast_to(z, (self.replicas + 2, *z.shape[1:])).copy()
+
+    def _in_range(self, z: Array, total: _Sum) -> Array:
         """Return z with infinity where all but the exact replica may leave the range; z itself may be overwritten."""
         if self.precision is None:
             return z
         result, accumulator = self.precision, self.precision.accumulator
-        cauchy_schwarz = np.sqrt((terms + 1) * sum_of_squares)  # no partial sum is larger
+        cauchy_schwarz = np.sqrt((total.terms + 1) * total.sum_of_squares)  # no partial sum is larger
         reach = max(z.max(initial=0.0), -z.min(initial=0.0), cauchy_schwarz.max(initial=0.0))
         if not reach <= min(result.largest / 4, accumulator.largest):  # reach is NaN if any replica is
             largest = np.abs(z[0])
-            if partial_sums and result is not accumulator:
-                largest = np.maximum(largest, partial_sums())
+            if total.partial_sums and result is not accumulator:
+                largest = np.maximum(largest, total.partial_sums())
             beyond = largest + THRESHOLD * _spread(z) > result.largest
             beyond |= cauchy_schwarz > accumulator.largest
             z[1:] = np.where(beyond, np.copysign(np.inf, z[0]), z[1:])
@@ -278,6 +305,22 @@ class _Rounding:
         widened[1:-1] += missing * self._errors(values.shape[1:])
         return widened
 
+    def open(self, gate: _Gate) -> Array:
+        """
+        Return the gate's output (R,N,...), with the errors of decisions that too few replicas may flip.
+
+        As in `widen`: if a margin m has the spread s, then errors of k * s change the output by k * s - m.
+        """
+        if self.precision is None or len(gate.z) == 1:
+            return gate.output
+        margin, spread = gate.margins
+        needed = np.maximum(spread - margin / THRESHOLD, 0.0).max(axis=-1)
+        missing = np.sqrt(np.maximum(needed**2 - _spread(gate.output) ** 2, 0.0))
+        missing[~np.isfinite(missing)] = 0.0  # the output overflows as well
+        output: Array = gate.output.copy()
+        output[1:-1] += missing * self._errors(missing.shape)
+        return output
+
     def _errors(self, shape: tuple[int, ...]) -> Array:
         """Return the random numbers xi + xi_shared of the perturbed replicas, (replicas, *shape)."""
         shared = self._shared_errors().reshape(-1, *[1] * len(shape))
@@ -300,24 +343,43 @@ class _Rounding:
 class _RangeOnly(_Rounding):
     """Arithmetic without rounding errors on replicas that take other decisions than the first; they may overflow."""
 
-    def perturb(
-        self,
-        z: Array,
-        sum_of_squares: Array,
-        terms: int,
-        images: int = 1,
-        products: bool = False,
-        copies: int = 1,
-        partial_sums: Callable[[], Array] | None = None,
-    ) -> Array:
-        """Return the sums z, infinite in all but the first replica where a flipped decision may carry them so far."""
-        return z if len(z) == 1 else self._in_range(z, sum_of_squares, terms, partial_sums)
+    def perturb(self, total: _Sum) -> Array:
+        """Return the sums, infinite in all but the first replica where a flipped decision may carry them so far."""
+        return total.z if len(total.z) == 1 else self._in_range(total.z, total)
+
+
+def _sum_of_products(
+    a: Array, b: Array, c: Array | None = None, repeats: int = 1, images: int = 1, copies: int = 1
+) -> _Sum:
+    """Return a @ b + c, see `_Rounding.dot`."""
+    sum_of_squares = a[0] ** 2 @ b[0] ** 2 / repeats
+    if c is not None:
+        sum_of_squares += c[0] ** 2
+
+    def partial_sums() -> Array:
+        by_image = a[0].reshape(a.shape[1], images, -1).swapaxes(0, 1)
+        return _largest_partial_sum(by_image @ b[0].reshape(images, -1, b.shape[-1]))
+
+    return _Sum(
+        a @ b if c is None else a @ b + c,
+        sum_of_squares,
+        terms=a.shape[-1] * repeats,
+        images=images * repeats,
+        products=True,
+        copies=copies,
+        partial_sums=partial_sums if images > 1 else None,
+    )
 
 
 def _spread(replicas: Array) -> Array:
     """Return the root mean square deviation of the perturbed replicas (R,...) from the exact one."""
-    spread: Array = np.sqrt(np.mean((replicas[1:-1] - replicas[0]) ** 2, axis=0))
+    spread: Array = np.sqrt(_mean_square(replicas[1:-1] - replicas[0]))
     return spread
+
+
+def _mean_square(deviations: Array) -> Array:
+    """Return the mean square over axis 0, and overwrite the deviations."""
+    return np.asarray(np.square(deviations, out=deviations).mean(axis=0))
 
 
 def _largest_partial_sum(shares: Array) -> Array:
@@ -346,8 +408,15 @@ class _Gate:
 
     def __init__(self, z: Array) -> None:
         self.z = z
-        self.output = np.maximum(z.max(axis=-1), 0.0)
+        self.output: Array = np.maximum(z.max(axis=-1), 0.0)
         self.selected = _winner(z[0])  # N,...,m: the exact decision
+
+    @cached_property
+    def margins(self) -> tuple[Array, Array]:
+        """The exact winner's lead over each candidate, its own over zero, and their standard deviations (N,...,m)."""
+        winner = np.where(self.selected, self.z, 0.0).sum(axis=-1, keepdims=True)
+        margin = winner - np.where(self.selected, 0.0, self.z)
+        return margin[0].copy(), _spread(margin)
 
     def flip_likelihood(self) -> Array:
         """
@@ -357,12 +426,10 @@ class _Gate:
         the replicas is s gives exp(-(m / s)**2 / 4), but at least 2 / THRESHOLD, so that a single flip, however
         unlikely, takes at most half of the error allowed. It gives 0 if m >= THRESHOLD * s.
         """
-        winner = np.where(self.selected, self.z, 0.0).sum(axis=-1, keepdims=True)
-        margin = winner - np.where(self.selected, 0.0, self.z)
-        spread = _spread(margin)
+        margin, spread = self.margins
         with np.errstate(invalid="ignore", divide="ignore"):
-            likelihood = np.maximum(np.exp(-((margin[0] / spread) ** 2) / 4), 2 / THRESHOLD)
-        return np.where(margin[0] < THRESHOLD * spread, likelihood, 0.0)
+            likelihood = np.maximum(np.exp(-((margin / spread) ** 2) / 4), 2 / THRESHOLD)
+        return np.where(margin < THRESHOLD * spread, likelihood, 0.0)
 
     def sample_flips(self, likelihood: Array, random: np.random.Generator) -> Array:
         """
@@ -415,15 +482,13 @@ def _col2im(
     With `of`, add this function of each of the 25 addends instead.
     """
     places = size - 4
-    replicas = max(len(delta), len(weight))
-    maps = np.zeros((replicas, batch, size, size, channels))
-    filters = weight.reshape(*weight.shape[:2], channels, 25)
+    parts = weight.swapaxes(-1, -2) @ delta.swapaxes(-1, -2)  # R,channels*25,rows
+    parts = (of(parts) if of else parts).reshape(len(parts), channels, 25, batch, places, places)
+    maps = np.zeros((len(parts), channels, batch, size, size))
     for offset in range(25):
         i, j = divmod(offset, 5)
-        part = delta @ filters[..., offset]
-        part = of(part) if of else part
-        maps[:, :, i : i + places, j : j + places] += part.reshape(replicas, batch, places, places, channels)
-    return maps.transpose(0, 1, 4, 2, 3)
+        maps[..., i : i + places, j : j + places] += parts[:, :, offset]
+    return maps.swapaxes(1, 2)
 
 
 def _pooling_windows(rows: Array, batch: int, size: int) -> Array:
@@ -453,12 +518,12 @@ def _forward(p: Parameters, images: Array, rounding: _Rounding) -> _ForwardPass:
 
     batch = len(images)
     gate1 = _Gate(_pooling_windows(layer("conv1", _im2col(images[None])), batch, 28))
-    pooled1 = gate1.output.transpose(0, 1, 4, 2, 3)  # R,N,6,14,14
+    pooled1 = rounding.open(gate1).transpose(0, 1, 4, 2, 3)  # R,N,6,14,14
     gate2 = _Gate(_pooling_windows(layer("conv2", _im2col(pooled1)), batch, 10))
-    pooled2 = gate2.output.transpose(0, 1, 4, 2, 3)  # R,N,16,5,5
+    pooled2 = rounding.open(gate2).transpose(0, 1, 4, 2, 3)  # R,N,16,5,5
     gate3 = _Gate(layer("fc1", pooled2.reshape(len(pooled2), batch, 400))[..., None])
-    gate4 = _Gate(layer("fc2", gate3.output)[..., None])
-    return _ForwardPass(rows, [gate1, gate2, gate3, gate4], layer("fc3", gate4.output))
+    gate4 = _Gate(layer("fc2", rounding.open(gate3))[..., None])
+    return _ForwardPass(rows, [gate1, gate2, gate3, gate4], layer("fc3", rounding.open(gate4)))
 
 
 def _backward(
@@ -481,14 +546,12 @@ def _backward(
     flat = rounding.dot(delta3, weight("fc1"), copies=repeats)
     pooled2 = flat.reshape(len(flat), batch, 16, 5, 5)
     delta2 = _rows_of_windows(pooled2.transpose(0, 1, 3, 4, 2)[..., None] * share2)  # R,N*100,16
-    pooled1 = _convolution_input_gradient(delta2, weight("conv2"), (batch, 6, 14), rounding, repeats)
+    pooled1 = rounding.perturb(_convolution_input_gradient(delta2, weight("conv2"), (batch, 6, 14), repeats))
     delta1 = _rows_of_windows(pooled1.transpose(0, 1, 3, 4, 2)[..., None] * share1)  # R,N*784,6
     return {"conv1": delta1, "conv2": delta2, "fc1": delta3, "fc2": delta4, "fc3": delta}
 
 
-def _convolution_input_gradient(
-    delta: Array, weight: Array, maps: tuple[int, int, int], rounding: _Rounding, copies: int = 1
-) -> Array:
+def _convolution_input_gradient(delta: Array, weight: Array, maps: tuple[int, int, int], copies: int = 1) -> _Sum:
     """
     Return the gradient with respect to a convolution's input, (R,N,C,size,size) for `maps` (N, C, size).
 
@@ -504,21 +567,20 @@ def _convolution_input_gradient(
 
     z, sum_of_squares = _col2im(delta, weight, *maps), _col2im(delta[:1] ** 2, weight[:1] ** 2, *maps)[0]
     terms = weight.shape[1] * 25
-    return rounding.perturb(z, sum_of_squares, terms, products=True, copies=copies, partial_sums=partial_sums)
+    return _Sum(z, sum_of_squares, terms, products=True, copies=copies, partial_sums=partial_sums)
 
 
-def _parameter_gradients(
-    deltas: dict[str, Array], rows: dict[str, Array], rounding: _Rounding, repeats: int = 1
-) -> dict[str, Array]:
+def _parameter_gradients(deltas: dict[str, Array], rows: dict[str, Array], repeats: int = 1) -> dict[str, _Sum]:
     """Return the gradient with respect to each parameter, R,..., from those of the layers' outputs and their inputs."""
     images, gradients = deltas["fc3"].shape[1], {}
     for layer, delta in deltas.items():
-        gradient = rounding.dot(delta.swapaxes(-1, -2), rows[layer], repeats=repeats, images=images)
-        gradients[f"{layer}.weight"] = gradient.reshape(-1, *SHAPES[f"{layer}.weight"])
-        terms, sum_of_squares = delta.shape[1] * repeats, (delta[0] ** 2).sum(axis=0) / repeats
-        total, partial_sums = delta.sum(axis=1), partial(_largest_partial_sum_of_rows, delta[0], images)
-        gradients[f"{layer}.bias"] = rounding.perturb(
-            total, sum_of_squares, terms, images=images * repeats, partial_sums=partial_sums
+        gradients[f"{layer}.weight"] = _sum_of_products(delta.swapaxes(-1, -2), rows[layer], None, repeats, images)
+        gradients[f"{layer}.bias"] = _Sum(
+            delta.sum(axis=1),
+            (delta[0] ** 2).sum(axis=0) / repeats,
+            delta.shape[1] * repeats,
+            images=images * repeats,
+            partial_sums=partial(_largest_partial_sum_of_rows, delta[0], images),
         )
     return gradients
 
@@ -528,10 +590,9 @@ def _largest_partial_sum_of_rows(rows: Array, images: int) -> Array:
     return _largest_partial_sum(rows.reshape(images, -1, rows.shape[-1]).sum(axis=1))
 
 
-def _input_gradient(p: Parameters, deltas: dict[str, Array], batch: int, rounding: _Rounding) -> Array:
+def _input_gradient(p: Parameters, deltas: dict[str, Array], batch: int) -> _Sum:
     """Return the gradient with respect to the images, R,N,1,32,32."""
-    weight = p["conv1.weight"].reshape(-1, 6, 25)
-    return _convolution_input_gradient(deltas["conv1"], weight, (batch, 1, 32), rounding)
+    return _convolution_input_gradient(deltas["conv1"], p["conv1.weight"].reshape(-1, 6, 25), (batch, 1, 32))
 
 
 Loss: TypeAlias = Callable[[Array, Array, _Rounding, int], tuple[Array, Array]]
@@ -540,11 +601,11 @@ Loss: TypeAlias = Callable[[Array, Array, _Rounding, int], tuple[Array, Array]]
 
 def mse(logits: Array, targets: Array, rounding: _Rounding, repeats: int = 1) -> tuple[Array, Array]:
     """Return the mean squared error, mean((logits - targets)**2), and its gradient."""
-    difference = rounding.perturb(logits - targets, (logits[0] - targets) ** 2, 1)
-    square = rounding.perturb(difference**2, np.zeros(targets.shape), 1)
+    difference = rounding.perturb(_Sum(logits - targets, (logits[0] - targets) ** 2, 1))
+    square = rounding.perturb(_Sum(difference**2, np.zeros(targets.shape), 1))
     loss = _mean(square, targets.size, rounding, repeats)
     delta = 2 * difference / max(1, targets.size)
-    return loss, rounding.perturb(delta, delta[0] ** 2, 1, copies=repeats)
+    return loss, rounding.perturb(_Sum(delta, delta[0] ** 2, 1, copies=repeats))
 
 
 def cross_entropy(logits: Array, targets: Array, rounding: _Rounding, repeats: int = 1) -> tuple[Array, Array]:
@@ -564,18 +625,20 @@ def cross_entropy(logits: Array, targets: Array, rounding: _Rounding, repeats: i
     log_odds = _log_odds(logits)
     shifted = logits - logits.max(axis=-1, keepdims=True, initial=-np.inf)
     total = np.exp(shifted).sum(axis=-1, keepdims=True)
-    normalizer = rounding.perturb(np.log(total), np.ones(total.shape[1:]), 10)
-    logarithm = rounding.perturb(shifted - normalizer, shifted[0] ** 2 + normalizer[0] ** 2, 2)
+    normalizer = rounding.perturb(_Sum(np.log(total), np.ones(total.shape[1:]), 10))
+    logarithm = rounding.perturb(_Sum(shifted - normalizer, shifted[0] ** 2 + normalizer[0] ** 2, 2))
     logarithm = rounding.widen(logarithm, _log_sigmoid, log_odds)
-    terms = rounding.perturb(-targets * logarithm, np.zeros(targets.shape), 1)
+    terms = rounding.perturb(_Sum(-targets * logarithm, np.zeros(targets.shape), 1))
     loss = _mean(terms, len(targets), rounding, repeats)
     softmax = rounding.widen(np.exp(_log_sigmoid(log_odds)), lambda odds: np.exp(_log_sigmoid(odds)), log_odds)
     sum_of_squares = softmax[0] ** 2 * (shifted[0] ** 2 + normalizer[0] ** 2 + logarithm[0] ** 2)
-    softmax = softmax + rounding.perturb(np.zeros((1, *targets.shape)), sum_of_squares, 2)  # of the stored logarithm
+    softmax = softmax + rounding.perturb(
+        _Sum(np.zeros((1, *targets.shape)), sum_of_squares, 2)
+    )  # of the stored logarithm
     softmax = softmax * targets.sum(axis=-1, keepdims=True)
     delta = (softmax - targets) / max(1, len(targets))
     sum_of_squares = (softmax[0] ** 2 + targets**2) / max(1, len(targets)) ** 2
-    return loss, rounding.perturb(delta, sum_of_squares, 10, copies=repeats)
+    return loss, rounding.perturb(_Sum(delta, sum_of_squares, 10, copies=repeats))
 
 
 def _log_odds(logits: Array) -> Array:
@@ -594,9 +657,8 @@ def _log_sigmoid(log_odds: Array) -> Array:
 def dot(logits: Array, targets: Array, rounding: _Rounding, repeats: int = 1) -> tuple[Array, Array]:
     """Return sum(targets * logits) and its gradient, which is the targets without any rounding."""
     terms = logits * targets
-    loss = rounding.perturb(
-        terms.sum(axis=(1, 2), keepdims=True), np.sum(terms[0] ** 2, keepdims=True), terms[0].size * repeats
-    )
+    total, sum_of_squares = terms.sum(axis=(1, 2), keepdims=True), np.sum(terms[0] ** 2, keepdims=True)
+    loss = rounding.perturb(_Sum(total, sum_of_squares, terms[0].size * repeats))
     return loss[:, 0, 0], targets[None]
 
 
@@ -605,8 +667,8 @@ def scaled(loss: Loss, factor: float) -> Loss:
 
     def times(logits: Array, targets: Array, rounding: _Rounding, repeats: int = 1) -> tuple[Array, Array]:
         value, delta = loss(logits, targets, rounding, repeats)
-        value = rounding.perturb(factor * value, np.zeros(()), 1)
-        return value, rounding.perturb(factor * delta, (factor * delta[0]) ** 2, 1, copies=repeats)
+        value = rounding.perturb(_Sum(factor * value, np.zeros(()), 1))
+        return value, rounding.perturb(_Sum(factor * delta, (factor * delta[0]) ** 2, 1, copies=repeats))
 
     return times
 
@@ -616,21 +678,56 @@ def _mean(terms: Array, count: int, rounding: _Rounding, repeats: int) -> Array:
     with np.errstate(invalid="ignore"):
         mean = np.sum(terms, axis=(1, 2), keepdims=True) / np.float64(count)
         sum_of_squares = np.sum(terms[0] ** 2, keepdims=True) / np.float64(count) ** 2
-    return rounding.perturb(mean, sum_of_squares / repeats, terms[0].size * repeats)[:, 0, 0]
+    return rounding.perturb(_Sum(mean, sum_of_squares / repeats, terms[0].size * repeats))[:, 0, 0]
 
 
-def _estimate(replicas: Array, precision: Precision, flip_variance: Array | float = 0.0) -> Budgeted:
+def _estimate(replicas: Array, precision: Precision) -> Budgeted:
+    """Return the exact replica, a scalar or rows, with the budget that the perturbed ones give."""
+    square = _mean_square(replicas[1:-1] - replicas[0])
+    return budgeted(replicas[0], np.sqrt(_increased(square, _mean_over_row)), precision)
+
+
+def _increased(variance: Array, similar: Callable[[Array], Array]) -> Array:
+    """Return the variance (...) plus its mean over similar elements; one that is not finite becomes infinite."""
+    if np.isfinite(variance).all():
+        return variance + similar(variance)
+    finite = np.isfinite(variance)
+    total, share = similar(np.where(finite, variance, 0.0)), similar(finite.astype(np.float64))
+    mean = np.divide(total, share, out=np.zeros_like(total), where=share > 0)
+    return np.where(finite, variance + mean, np.inf)
+
+
+def _mean_over_row(variance: Array) -> Array:
+    return np.asarray(variance.mean(axis=-1, keepdims=True)) if variance.ndim else variance
+
+
+def _mean_over_tensor(variance: Array) -> Array:
+    return np.asarray(variance.mean())
+
+
+def _mean_over_image(variance: Array) -> Array:
+    return np.asarray(variance.mean(axis=(1, 2, 3), keepdims=True))
+
+
+def _mean_by_unit_and_input(variance: Array, kernel: int = 1) -> Array:
     """
-    Return the exact replica, with the budget that the perturbed ones and `flip_variance` give.
+    Return the variance of each weight (units,inputs) if it were a factor of its unit times a factor of its input.
 
-    A perturbed replica that is not finite makes the budget of its element infinite and leaves the mean over the tensor
-    unchanged.
+    The inputs of a convolution are its channels: algorithms by Fourier transform or by Winograd, which cuDNN may
+    choose, spread errors over all positions of a `kernel`.
     """
-    square = (replicas[1:-1] - replicas[0]) ** 2
-    in_range = np.isfinite(square) | np.isnan(replicas[0])
-    variance = np.where(in_range, square, np.inf).mean(axis=0)
-    variance += np.where(in_range, square, 0.0).sum() / max(1, in_range.sum())
-    return budgeted(replicas[0], np.sqrt(variance + flip_variance), precision)
+    by_input = variance.reshape(len(variance), -1, kernel).mean(axis=-1)
+    units, inputs, mean = by_input.mean(axis=1), by_input.mean(axis=0), by_input.mean()
+    return np.repeat(np.outer(units, inputs) / mean if mean else by_input, kernel, axis=1)
+
+
+def _similar(name: str) -> Callable[[Array], Array]:
+    """Return what averages the variance over similar elements of the gradient with this name."""
+    if name == "images":
+        return _mean_over_image
+    if name.endswith("bias"):
+        return _mean_over_tensor
+    return partial(_mean_by_unit_and_input, kernel=25 if name.startswith("conv") else 1)
 
 
 def budgeted(value: Array, budget: Array, precision: Precision) -> Budgeted:
@@ -640,18 +737,14 @@ def budgeted(value: Array, budget: Array, precision: Precision) -> Budgeted:
 
 
 def _flip_variance(
-    p: Parameters,
-    run: _ForwardPass,
-    deltas: dict[str, Array],
-    gradients: dict[str, Array],
-    rounding: _Rounding,
+    p: Parameters, run: _ForwardPass, deltas: dict[str, Array], rounding: _Rounding, with_input_gradient: bool
 ) -> dict[str, Array]:
     """
     Return the variance that undecided decisions add to the gradient of each parameter and of the images.
 
     The dictionary is empty if no decision is undecided. The variance is the sum of three parts: the mean square change
     of the gradient over backward passes with sampled flips, its squared change with the decisions of the rounded
-    replica, and its mean square change if the rows that it sums over changed independently. The third part is needed
+    replica, and its mean square change if the windows that it sums over changed independently. The third part is needed
     because changes cancel by chance: with few passes and tens of thousands of elements, some would have no variance.
 
     It is infinite where a flip may carry a value, or one that it is computed from, out of the range of the precision:
@@ -660,7 +753,6 @@ def _flip_variance(
     likelihoods = [gate.flip_likelihood() for gate in run.gates]
     if not any(likelihood.any() for likelihood in likelihoods):
         return {}
-    exactly = _Rounding(None)
     in_range = _RangeOnly(rounding.precision and replace(rounding.precision, operand_unit=0.0))
     rows = {layer: inputs[:1] for layer, inputs in run.rows.items()}
     shares = [
@@ -668,25 +760,43 @@ def _flip_variance(
         for gate, likelihood in zip(run.gates, likelihoods, strict=True)
     ]
     flipped = _backward(p, shares, deltas["fc3"][:1], in_range)
-    changes = {layer: (_flips_of(d) - deltas[layer][0]) ** 2 for layer, d in flipped.items()}
-    changes = {layer: change.mean(axis=0, keepdims=True) for layer, change in changes.items()}
-    separate = _parameter_gradients(changes, {layer: inputs**2 for layer, inputs in rows.items()}, exactly)
-    together = _parameter_gradients(flipped, rows, in_range)
-    if "images" in gradients:
-        batch, squares = len(likelihoods[0]), {"conv1.weight": p["conv1.weight"] ** 2}
-        separate["images"] = _input_gradient(squares, changes, batch, exactly)
-        together["images"] = _input_gradient(p, flipped, batch, in_range)
+    changes = {layer: d[1:] - d[0] if len(d) > 1 else np.zeros_like(d) for layer, d in flipped.items()}
+    separate = _variance_of_independent_changes(changes, run.rows)
+    together = _parameter_gradients(flipped, rows)
+    if with_input_gradient:
+        batch = len(likelihoods[0])
+        squares = {"conv1": (changes["conv1"] ** 2).mean(axis=0, keepdims=True)}
+        separate["images"] = _input_gradient({"conv1.weight": p["conv1.weight"][:1] ** 2}, squares, batch).z[0]
+        together["images"] = _input_gradient(p, flipped, batch)
     variances = {}
     for name, variance in separate.items():
-        square = (_flips_of(together[name]) - gradients[name][0]) ** 2
-        total = square[:-1].sum(axis=0) / REPLICAS + square[-1] + variance[0]
+        z = in_range.perturb(together[name])
+        total = variance
+        if len(z) > 1:
+            square = np.square(z[1:] - z[0])
+            total = square[:-1].sum(axis=0) / REPLICAS + square[-1] + variance
         variances[name] = np.where(np.isnan(total), np.inf, total)
     return variances
 
 
-def _flips_of(replicas: Array) -> Array:
-    """Return the replicas with sampled flips; the exact one if no decision comes before it."""
-    return replicas[1:] if len(replicas) > 1 else replicas
+def _variance_of_independent_changes(changes: dict[str, Array], rows: dict[str, Array]) -> dict[str, Array]:
+    """
+    Return the mean square change of each parameter's gradient if pooling windows and images changed independently.
+
+    `changes` are those of the gradients of the layers' outputs, S,rows,outputs. What the candidates of a window gain
+    and lose adds up in the gradient of a convolution's bias, which all of them share. Inputs have their rounding
+    errors: one that is exactly 0 may be positive where the decision of its ReLU is undecided as well.
+    """
+    variances = {}
+    for layer, change in changes.items():
+        squares, inputs = (change**2).mean(axis=0), rows[layer]
+        input_squares = inputs[0] ** 2 if len(inputs) == 1 else inputs[0] ** 2 + _spread(inputs) ** 2
+        variances[f"{layer}.weight"] = squares.T @ np.nan_to_num(input_squares, nan=0.0, posinf=0.0)  # see `estimate`
+        if layer.startswith("conv"):
+            size = {"conv1": 28, "conv2": 10}[layer]
+            squares = (_pooling_windows(change, change.shape[1] // size**2, size).sum(axis=-1) ** 2).mean(axis=0)
+        variances[f"{layer}.bias"] = squares.reshape(-1, change.shape[-1]).sum(axis=0)
+    return variances
 
 
 def _single_replica(parameters: Parameters) -> dict[str, Array]:
@@ -719,17 +829,22 @@ def solve(
         run = _forward(p, images, rounding)
         value, delta = loss(run.logits, targets, rounding, repeats)
         deltas = _backward(p, [gate.selected[None] for gate in run.gates], delta, rounding, repeats)
-        gradients = _parameter_gradients(deltas, run.rows, rounding, repeats)
+        sums = _parameter_gradients(deltas, run.rows, repeats)
         if with_input_gradient:
-            gradients["images"] = _input_gradient(p, deltas, len(images), rounding)
-        flip_variance = _flip_variance(p, run, deltas, gradients, rounding)
-        estimates = {name: _estimate(g, precision, flip_variance.get(name, 0.0)) for name, g in gradients.items()}
+            sums["images"] = _input_gradient(p, deltas, len(images))
+        flips = _flip_variance(p, run, deltas, rounding, with_input_gradient)
+        estimates = {}
+        for name, total in sums.items():
+            estimate = rounding.estimate(total, _similar(name))
+            budget = np.sqrt(estimate.budget**2 + flips.get(name, 0.0))
+            shape = SHAPES.get(name, images.shape)
+            estimates[name] = budgeted(estimate.value.reshape(shape), budget.reshape(shape), precision)
         return Answer(
             logits=_estimate(run.logits, precision),
             loss=_estimate(value, precision),
             gradients={name: estimates[name] for name in SHAPES},
             input_gradient=estimates.get("images"),
-            has_undecided=bool(flip_variance),
+            has_undecided=bool(flips),
             largest_sum_of_squares=rounding.largest_sum_of_squares,
         )
 
@@ -792,8 +907,9 @@ def train(
         run = _forward(p, images, rounding)
         loss, delta = mse(run.logits, targets, rounding)
         deltas = _backward(p, [_winner(gate.z) for gate in run.gates], delta, rounding)
-        gradients = _parameter_gradients(deltas, run.rows, rounding)
-        p = {name: rounding.perturb(p[name] - lr * g, (lr * g[0]) ** 2, 1) for name, g in gradients.items()}
+        for name, total in _parameter_gradients(deltas, run.rows).items():
+            step = lr * rounding.perturb(total).reshape(-1, *SHAPES[name])
+            p[name] = rounding.perturb(_Sum(p[name] - step, step[0] ** 2, 1))
         losses.append(float(loss[0]))
     return {name: p[name] for name in SHAPES}, losses
 

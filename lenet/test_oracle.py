@@ -40,38 +40,28 @@ def batch() -> tuple[Array, Array]:
 
 
 class Perturbation(NamedTuple):
-    """The arguments and the result of a call of `perturb`."""
+    """A sum that is perturbed, or whose budget is estimated, and the result."""
 
-    sum_of_squares: Array
-    terms: int
-    images: int
-    products: bool
-    copies: int
-    result: Array
+    total: oracle._Sum
+    result: Any
 
 
 @pytest.fixture
 def perturbations(monkeypatch: pytest.MonkeyPatch) -> list[Perturbation]:
-    """All calls of `perturb` during the test, in their order."""
+    """All calls of `perturb` and `estimate` during the test, in their order."""
     calls: list[Perturbation] = []
-    perturb = oracle._Rounding.perturb
 
-    def record(
-        rounding: oracle._Rounding,
-        z: Array,
-        sum_of_squares: Array,
-        terms: int,
-        images: int = 1,
-        products: bool = False,
-        copies: int = 1,
-        partial_sums: Callable[[], Array] | None = None,
-    ) -> Array:
-        result = perturb(rounding, z, sum_of_squares, terms, images, products, copies, partial_sums)
-        if rounding.precision:
-            calls.append(Perturbation(sum_of_squares, terms, images, products, copies, result))
-        return result
+    def recording(method: Callable[..., Any]) -> Callable[..., Any]:
+        def record(rounding: oracle._Rounding, total: oracle._Sum, *others: Any) -> Any:
+            result = method(rounding, total, *others)
+            if rounding.precision:
+                calls.append(Perturbation(total, result))
+            return result
 
-    monkeypatch.setattr(oracle._Rounding, "perturb", record)
+        return record
+
+    for name in ("perturb", "estimate"):
+        monkeypatch.setattr(oracle._Rounding, name, recording(getattr(oracle._Rounding, name)))
     return calls
 
 
@@ -323,15 +313,15 @@ def test_both_gradients_at_a_tie_are_within_budget(parameters: dict[str, Array],
     for last in (False, True):
         shares = [oracle._winner(gate.z[..., ::-1])[..., ::-1] if last else gate.selected[None] for gate in run.gates]
         deltas = oracle._backward(p, shares, delta, exactly)
-        gradients = oracle._parameter_gradients(deltas, run.rows, exactly)
-        input_gradient = oracle._input_gradient(p, deltas, 3, exactly)[0]
+        gradients = oracle._parameter_gradients(deltas, run.rows)
+        input_gradient = oracle._input_gradient(p, deltas, 3).z[0]
 
         assert answer.has_undecided
         assert answer.input_gradient is not None
         assert answer.input_gradient.ratio(input_gradient).max() <= THRESHOLD
         assert (answer.input_gradient.ratio(input_gradient).max() > 0.1) == last
         for name, budgeted in answer.gradients.items():
-            assert budgeted.ratio(gradients[name][0]).max() <= THRESHOLD
+            assert budgeted.ratio(gradients[name].z[0].reshape(SHAPES[name])).max() <= THRESHOLD
 
 
 @pytest.mark.parametrize("blocked", [slice(-1), slice(-1, None)])
@@ -374,7 +364,9 @@ def test_decisions_that_do_not_flip_add_no_variance(
 
     assert kept.has_undecided
     for name in SHAPES:
-        ratio = kept.gradients[name].budget / without.gradients[name].budget
+        judged = without.gradients[name].budget > 0
+        ratio = kept.gradients[name].budget[judged] / without.gradients[name].budget[judged]
+        assert not kept.gradients[name].budget[~judged].any()
         assert (np.round(ratio * 2**20) == 2**20).all()  # the same numbers, multiplied in batches of other sizes
 
 
@@ -400,15 +392,13 @@ def test_flip_variance_adds_samples_rounded_replica_and_rows(
     run = oracle._forward(p, images, oracle._Rounding(PRECISIONS["float32"]))
     delta = np.outer([1.0, 2.0, 3.0], batch[1][0])[None]  # the rows have the same signs, so that none cancels another
     deltas = oracle._backward(p, [gate.selected[None] for gate in run.gates], delta, exactly)
-    gradients = oracle._parameter_gradients(deltas, {layer: rows[:1] for layer, rows in run.rows.items()}, exactly)
+    variances = oracle._flip_variance(p, run, deltas, oracle._Rounding(PRECISIONS["float64"]), False)
 
-    variances = oracle._flip_variance(p, run, deltas, gradients, oracle._Rounding(PRECISIONS["float64"]))
-
-    lost, inputs = deltas["fc2"][0], run.rows["fc2"][0]
+    lost, inputs, errors = deltas["fc2"][0], run.rows["fc2"][0], oracle._spread(run.rows["fc2"])
     together = np.where(blocked < oracle.REPLICAS, 1 / oracle.REPLICAS, np.where(blocked == oracle.REPLICAS, 1.0, 0.0))
     separate = np.where(blocked <= oracle.REPLICAS, 1 / (oracle.REPLICAS + 1), 0.0)
     bias = together * lost.sum(axis=0) ** 2 + separate * (lost**2).sum(axis=0)
-    weight = together[:, None] * (lost.T @ inputs) ** 2 + separate[:, None] * ((lost**2).T @ inputs**2)
+    weight = together[:, None] * (lost.T @ inputs) ** 2 + separate[:, None] * ((lost**2).T @ (inputs**2 + errors**2))
     assert lost.any(axis=0).sum() > 20
     assert bits(variances["fc2.bias"]) == bits(bias)
     assert bits(variances["fc2.weight"]) == bits(weight)
@@ -470,16 +460,16 @@ def test_sums_are_perturbed_by_their_number_of_terms(
     forward, backward = [5 * 5, 6 * 5 * 5, 400, 120, 84], [10, 84, 120, 16 * 5 * 5]
     positions = {"conv1": 28 * 28, "conv2": 10 * 10, "fc1": 1, "fc2": 1, "fc3": 1}
     alone = [*forward, *terms, *backward]
-    counted = [(each.terms, each.images) for each in perturbations]
+    counted = [(each.total.terms, each.total.images) for each in perturbations]
     assert counted[: len(alone)] == [(n, 1) for n in alone]
     gradients = [(3 * n * 7, 3 * 7) for n in positions.values() for _ in ("weight", "bias")]
     assert counted[len(alone) : -1] == gradients
     assert counted[-1] == (6 * 5 * 5, 1)
     products = [True] * len(forward) + [False] * len(terms) + [True] * len(backward) + [True, False] * 5 + [True]
-    assert [each.products for each in perturbations] == products
+    assert [each.total.products for each in perturbations] == products
     loss_gradient = 0 if loss is oracle.dot else 1  # the dot product's gradient is the targets, without any rounding
     copies = [1] * (len(forward) + len(terms) - loss_gradient) + [7] * (loss_gradient + len(backward))
-    assert [each.copies for each in perturbations] == copies + [1] * (2 * len(positions) + 1)
+    assert [each.total.copies for each in perturbations] == copies + [1] * (2 * len(positions) + 1)
 
 
 def test_loss_is_perturbed_by_the_magnitude_of_the_exact_logits(perturbations: list[Perturbation]) -> None:
@@ -492,21 +482,21 @@ def test_loss_is_perturbed_by_the_magnitude_of_the_exact_logits(perturbations: l
     for loss in (oracle.scaled(oracle.mse, 0.25), oracle.dot):
         loss(logits, targets, oracle._Rounding(COARSE), 8)
 
-    sums_of_squares = [np.asarray(each.sum_of_squares).ravel().tolist() for each in perturbations]
+    sums_of_squares = [np.asarray(each.total.sum_of_squares).ravel().tolist() for each in perturbations]
     by_logits = [square / 2**2 for square in squares]
     assert sums_of_squares == [
         *(squares, zeros, [mean], by_logits, [0.0], [square / 4**2 for square in by_logits]),
         [product],
     ]
-    assert [each.terms for each in perturbations] == [1, 1, 4 * 8, 1, 1, 1, 4 * 8]
-    assert all(each.images == 1 and not each.products for each in perturbations)
+    assert [each.total.terms for each in perturbations] == [1, 1, 4 * 8, 1, 1, 1, 4 * 8]
+    assert all(each.total.images == 1 and not each.total.products for each in perturbations)
 
 
 def test_gradient_of_one_squared_error_is_twice_the_error(perturbations: list[Perturbation]) -> None:
     delta = oracle.mse(np.full((1, 1, 1), 3.0), np.ones((1, 1)), oracle._Rounding(COARSE))[1]
 
     assert delta[0] == 4.0
-    assert perturbations[-1].sum_of_squares == 4.0**2
+    assert perturbations[-1].total.sum_of_squares == 4.0**2
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
@@ -530,7 +520,7 @@ def test_cross_entropy_is_perturbed_by_the_magnitude_of_the_exact_logits(
         softmax**2 * (below**2 + normalizer**2 + (below - normalizer) ** 2),
         (softmax**2 + targets**2) / batch_size**2,
     ]
-    assert [bits(each.sum_of_squares) for each in perturbations] == [bits(size) for size in sizes]
+    assert [bits(each.total.sum_of_squares) for each in perturbations] == [bits(size) for size in sizes]
 
 
 DEFAULTS: dict[str, object] = {
@@ -546,7 +536,6 @@ DEFAULTS: dict[str, object] = {
     "loss": oracle.mse,
     "kind": oracle.mse,
     "with_input_gradient": False,
-    "flip_variance": 0.0,
 }
 
 
@@ -556,12 +545,11 @@ DEFAULTS: dict[str, object] = {
         *(
             oracle._Rounding,
             oracle._Rounding.dot,
-            oracle._Rounding.perturb,
             oracle._col2im,
             oracle._backward,
             oracle._convolution_input_gradient,
             oracle._parameter_gradients,
-            oracle._estimate,
+            oracle._Sum,
         ),
         *(oracle.solve, oracle.loss, oracle.train),
         *(oracle.mse, oracle.cross_entropy, oracle.dot, oracle.scaled(oracle.mse, 0.25)),
@@ -634,10 +622,10 @@ def test_update_in_training_is_perturbed_once_by_the_magnitude_of_the_step(
 ) -> None:
     oracle.train(parameters, [batch], 0.25, PRECISIONS["bfloat16"])
 
-    gradients, updates = perturbations[-2 * len(SHAPES) : -len(SHAPES)], perturbations[-len(SHAPES) :]
-    for gradient, update in zip(gradients, updates, strict=True):
-        assert np.array_equal(update.sum_of_squares.ravel(), (0.25 * gradient.result[0].ravel()) ** 2)
-        assert (update.terms, update.images, update.products) == (1, 1, False)
+    last = perturbations[-2 * len(SHAPES) :]
+    for gradient, update in zip(last[::2], last[1::2], strict=True):
+        assert np.array_equal(update.total.sum_of_squares.ravel(), (0.25 * gradient.result[0].ravel()) ** 2)
+        assert (update.total.terms, update.total.images, update.total.products) == (1, 1, False)
 
 
 @pytest.mark.parametrize("name", PRECISIONS)
@@ -694,24 +682,24 @@ def test_dot_product_is_perturbed_by_the_magnitude_of_its_exact_replica(perturba
     rounding.dot(a[:1], b, repeats=4)
     rounding.dot(a, b[:1])
 
-    assert [each.sum_of_squares for each in perturbations] == [(9 + 9) / 4 + 4, (9 + 9) / 4, 9 + 9]
+    assert [each.total.sum_of_squares for each in perturbations] == [(9 + 9) / 4 + 4, (9 + 9) / 4, 9 + 9]
 
 
-def test_bias_gradient_is_perturbed_by_the_magnitude_of_its_exact_replica(perturbations: list[Perturbation]) -> None:
+def test_bias_gradient_is_perturbed_by_the_magnitude_of_its_exact_replica() -> None:
     """Rows of 1, 2 and 3, each repeated four times; the other replicas, far off, do not matter."""
     deltas = {"fc3": np.full((oracle.REPLICAS + 2, 3, 10), 99.0)}
     deltas["fc3"][0] = [[1.0] * 10, [2.0] * 10, [3.0] * 10]
 
-    oracle._parameter_gradients(deltas, {"fc3": np.ones((1, 3, 84))}, oracle._Rounding(COARSE), repeats=4)
+    total = oracle._parameter_gradients(deltas, {"fc3": np.ones((1, 3, 84))}, repeats=4)["fc3.bias"]
 
-    assert perturbations[-1].sum_of_squares.tolist() == [(1 + 4 + 9) / 4] * 10
+    assert total.sum_of_squares.tolist() == [(1 + 4 + 9) / 4] * 10
 
 
 def test_sum_is_perturbed_by_the_magnitude_of_its_exact_replica() -> None:
     """The exact sum is zero, so the perturbed replicas stay unchanged whatever they are; the last is rounded."""
     z = np.array([[0.0], *([[300.0 + 2.0**-20]] * (oracle.REPLICAS + 1))])
 
-    perturbed = oracle._Rounding(COARSE).perturb(z, np.zeros(1), 3)
+    perturbed = oracle._Rounding(COARSE).perturb(oracle._Sum(z, np.zeros(1), 3))
 
     assert np.array_equal(perturbed[:-1], z[:-1])
     assert perturbed[-1] == 300.0
@@ -819,7 +807,7 @@ def test_dot_product_has_the_sum_of_squares_of_its_terms(repeats: int) -> None:
 )
 def test_sum_that_may_overflow_the_accumulator_is_infinite(sum_of_squares: float, terms: int, within: bool) -> None:
     perturbed = oracle._Rounding(replace(SMALL, largest=2.0**100)).perturb(
-        np.zeros((1, 1)), np.full(1, sum_of_squares), terms
+        oracle._Sum(np.zeros((1, 1)), np.full(1, sum_of_squares), terms)
     )
 
     assert np.isfinite(perturbed[1:]).all() == within
@@ -830,7 +818,7 @@ def test_largest_sum_of_squares_starts_at_zero_and_does_not_decrease() -> None:
 
     assert rounding.largest_sum_of_squares == 0.0
     for sum_of_squares, largest in ((0.25, 0.25), (0.5, 0.5), (0.25, 0.5)):
-        rounding.perturb(np.zeros((1, 2)), np.array([0.0, sum_of_squares]), 3)
+        rounding.perturb(oracle._Sum(np.zeros((1, 2)), np.array([0.0, sum_of_squares]), 3))
         assert rounding.largest_sum_of_squares == largest
 
 
@@ -881,7 +869,7 @@ def test_training_reduces_the_loss(parameters: dict[str, Array], batch: tuple[Ar
 def spread(precision: Precision, z: float, sum_of_squares: float, **options: Any) -> float:
     """The root mean square of the errors that `perturb` adds to sums `z`."""
     rounding = oracle._Rounding(precision, replicas=REPLICAS)
-    perturbed = rounding.perturb(np.full((1, 2_000), z), np.full(2_000, sum_of_squares), **options)
+    perturbed = rounding.perturb(oracle._Sum(np.full((1, 2_000), z), np.full(2_000, sum_of_squares), **options))
     return float(np.sqrt(np.mean((perturbed[1:-1] - perturbed[0]) ** 2)))
 
 
@@ -926,7 +914,9 @@ def test_sum_with_terms_may_underflow(sum_of_squares: float, terms: int, images:
     precision = Precision("large", 2.0**-50, 2.0**-8, 2.0**100, Precision("accumulator", 2.0**-50, 2.0**-10, 2.0**100))
     rounding = oracle._Rounding(precision, replicas=REPLICAS)
 
-    perturbed = rounding.perturb(np.zeros((1, 2_000)), np.full(2_000, sum_of_squares), terms, images=images)
+    perturbed = rounding.perturb(
+        oracle._Sum(np.zeros((1, 2_000)), np.full(2_000, sum_of_squares), terms, images=images)
+    )
 
     size = np.sqrt(2) * units * 2.0**-10
     assert 0.98 * size <= np.sqrt(np.mean(perturbed[1:-1] ** 2)) <= 1.02 * size
@@ -936,7 +926,7 @@ def test_sum_with_terms_may_underflow(sum_of_squares: float, terms: int, images:
 def test_first_replica_is_exact_and_last_is_rounded_to_nearest(name: str, dtype: type) -> None:
     z = np.random.default_rng(0).standard_normal((1, 1_000))
 
-    perturbed = oracle._Rounding(PRECISIONS[name]).perturb(z, z[0] ** 2, 1)
+    perturbed = oracle._Rounding(PRECISIONS[name]).perturb(oracle._Sum(z, z[0] ** 2, 1))
 
     assert perturbed.shape == (oracle.REPLICAS + 2, 1_000)
     assert np.array_equal(perturbed[0], z[0])
@@ -947,7 +937,7 @@ def test_first_replica_is_exact_and_last_is_rounded_to_nearest(name: str, dtype:
 def test_perturbations_are_partly_shared_by_all_elements() -> None:
     rounding = oracle._Rounding(COARSE, replicas=REPLICAS)
 
-    perturbed = rounding.perturb(np.zeros((1, 2_000)), np.ones(2_000), 3)[1:-1]
+    perturbed = rounding.perturb(oracle._Sum(np.zeros((1, 2_000)), np.ones(2_000), 3))[1:-1]
 
     own, shared = perturbed.std(axis=1), perturbed.mean(axis=1)
     assert 0.9 < np.sqrt(np.mean(shared**2)) / np.sqrt(np.mean(own**2)) < 1.1
@@ -985,7 +975,7 @@ def test_sum_that_may_overflow_is_infinite(
     numbers, sums_of_squares = np.array([[z, 1.0]]), np.array([sum_of_squares, 0.0])
     partial_sums = None if partial_sum is None else lambda: np.array([partial_sum, 0.0])
 
-    perturbed = oracle._Rounding(SMALL).perturb(numbers, sums_of_squares, terms, partial_sums=partial_sums)
+    perturbed = oracle._Rounding(SMALL).perturb(oracle._Sum(numbers, sums_of_squares, terms, partial_sums=partial_sums))
 
     assert perturbed[0].tolist() == [z, 1.0]
     assert (np.round(perturbed[1:, 0], 6) == expected).all()
@@ -996,7 +986,7 @@ def test_nonfinite_replica_does_not_hide_that_another_sum_may_overflow() -> None
     z = np.tile([np.nan, 101.0, 1.0], (oracle.REPLICAS + 2, 1))
     z[0, 0] = 1.0
 
-    perturbed = oracle._Rounding(SMALL).perturb(z, np.zeros(3), 0)
+    perturbed = oracle._Rounding(SMALL).perturb(oracle._Sum(z, np.zeros(3), 0))
 
     assert np.isnan(perturbed[1:, 0]).all()
     assert np.isinf(perturbed[1:, 1]).all()
@@ -1011,7 +1001,7 @@ def test_partial_sums_matter_only_where_they_are_stored_and_near_the_range() -> 
 
     for precision, sum_of_squares in ((SMALL, 12.0**2), (replace(SMALL, sum_precision=None), 48.0**2)):
         rounding = oracle._Rounding(precision)
-        perturbed = rounding.perturb(np.zeros((1, 1)), np.full(1, sum_of_squares), 3, partial_sums=unused)
+        perturbed = rounding.perturb(oracle._Sum(np.zeros((1, 1)), np.full(1, sum_of_squares), 3, partial_sums=unused))
         assert np.isfinite(perturbed).all()
 
 
@@ -1028,12 +1018,12 @@ def test_sum_over_images_is_infinite_if_it_overflows_in_some_order() -> None:
     delta = np.repeat(shares[None, :, None], 10, axis=2)  # of one row an image
 
     three, two = np.ones((1, 3, 84)), np.ones((1, 3, 84)) * [[0.5], [1.0], [1.0]]  # shares of 30, 60 and -70
-    for rows, within in ((three, False), (two, True)):
-        weight = oracle._parameter_gradients({"fc3": delta}, {"fc3": rows}, oracle._Rounding(precision))["fc3.weight"]
-        assert np.isfinite(weight[1:]).all() == within
-    for total, within in ((delta, False), (delta * [[0.5], [1.0], [1.0]], True)):
-        bias = oracle._parameter_gradients({"fc3": total}, {"fc3": 0 * three}, oracle._Rounding(precision))["fc3.bias"]
-        assert np.isfinite(bias[1:]).all() == within
+    cases = [("fc3.weight", delta, three, False), ("fc3.weight", delta, two, True)]
+    cases += [("fc3.bias", delta, 0 * three, False), ("fc3.bias", delta * [[0.5], [1.0], [1.0]], 0 * three, True)]
+    for name, deltas, rows, within in cases:
+        total = oracle._parameter_gradients({"fc3": deltas}, {"fc3": rows})[name]
+        assert np.isfinite(oracle._Rounding(precision).perturb(total)[1:]).all() == within
+        assert np.isfinite(oracle._Rounding(precision).estimate(total, oracle._similar(name)).budget).all() == within
 
 
 def test_rows_of_an_image_are_added_before_they_are_stored() -> None:
@@ -1053,8 +1043,10 @@ def test_input_gradient_is_infinite_if_it_overflows_at_some_offset() -> None:
 
     for largest, within in ((779.0, False), (781.0, True)):
         precision = Precision("range", 2.0**-50, 0.0, largest, Precision("accumulator", 2.0**-50, 0.0, 10_000.0))
-        gradient = oracle._convolution_input_gradient(delta, weight, (1, 1, 32), oracle._Rounding(precision))
+        total = oracle._convolution_input_gradient(delta, weight, (1, 1, 32))
+        gradient = oracle._Rounding(precision).perturb(total)
         assert np.isfinite(gradient[1:]).all() == within
+        assert np.isfinite(oracle._Rounding(precision).estimate(total, oracle._mean_over_image).budget).all() == within
         assert np.round(gradient[:, 0, 0, 16, 16][gradient[:, 0, 0, 16, 16] < 1e3], 6).max() == 60.0
 
 
@@ -1063,7 +1055,7 @@ def test_copies_underflow_one_by_one() -> None:
 
     def size(copies: int) -> float:
         rounding = oracle._Rounding(precision, replicas=REPLICAS)
-        perturbed = rounding.perturb(np.zeros((1, 2_000)), np.full(2_000, 2.0**-20), 0, copies=copies)
+        perturbed = rounding.perturb(oracle._Sum(np.zeros((1, 2_000)), np.full(2_000, 2.0**-20), 0, copies=copies))
         return float(np.sqrt(np.mean(perturbed[1:-1] ** 2)))
 
     assert np.round(size(32) / size(1), 6) == 32
@@ -1073,7 +1065,7 @@ def test_spread_of_the_replicas_counts_toward_overflow() -> None:
     """99 + THRESHOLD * 2**-9 * sqrt(2) * 99 is above 100."""
     precision = replace(SMALL, unit=2.0**-9)
 
-    perturbed = oracle._Rounding(precision).perturb(np.array([[99.0, 40.0]]), np.zeros(2), 0)
+    perturbed = oracle._Rounding(precision).perturb(oracle._Sum(np.array([[99.0, 40.0]]), np.zeros(2), 0))
 
     assert np.isinf(perturbed[1:, 0]).all()
     assert np.isfinite(perturbed[:, 1]).all()
@@ -1096,7 +1088,7 @@ def test_overflow_depends_on_the_root_mean_square_of_the_replicas(
     monkeypatch.setattr(rounding, "random", FixedGenerator())
     monkeypatch.setattr(rounding, "_shared_errors", lambda: np.zeros(2))
 
-    perturbed = rounding.perturb(np.full((1, 1), 64.12), np.zeros(1), 0)
+    perturbed = rounding.perturb(oracle._Sum(np.full((1, 1), 64.12), np.zeros(1), 0))
 
     assert perturbed[0] == 64.12
     assert perturbed[-1] == (64.0 if within else np.inf)
@@ -1107,7 +1099,7 @@ def test_sum_above_a_quarter_of_the_range_is_checked_for_overflow() -> None:
     """30 is in range, but a unit roundoff of 0.375 makes THRESHOLD spreads exceed 100."""
     coarse = oracle._Rounding(replace(SMALL, unit=0.375))
 
-    perturbed = coarse.perturb(np.zeros((1, 1)), np.full(1, 30.0**2 / 5), 3, images=5)
+    perturbed = coarse.perturb(oracle._Sum(np.zeros((1, 1)), np.full(1, 30.0**2 / 5), 3, images=5))
 
     assert np.isinf(perturbed[1:]).all()
 
@@ -1116,7 +1108,7 @@ def test_overflow_has_the_sign_of_the_exact_value() -> None:
     z = np.full((oracle.REPLICAS + 2, 2), [[-50.0, 50.0]])
     z[0] = [50.0, -50.0]
 
-    perturbed = oracle._Rounding(SMALL).perturb(z, np.full(2, 600.0**2), 3)
+    perturbed = oracle._Rounding(SMALL).perturb(oracle._Sum(z, np.full(2, 600.0**2), 3))
 
     assert perturbed[0].tolist() == [50.0, -50.0]
     assert (perturbed[1:] == [np.inf, -np.inf]).all()
@@ -1183,15 +1175,100 @@ def test_flip_to_zero_loses_the_gradient() -> None:
     assert ((np.abs(shares[:-1] - 1) >= 0.25) & (np.abs(shares[:-1] - 1) <= 0.75)).all()
 
 
-def test_budget_combines_deviations_of_element_and_tensor_with_flips() -> None:
+def test_budget_combines_deviations_of_element_and_row() -> None:
     """The last replica, which is rounded and not perturbed, does not count."""
     four = replicas([1.0, 2.0], [4.0, 2.0], [1.0, 2.0], [99.0, 99.0])
 
-    budgeted = oracle._estimate(four, PRECISIONS["float64"], flip_variance=np.array([2.0, 0.0]))
+    budgeted = oracle._estimate(four, PRECISIONS["float64"])
 
-    variance = np.array([9 / 2, 0.0]) + 9 / 4 + np.array([2.0, 0.0])
+    variance = np.array([9 / 2, 0.0]) + 9 / 4
     assert budgeted.value.tolist() == [1.0, 2.0]
     assert np.array_equal(budgeted.budget, np.sqrt(variance))
+
+
+def test_estimate_adds_the_variance_of_the_sum_to_that_of_its_operands() -> None:
+    """The last replica, which is rounded and not perturbed, does not count."""
+    rounding, total = (
+        oracle._Rounding(COARSE),
+        oracle._Sum(replicas([1.0, 2.0], [4.0, 2.0], [1.0, 2.0], [9.0, 9.0]), np.array([3.0, 0.0]), 7),
+    )
+
+    estimate = rounding.estimate(total, oracle._mean_over_tensor)
+
+    own = 2 * (8 * COARSE.accumulator.unit**2 + COARSE.unit**2) * np.array([3.0 + 1.0, 4.0])
+    assert estimate.value.tolist() == [1.0, 2.0]
+    assert bits(estimate.budget**2) == bits(own + np.array([9 / 2, 0.0]) + 9 / 4)
+    assert rounding.largest_sum_of_squares == 3.0
+
+
+def test_estimate_equals_the_spread_of_perturbed_replicas() -> None:
+    """Of exact operands, whose sums have the errors of 64 replicas of 2,000 elements."""
+    z, squares = np.full((1, 2_000), 3.0), np.full(2_000, 5.0)
+    total = oracle._Sum(z, squares, 7, images=5)
+
+    sampled = oracle._Rounding(COARSE, replicas=REPLICAS).perturb(total)
+    estimate = oracle._Rounding(COARSE).estimate(total, oracle._mean_over_tensor)
+
+    assert 0.98 < estimate.budget[0] / np.sqrt(np.mean(oracle._spread(sampled) ** 2)) < 1.02
+
+
+def test_tiny_sum_may_underflow_although_its_square_is_zero() -> None:
+    total = oracle._Sum(np.array([[1e-200, 0.0]]), np.zeros(2), 1)
+
+    assert (oracle._Rounding(PRECISIONS["float16"]).estimate(total, oracle._mean_over_tensor).budget > 0).tolist() == [
+        True,
+        False,
+    ]
+
+
+def test_similar_weights_are_those_of_a_unit_and_of_an_input() -> None:
+    """Variances 2 * 3, of units 2, 0 and of inputs 3, 1, 0; the positions of a convolution's kernel are averaged."""
+    by_unit_and_input = np.outer([2.0, 0.0], [3.0, 1.0, 0.0])
+    kernels = np.repeat(by_unit_and_input, 25, axis=1) * np.resize([0.0, 2.0, 1.0, 1.0, 1.0], 75)
+
+    assert bits(oracle._similar("fc1.weight")(by_unit_and_input)) == bits(by_unit_and_input)
+    assert bits(oracle._similar("conv2.weight")(kernels)) == bits(np.repeat(by_unit_and_input, 25, axis=1))
+    assert oracle._similar("fc1.bias")(np.array([1.0, 3.0])) == 2.0
+    images = np.arange(2.0 * 4).reshape(2, 1, 2, 2)
+    assert oracle._similar("images")(images).ravel().tolist() == [1.5, 5.5]
+    assert not oracle._similar("fc1.weight")(np.zeros((2, 3))).any()
+
+
+def test_infinite_variances_do_not_count_as_similar() -> None:
+    variance = np.array([[1.0, np.inf], [3.0, np.nan]])
+
+    assert oracle._increased(variance, oracle._mean_over_tensor).tolist() == [[3.0, np.inf], [5.0, np.inf]]
+    assert oracle._increased(variance, oracle._mean_over_row).tolist() == [[2.0, np.inf], [6.0, np.inf]]
+
+
+@pytest.mark.parametrize(
+    ("exact", "needed"), [(-1.0, 1 - 1 / THRESHOLD), (-5.0, 1 - 5 / THRESHOLD), (-THRESHOLD, 0.0), (5.0, 0.0)]
+)
+def test_output_of_an_undecided_gate_is_widened(exact: float, needed: float) -> None:
+    """A ReLU's input with a standard deviation of 1: an error of k * 1 makes the output k - |exact|."""
+    z = np.full((REPLICAS + 2, 2_000, 1), exact)
+    z[1:-1:2] += 1
+    z[2:-1:2] -= 1
+    gate, rounding = oracle._Gate(z), oracle._Rounding(COARSE, replicas=REPLICAS)
+
+    output = rounding.open(gate)
+
+    found = oracle._spread(gate.output)[0]
+    expected = np.sqrt(found**2 + 2 * max(needed**2 - found**2, 0.0))
+    assert np.array_equal(output[[0, -1]], gate.output[[0, -1]])
+    assert abs(np.sqrt(np.mean(oracle._spread(output) ** 2)) - expected) <= 0.05 * expected
+    assert oracle._Rounding(None).open(gate) is gate.output
+
+
+def test_flips_within_a_window_do_not_change_the_bias() -> None:
+    """What one candidate of a window of conv2 gains, another loses; what a ReLU loses, the bias loses as well."""
+    change, rows = np.zeros((1, 100, 16)), {"conv2": np.ones((1, 100, 150))}
+    change[0, 0, 0], change[0, 11, 0], change[0, 0, 1] = 3.0, -3.0, 2.0  # the window of positions 0, 1, 10 and 11
+
+    variance = oracle._variance_of_independent_changes({"conv2": change}, rows)
+
+    assert variance["conv2.bias"].tolist() == [0.0, 4.0, *[0.0] * 14]
+    assert variance["conv2.weight"][:2, 0].tolist() == [18.0, 4.0]
 
 
 def test_single_element_is_also_its_entire_tensor() -> None:
@@ -1206,7 +1283,7 @@ def test_nonfinite_replica_makes_only_its_own_budget_infinite(lost: float) -> No
 
     budget = oracle._estimate(four, PRECISIONS["float64"]).budget
 
-    assert budget.tolist() == [np.inf, np.sqrt(4 / 2 + 4 / 3)]
+    assert budget.tolist() == [np.inf, np.sqrt(4 / 2 + 4 / 2)]
 
 
 @pytest.mark.parametrize(
