@@ -3,8 +3,9 @@ Measure the errors of correct results in budgets of the oracle, from which `lene
 
 `tox run -e calibrate` runs the reference network on random cases, degenerate ones included, with every loss of the
 oracle and at every precision that a computation may claim. It writes the distribution of each case's worst
-`error / budget` and the worst case of each claim, loss and tensor to `properties/calibration.json`. The threshold is
-the power of two above the worst of all cases. Only what a known issue of PyTorch makes wrong is left out: the loss of
+`error / budget` and the worst case of each claim, loss and tensor to `properties/calibration.json`. A run continues
+what the file has already, so that cases can be added on any machine. The threshold is the power of two above the worst
+of all cases. Only what a known issue of PyTorch makes wrong is left out: the loss of
 float16 numbers, where their sum overflows before it is divided by their number (pytorch/pytorch#85791).
 """
 
@@ -18,8 +19,8 @@ import multiprocessing
 import os
 import shlex
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
@@ -45,6 +46,8 @@ RESULT = Path(__file__).with_suffix(".json")
 LR = 0.1
 QUANTILES = (0.5, 0.9, 0.99, 0.999, 0.9999, 1.0)
 SAVE_INTERVAL = 120.0  # seconds between two files, so that an interrupted run loses little
+BINS_PER_OCTAVE = 16  # of the histogram: a bin is 4 % wide
+THREADS = (1, 1, 1, 4)  # four are more than the small machines have that measure, and split every loop
 
 CLAIMS = {
     "float64": ("float64", "float32", "tf32"),
@@ -85,13 +88,14 @@ LOSSES: dict[str, tuple[TorchLoss, oracle.Loss]] = {
 
 @dataclass(frozen=True)
 class Trial:
-    """A case with the loss, the claim and the number of times that the batch is repeated."""
+    """A case with the loss, the claim, the number of times that the batch is repeated, and the number of threads."""
 
     case: Case
     claim: str
     loss: str = "mse"
     factor: float = 1.0  # of the loss
     repeats: int = 1
+    threads: int = 1
 
 
 def draw(dtype: str, seed: int) -> Trial:
@@ -112,7 +116,8 @@ def draw(dtype: str, seed: int) -> Trial:
     repeats = int(random.choice([1] * 8 + [4, 32])) if 1 <= batch <= 3 and loss != "dot" else 1
     if loss == "cross-entropy of indices":
         targets = "one-hot"
-    return Trial(Case(weights, images, targets, batch, layout, seed), claim, loss, factor, repeats)
+    threads = int(random.choice(THREADS))
+    return Trial(Case(weights, images, targets, batch, layout, seed), claim, loss, factor, repeats, threads)
 
 
 class _TF32(torch.autograd.Function):
@@ -285,36 +290,40 @@ def measure(dtype: str, trial: Trial) -> Measured:
 
 
 def _measure_seed(job: tuple[str, int]) -> Measured:
-    torch.set_num_threads(1)
     dtype, seed = job
-    return measure(dtype, draw(dtype, seed))
+    trial = draw(dtype, seed)
+    torch.set_num_threads(trial.threads)
+    return measure(dtype, trial)
+
+
+Worst = dict[tuple[str, str, str], tuple[float, str]]
+"""The largest error / budget, and the trial that has it, by claim, loss and tensor."""
 
 
 @dataclass
 class Distribution:
-    """The errors of all trials of one dtype so far."""
+    """The errors of the trials of one dtype, those of the seeds from 0 on."""
 
-    columns: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))  # by tensor
-    worst: dict[tuple[str, str, str], tuple[float, Trial]] = field(default_factory=dict)  # by claim, loss and tensor
-    counts: dict[tuple[str, str], int] = field(default_factory=lambda: defaultdict(int))  # by claim and loss
-    first: int = 2**32
-    last: int = -1
+    cases: int = 0
+    bins: Counter[int] = field(default_factory=Counter)  # trials by the bin of their worst error / budget
+    worst: Worst = field(default_factory=dict)
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)  # by claim and loss
     undecided: int = 0
     without_loss: int = 0
     judged_in_part: int = 0
     unjudged: float = 0.0
 
     def add(self, measured: Measured) -> None:
-        """Add a trial."""
+        """Add the trial of the next seed."""
         trial = measured.trial
+        assert trial.case.seed == self.cases
+        self.cases += 1
         for name, ratio in measured.ratios.items():
-            self.columns[name].append(ratio)
             key = trial.claim, trial.loss, name
             if key not in self.worst or ratio > self.worst[key][0]:
-                self.worst[key] = ratio, trial
-        self.columns["worst tensor"].append(measured.worst)
+                self.worst[key] = round(ratio, 3), repr(trial)
+        self.bins[_bin(measured.worst)] += 1
         self.counts[trial.claim, trial.loss] += 1
-        self.first, self.last = min(self.first, trial.case.seed), max(self.last, trial.case.seed)
         self.undecided += measured.has_undecided
         self.without_loss += measured.without_loss
         self.judged_in_part += measured.unjudged > 0
@@ -322,118 +331,121 @@ class Distribution:
 
     def summary(self) -> dict[str, Any]:
         """Return the distribution for the JSON file."""
-        cases = len(self.columns["worst tensor"])
         by_claim: dict[str, dict[str, Any]] = {}
         for (claim, loss), count in sorted(self.counts.items()):
             worst = {
-                tensor: {"ratio": round(ratio, 3), "trial": repr(trial)}
+                tensor: {"ratio": ratio, "trial": trial}
                 for (of_claim, of_loss, tensor), (ratio, trial) in self.worst.items()
                 if (of_claim, of_loss) == (claim, loss)
             }
             by_claim.setdefault(claim, {})[loss] = {"cases": count, "worst": worst}
-        largest = sorted(
-            ((ratio, tensor, trial) for (_, _, tensor), (ratio, trial) in self.worst.items()), key=lambda row: -row[0]
-        )
+        largest = sorted(((ratio, *key, trial) for key, (ratio, trial) in self.worst.items()), reverse=True)
         return {
-            "cases": cases,
-            "seeds": [self.first, self.last],
+            "cases": self.cases,
             "cases with undecided decisions": self.undecided,
             "cases without their loss, by a known issue": self.without_loss,
             "cases judged in part": self.judged_in_part,
-            "share of elements not judged": round(self.unjudged / cases, 6),
+            "elements not judged, summed over the cases": self.unjudged,
             "quantiles": list(QUANTILES),
-            "error / budget": {
-                name: np.quantile(column, QUANTILES, method="higher").round(3).tolist()
-                for name, column in self.columns.items()
-            },
+            "error / budget": self.quantiles(),
             "worst cases": [
-                {"ratio": round(ratio, 3), "tensor": tensor, "trial": repr(trial)}
-                for ratio, tensor, trial in largest[:5]
+                {"ratio": ratio, "tensor": tensor, "trial": trial} for ratio, _, _, tensor, trial in largest[:5]
             ],
+            "bins": {str(number): self.bins[number] for number in sorted(self.bins)},
             "by claim and loss": by_claim,
         }
 
+    def quantiles(self) -> list[float]:
+        """Return the quantiles of the cases' worst error / budget, at most 4 % too high; the last is the worst."""
+        numbers = sorted(self.bins)
+        totals = np.cumsum([self.bins[number] for number in numbers])
+        at = np.searchsorted(totals, np.array(QUANTILES[:-1]) * self.cases)
+        worst = max((ratio for ratio, _ in self.worst.values()), default=0.0)
+        return [round(min(2 ** (numbers[i] / BINS_PER_OCTAVE), worst), 3) for i in at] + [worst]
 
-class Log:
+    @classmethod
+    def from_summary(cls, summary: dict[str, Any]) -> Distribution:
+        """Return the distribution with this summary; raises KeyError, TypeError, AttributeError or ValueError."""
+        own = cls(
+            summary["cases"],
+            Counter({int(number): count for number, count in summary["bins"].items()}),
+            undecided=summary["cases with undecided decisions"],
+            without_loss=summary["cases without their loss, by a known issue"],
+            judged_in_part=summary["cases judged in part"],
+            unjudged=summary["elements not judged, summed over the cases"],
+        )
+        for claim, by_loss in summary["by claim and loss"].items():
+            for loss, found in by_loss.items():
+                own.counts[claim, loss] = found["cases"]
+                for tensor, row in found["worst"].items():
+                    own.worst[claim, loss, tensor] = row["ratio"], row["trial"]
+        if not own.cases == own.bins.total() == own.counts.total():
+            raise ValueError("the counts do not add up")
+        return own
+
+
+def _bin(ratio: float) -> int:
+    """Return k with 2**((k - 1) / BINS_PER_OCTAVE) < ratio <= 2**(k / BINS_PER_OCTAVE), within +-1,024."""
+    with np.errstate(divide="ignore"):
+        return int(np.clip(np.ceil(np.log2(ratio) * BINS_PER_OCTAVE), -1_024, 1_024))
+
+
+def read(path: Path) -> dict[str, Distribution]:
     """
-    The measured trials in a file, one per line, so that a run continues where an earlier one stopped.
+    Return the distributions by dtype that a run has written, or none if there is no file.
 
-    Raises ValueError if the file is of another oracle, of other trials or of another PyTorch.
+    Raises ValueError if the file is damaged, or of another oracle, of other trials or of another PyTorch.
     """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        header = {"code": _digest_of_code(), "torch": torch.__version__}
-        if not path.exists():
-            return self._append([header])
-        lines = path.read_text().splitlines(keepends=True)
-        if not lines or lines[0] != _as_line(header):
-            raise ValueError(f"{path} has trials of other code or another PyTorch: remove it to begin again")
-        if not lines[-1].endswith("\n"):  # the run that wrote it was killed
-            os.truncate(path, sum(map(len, lines[:-1])))
-
-    def read(self) -> list[Measured]:
-        """Return the trials; raises ValueError if a line is damaged."""
-        try:
-            rows = [json.loads(line) for line in self.path.read_text().splitlines()[1:]]
-            return [Measured(dtype, draw(dtype, seed), *others) for dtype, seed, *others in rows]
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise ValueError(f"{self.path} is damaged ({type(error).__name__}): remove it to begin again") from error
-
-    def append(self, measured: Iterable[Measured]) -> None:
-        """Append trials."""
-        self._append([m.dtype, m.trial.case.seed, *m[2:]] for m in measured)
-
-    def _append(self, rows: Iterable[Any]) -> None:
-        with self.path.open("a") as file:
-            file.writelines(map(_as_line, rows))
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+        code, torch_version = content["code"], content["stack"]["torch"]
+        found = {dtype: Distribution.from_summary(summary) for dtype, summary in content["dtypes"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}): remove it to begin again") from error
+    if (code, torch_version) != (digest_of_code(), torch.__version__):
+        raise ValueError(f"{path} is of other code or another PyTorch: remove it to begin again")
+    return found
 
 
-def _as_line(row: Any) -> str:
-    return json.dumps(row, separators=(",", ":")) + "\n"
-
-
-def _digest_of_code() -> str:
+def digest_of_code() -> str:
     """Return a digest of the files that determine the trials and their budgets."""
     sources = (inspect.getfile(each) for each in (Answer, Case, Trial))
     return hashlib.sha256(b"".join(Path(source).read_bytes() for source in sources)).hexdigest()
 
 
 def calibrate(
-    dtypes: Sequence[str], seeds: range, processes: int, log: Log, logged: list[Measured], save: Callable[..., None]
+    distributions: dict[str, Distribution],
+    dtypes: Sequence[str],
+    cases: int,
+    processes: int,
+    save: Callable[[dict[str, Any]], None],
 ) -> None:
     """
-    Measure the trials of these seeds in each dtype that are not in the log yet.
+    Measure the trials that are missing to so many `cases` in each of the dtypes.
 
-    `save` gets the summaries of all trials in the log by dtype, every SAVE_INTERVAL seconds and at the end.
+    `save` gets the summaries by dtype, every SAVE_INTERVAL seconds and at the end.
     """
-    distributions: dict[str, Distribution] = defaultdict(Distribution)
-    known = set()
-    for measured in logged:
-        distributions[measured.dtype].add(measured)
-        known.add((measured.dtype, measured.trial.case.seed))
-    jobs = [(dtype, seed) for seed in seeds for dtype in dtypes if (dtype, seed) not in known]
+    done = {dtype: distributions.setdefault(dtype, Distribution()).cases for dtype in dtypes}
+    jobs = [(dtype, seed) for seed in range(cases) for dtype in dtypes if seed >= done[dtype]]
     started = saved = time.monotonic()
-    unsaved: list[Measured] = []
 
-    def save_all(done: int) -> None:
-        log.append(unsaved)
-        unsaved.clear()
+    def save_all(measured: int) -> None:
         summaries = {name: distributions[name].summary() for name in PRECISIONS if name in distributions}
         save(summaries)
-        worst = max(summary["error / budget"]["worst tensor"][-1] for summary in summaries.values())
-        rate = done / (time.monotonic() - started)
-        print(f"{done:,} of {len(jobs):,} cases, {rate:.0f} cases/s, worst {worst} budgets", flush=True)
+        worst = max(summary["error / budget"][-1] for summary in summaries.values())
+        rate = measured / (time.monotonic() - started)
+        print(f"{measured:,} of {len(jobs):,} cases, {rate:.0f} cases/s, worst {worst} budgets", flush=True)
 
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        for done, measured in enumerate(pool.imap(_measure_seed, jobs, chunksize=16), 1):
+        for number, measured in enumerate(pool.imap(_measure_seed, jobs, chunksize=16), 1):
             distributions[measured.dtype].add(measured)
-            unsaved.append(measured)
             if measured.worst > oracle.THRESHOLD:
                 print(f"{measured.dtype}: {measured.worst:.1f} budgets in {measured.trial}", flush=True)
             if time.monotonic() - saved > SAVE_INTERVAL:
                 saved = time.monotonic()
-                save_all(done)
+                save_all(number)
     save_all(len(jobs))
 
 
@@ -452,7 +464,7 @@ def main(arguments: list[str]) -> int:
         type=Path,
         required=True,
         metavar="FILE",
-        help="where to write the distribution; trials are logged beside it, so that a run can be continued",
+        help="where to write the distributions; a file of an earlier run is continued",
     )
     options = parser.parse_args(arguments)
     for name in ("cases", "processes"):
@@ -460,17 +472,17 @@ def main(arguments: list[str]) -> int:
             parser.error(f"--{name} {number}: at least 1 is needed")
     if options.output.is_dir() or not writable(options.output.parent):
         parser.error(f"--output {options.output}: not a file that can be written")
-    os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # one thread per worker
     try:
-        log = Log(options.output.with_suffix(".cases.jsonl"))
-        logged = log.read()
+        found = read(options.output)
     except ValueError as error:
         parser.error(str(error))
-    header = stamp(shlex.join(["lenet-properties", "calibrate", *arguments]))
+    # NumPy computes with one thread in each process; the threads that PyTorch is told to use must not spin.
+    os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    header = stamp(shlex.join(["lenet-properties", "calibrate", *arguments])) | {"code": digest_of_code()}
 
-    def save(dtypes: dict[str, Any]) -> None:
+    def save(summaries: dict[str, Any]) -> None:
         with write_atomically(options.output) as file:
-            file.write(json.dumps(header | {"dtypes": dtypes}, indent=1).encode() + b"\n")
+            file.write(json.dumps(header | {"dtypes": summaries}, indent=1).encode() + b"\n")
 
-    calibrate(options.dtype, range(options.cases), options.processes, log, logged, save)
+    calibrate(found, options.dtype, options.cases, options.processes, save)
     return 0

@@ -24,6 +24,13 @@ from properties.stack import float64, gradients
 Mask: TypeAlias = NDArray[np.bool_]
 
 
+TYPICAL_ERROR = 0.25
+"""The largest root mean square error allowed, in budgets: the power of two above the worst that was measured."""
+
+MEAN_ERROR = 8.0
+"""The largest mean error allowed, in standard errors: the power of two above the worst that was measured."""
+
+
 class MismatchError(AssertionError):
     """Some elements of a tensor are wrong."""
 
@@ -113,6 +120,37 @@ def assert_within_budget(got: Tensor, exact: Budgeted, what: str) -> None:
             at,
             f"the oracle computes {float(exact.value[at])!r}: the error is {ratio[at]:.1f} budgets of "
             f"{exact.budget[at]:.3g}, at most {THRESHOLD:g} are allowed",
+        )
+
+
+def assert_typical_error(errors: Array, what: str) -> None:
+    """Assert that the root mean square of errors in budgets, (cases,elements), is at most TYPICAL_ERROR."""
+    __tracebackhide__ = True
+    typical = float(np.sqrt(np.mean(errors**2)))
+    current_ledger().add_error_shares(np.array(typical / TYPICAL_ERROR))
+    if not typical <= TYPICAL_ERROR:
+        raise AssertionError(
+            f"the root mean square error of {what} is {typical:.3g} budgets in {len(errors)} networks, "
+            f"at most {TYPICAL_ERROR:g} is allowed"
+        )
+
+
+def assert_mean_error_is_zero(errors: Array, what: str) -> None:
+    """
+    Assert that the mean of errors, (cases,elements), is at most MEAN_ERROR of its standard errors away from 0.
+
+    Each case counts as one observation, the mean of its elements.
+    """
+    __tracebackhide__ = True
+    means = errors.mean(axis=1)
+    standard_error = float(means.std(ddof=1) / np.sqrt(len(means)))
+    mean = float(means.mean())
+    current_ledger().add_error_shares(np.array(abs(mean) / (MEAN_ERROR * standard_error) if standard_error else 0.0))
+    if not abs(mean) <= MEAN_ERROR * standard_error:
+        toward = "away from" if mean > 0 else "toward"
+        raise AssertionError(
+            f"the errors of {what} are {abs(mean):.3g} budgets {toward} zero in the mean of {len(errors)} networks, "
+            f"with a standard error of {standard_error:.3g}; at most {MEAN_ERROR:g} standard errors are allowed"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ def test_trials_reach_every_claim_loss_and_batch_and_are_the_same_in_every_run(d
 
     assert trials == [draw(dtype, seed) for seed in range(1_000)]
     assert {trial.claim for trial in trials} == set(CLAIMS[dtype])
+    assert {trial.threads for trial in trials} == {1, 4}
     assert {trial.loss for trial in trials} == set(LOSSES)
     assert {trial.repeats for trial in trials} == {1, 4, 32}
     assert {trial.factor for trial in trials if trial.loss.startswith("scaled")} == set(calibration.FACTORS)
@@ -153,17 +155,25 @@ def distribution(*worst: float) -> Distribution:
 
 
 def test_summary_has_the_quantiles_the_counts_and_the_worst_trial_of_each_tensor() -> None:
-    summary = distribution(1.0, 3.0, 2.0).summary()
+    """The median is that of a bin, which is 4 % wide."""
+    summary = distribution(1.0, 3.0, 2.1).summary()
 
-    assert (summary["cases"], summary["seeds"]) == (3, [0, 2])
+    assert summary["cases"] == 3
     assert (summary["cases with undecided decisions"], summary["cases judged in part"]) == (1, 1)
-    assert summary["share of elements not judged"] == np.round(0.5 / 3, 6)
-    assert summary["error / budget"]["worst tensor"][0] == 2.0
-    assert [summary["error / budget"][name][-1] for name in ("logits", "loss", "worst tensor")] == [1.5, 3.0, 3.0]
+    assert summary["elements not judged, summed over the cases"] == 0.5
+    assert 2.1 <= summary["error / budget"][0] <= 2.1 * 2 ** (1 / 16)
+    assert summary["error / budget"][-1] == 3.0
     trial = repr(Trial(Case(seed=1), "float32", "dot"))
     worst = {"logits": {"ratio": 1.5, "trial": trial}, "loss": {"ratio": 3.0, "trial": trial}}
     assert summary["by claim and loss"] == {"float32": {"dot": {"cases": 3, "worst": worst}}}
     assert summary["worst cases"][0] == {"ratio": 3.0, "tensor": "loss", "trial": trial}
+
+
+@pytest.mark.parametrize("ratios", [(0.0,), (0.0, 1e-12, 1.0, 3.0, 2.1, np.inf)])
+def test_distribution_equals_that_of_its_summary(ratios: tuple[float, ...]) -> None:
+    summary = json.loads(json.dumps(distribution(*ratios).summary()))
+
+    assert Distribution.from_summary(summary) == distribution(*ratios)
 
 
 def run(output: Path, *arguments: str) -> dict[str, Any]:
@@ -173,46 +183,36 @@ def run(output: Path, *arguments: str) -> dict[str, Any]:
     return distributions
 
 
-def test_run_continues_where_an_earlier_one_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other dtypes and more cases are added to those in the log, of which a torn last line is measured again."""
-    output, log = tmp_path / "found.json", tmp_path / "found.cases.jsonl"
-    run(output, "--cases", "2", "--dtype", "float16")
-    log.write_text(log.read_text()[:-5])
-
-    continued = run(output, "--cases", "3", "--dtype", "float64", "float16")
+def test_run_continues_the_file_of_an_earlier_one(tmp_path: Path) -> None:
+    """Other dtypes and more cases are added; the result is that of one run."""
+    run(tmp_path / "found.json", "--cases", "2", "--dtype", "float16")
+    continued = run(tmp_path / "found.json", "--cases", "3", "--dtype", "float64", "float16")
 
     assert list(continued) == ["float64", "float16"]
-    assert all((each["cases"], each["seeds"]) == (3, [0, 2]) for each in continued.values())
-    assert len(log.read_text().splitlines()) == 1 + 6
-    output.unlink()
-    assert run(output, "--cases", "3", "--dtype", "float64", "float16") == continued
-    assert len(log.read_text().splitlines()) == 1 + 6
-
-
-def test_log_of_another_oracle_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "found.cases.jsonl").write_text('{"code":"other","torch":"2.13.0"}\n')
-
-    with pytest.raises(SystemExit, match="2"):
-        run(tmp_path / "found.json", "--cases", "1")
-
-    assert "has trials of other code or another PyTorch: remove it" in capsys.readouterr().err
+    assert continued == run(tmp_path / "at once.json", "--cases", "3", "--dtype", "float64", "float16")
 
 
 @pytest.mark.parametrize(
-    "line", ["not JSON", "3", "[]", '["float16",0]', '["float128",0,{},false,false,0.0]', "[" * 100_000]
+    ("damage", "message"),
+    [
+        (lambda content: content | {"code": "other"}, "is of other code or another PyTorch: remove it"),
+        (lambda content: content | {"stack": {"torch": "1.0"}}, "is of other code or another PyTorch: remove it"),
+        (lambda content: [], "is damaged (TypeError): remove it"),
+        (lambda content: content | {"dtypes": {"float16": {}}}, "is damaged (KeyError): remove it"),
+        (lambda content: content["dtypes"]["float16"].update(cases=2) or content, "is damaged (ValueError): remove it"),
+    ],
 )
-def test_damaged_log_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], line: str
+def test_file_of_other_code_or_damaged_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Any], Any], message: str
 ) -> None:
-    log = calibration.Log(tmp_path / "found.cases.jsonl")
-    log.path.write_text(f"{log.path.read_text()}{line}\n")
+    output = tmp_path / "found.json"
+    run(output, "--cases", "1", "--dtype", "float16")
+    output.write_text(json.dumps(damage(json.loads(output.read_text()))))
 
     with pytest.raises(SystemExit, match="2"):
-        run(tmp_path / "found.json", "--cases", "1")
+        run(output, "--cases", "2", "--dtype", "float16")
 
-    assert "found.cases.jsonl is damaged (" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
