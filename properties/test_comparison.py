@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,13 @@ from lenet.exact_sgd import SGD
 from lenet.oracle import PRECISIONS, THRESHOLD, Budgeted
 from properties import calibration
 from properties.case import Case
-from properties.comparison import assert_exact, assert_rounded, assert_within_budget
+from properties.comparison import (
+    assert_exact,
+    assert_mean_errors_are_zero,
+    assert_rounded,
+    assert_typical_errors,
+    assert_within_budget,
+)
 from properties.ledger import Ledger, current_ledger, recording
 from properties.stack import Stack, gradients
 
@@ -165,6 +172,36 @@ def test_float32_budget_separates_small_faults_from_rounding(reference: Stack, i
             got = gradients(net)
             worst = max(exact[name].ratio(got[name].double().numpy()).max() for name in exact)
             assert (worst > THRESHOLD) == faulty
+
+
+@pytest.mark.parametrize(("size", "accepted"), [(0.25, True), (0.26, False), (np.nan, False)])
+def test_typical_error_is_a_root_mean_square(size: float, accepted: bool) -> None:
+    """Some errors may be larger, and the note has the worst tensor."""
+    errors = {"logits": np.array([[size * 2, 0.0], [0.0, 0.0]]), "fc3.bias.grad": np.full((2, 2), 0.01)}
+
+    with recording(Ledger()) as ledger, nullcontext() if accepted else pytest.raises(AssertionError, match="logits is"):
+        assert_typical_errors(errors)
+
+    assert ledger.notes == [f"largest typical error: {size:.3f} budgets (logits)"]
+
+
+@pytest.mark.parametrize(("mean", "message"), [(7.9, ""), (8.1, "away from zero"), (-8.1, "toward zero")])
+def test_mean_error_counts_each_case_once(mean: float, message: str) -> None:
+    """Four cases, whose means have a standard deviation of 1 and so a standard error of 1/2."""
+    means = mean / 2 + np.array([1.0, -1.0, 1.0, -1.0]) * np.sqrt(3) / 2
+    errors = {"logits": np.stack([means - 5, means + 5], axis=1), "fc3.bias.grad": np.zeros((4, 1))}
+
+    with recording(Ledger()) as ledger, pytest.raises(AssertionError, match=message) if message else nullcontext():
+        assert_mean_errors_are_zero(errors)
+
+    assert ledger.notes == [f"largest mean error: {abs(mean):.1f} standard errors (logits)"]
+
+
+def test_infinite_error_is_no_mean_error() -> None:
+    errors = {"logits": np.zeros((2, 1)), "fc3.bias.grad": np.array([[np.inf], [0.0]])}
+
+    with pytest.raises(AssertionError, match=r"fc3\.bias\.grad"):
+        assert_mean_errors_are_zero(errors)
 
 
 def test_threshold_is_the_power_of_two_above_the_calibration() -> None:
