@@ -375,6 +375,13 @@ FULL_BLOCKS: dict[str, dict[str, Any]] = {
     "manual_and_optimizer_training_agree_at_powers_of_two": {"case": Case(batch=3), "lr": 1.0},
     "every_training_update_matches_the_formula": {"case": Case(batch=3), "lr": 1.0},
     "parameter_without_gradient_is_skipped": {"vectors": BLOCKS, "lr": 0.5, "skipped": {0}},
+    "update_of_slices_writes_only_them": {"vectors": BLOCK, "lr": 0.5},
+    "nonfinite_gradient_reaches_its_own_element_only": {
+        "vectors": BLOCK,
+        "lr": 0.5,
+        "position": 0,
+        "value": float("inf"),
+    },
     "sgd_steps_match_the_formula": {"vectors": BLOCK, "sgd": PLAIN, "lr_as_tensor": False},
     "parameter_groups_use_their_own_settings": {"vectors": BLOCKS, "first": PLAIN, "second": PLAIN},
     "learning_rate_change_takes_effect_at_next_step": {"vectors": BLOCK, "sgd": MOMENTUM, "lr": 0.5},

@@ -119,6 +119,29 @@ def vectors(at_least: int = 1) -> SearchStrategy[Vectors]:
     return st.builds(Vectors, sizes=sizes, exponent=st.integers(-20, 10), seed=st.integers(0, 2**32 - 1))
 
 
+def many_vectors() -> SearchStrategy[Vectors]:
+    """
+    Draw more than 110 parameters, some of them empty, among which one has at least 65,536 elements.
+
+    CUDA's multi-tensor kernels take at most 110 tensors at once, and 65,536 elements of a tensor.
+    """
+    built = st.builds(
+        _many,
+        small=st.lists(st.sampled_from((0, 1, 7, 8, 33)), min_size=5, max_size=5),
+        count=st.sampled_from((111, 128)),
+        large=st.sampled_from((65_536, 65_537, 131_073)),
+        at=st.integers(0, 110),
+    )
+    return st.builds(Vectors, sizes=built, exponent=st.integers(-5, 5), seed=st.integers(0, 2**32 - 1))
+
+
+def _many(small: list[int], count: int, large: int, at: int) -> tuple[int, ...]:
+    """Return `count` sizes that repeat the small ones, the large one at a position."""
+    sizes = (small * count)[:count]
+    sizes[at] = large
+    return tuple(sizes)
+
+
 @dataclass(frozen=True)
 class Placed:
     """

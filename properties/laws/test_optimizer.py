@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
@@ -30,6 +29,9 @@ from properties.laws.optimizers import (
     give_gradients,
     optimizer_of,
     parameters_of,
+    placed_parameters,
+    saved_and_loaded,
+    unchanged_outside,
 )
 from properties.stack import Stack, lay_out
 from properties.strategies import Placed, Vectors, cases, learning_rates, placed, settings, vectors
@@ -247,15 +249,8 @@ def test_optimizer_step_writes_only_its_parameter(stack: Stack, form: str, place
     Rejects: a kernel that iterates over memory instead of over the view.
     """
     for _, optimizer, views in steps_in_layouts(stack, form, placed, sgd):
-        bases = [view._base for view in views if view._base is not None]
-        outside = [base.isnan() for base in bases]  # masks of the elements next to the view
-        for base, mask in zip(bases, outside, strict=True):
-            base[mask] = 1.0
-
-        optimizer.step()
-
-        for base, mask in zip(bases, outside, strict=True):
-            assert (base[mask] == 1.0).all(), "the step wrote an element outside of the view"
+        with unchanged_outside(views):
+            optimizer.step()
 
 
 def steps_in_layouts(
@@ -267,16 +262,9 @@ def steps_in_layouts(
     These tensors are the parameter's values, its gradient and, from the second step on, its momentum buffer if it has
     one. The caller takes the step.
     """
-    parameter = nn.Parameter(stack.tensor(placed.values(0)))
-    optimizer = optimizer_of([parameter], sgd, form)
-    for step, (parameter_layout, gradient_layout, buffer_layout) in enumerate(placed.layouts):
-        views = [
-            lay_out(parameter.detach(), parameter_layout),
-            lay_out(stack.tensor(placed.values(step + 1)), gradient_layout),
-        ]
-        parameter.grad = None
-        parameter.data = views[0]
-        parameter.grad = views[1]
+    optimizer = None
+    for (parameter, views), (_, _, buffer_layout) in zip(placed_parameters(stack, placed), placed.layouts, strict=True):
+        optimizer = optimizer or optimizer_of([parameter], sgd, form)
         if (buffer := buffer_of(optimizer, parameter)) is not None:
             views.append(lay_out(buffer, buffer_layout))
             optimizer.state[parameter]["momentum_buffer"] = views[-1]
@@ -309,15 +297,6 @@ def test_loaded_optimizer_state_continues_bit_for_bit(stack: Stack, form: str, v
 
         for i, (want, got) in enumerate(zip(parameters, copies, strict=True)):
             assert_same_bits(got, want, f"parameter {i}")
-
-
-def saved_and_loaded(state: dict[str, Any]) -> dict[str, Any]:
-    """Return the state after `torch.save` and `torch.load`."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    loaded: dict[str, Any] = torch.load(file, weights_only=True)
-    return loaded
 
 
 @FORM
