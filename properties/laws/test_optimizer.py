@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import example, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor, nn, optim
 
@@ -20,6 +21,7 @@ from properties.case import Case
 from properties.comparison import assert_same_bits
 from properties.laws.networks import expect_error
 from properties.laws.optimizers import (
+    DTYPES,
     FORM,
     assert_step,
     assert_stepped,
@@ -27,6 +29,7 @@ from properties.laws.optimizers import (
     copy_state,
     exact_step,
     give_gradients,
+    in_dtypes,
     optimizer_of,
     parameters_of,
     placed_parameters,
@@ -34,7 +37,17 @@ from properties.laws.optimizers import (
     unchanged_outside,
 )
 from properties.stack import Stack, lay_out
-from properties.strategies import Placed, Vectors, cases, learning_rates, placed, settings, vectors
+from properties.strategies import (
+    Placed,
+    Vectors,
+    cases,
+    learning_rates,
+    many_vectors,
+    placed,
+    settings,
+    short_vectors,
+    vectors,
+)
 
 OPTIMIZER_STEPS = 3
 
@@ -269,6 +282,93 @@ def steps_in_layouts(
             views.append(lay_out(buffer, buffer_layout))
             optimizer.state[parameter]["momentum_buffer"] = views[-1]
         yield parameter, optimizer, views
+
+
+@FORM
+@hypothesis_settings(max_examples=2)  # each example has 111 to 128 tensors and up to 131,000 elements
+@given(vectors=many_vectors(), sgd=settings())
+def test_many_and_large_parameters_step_by_the_formula(stack: Stack, form: str, vectors: Vectors, sgd: SGD) -> None:
+    """
+    `optim.SGD` updates each of more than 110 parameters, empty ones and one of at least 65,536 elements included.
+
+    Two steps, and the momentum buffers too. Rejects: tensors or elements beyond the limit of a multi-tensor kernel that
+    are left out, an empty parameter that shifts the gradients or buffers of those that follow it.
+    """
+    parameters = parameters_of(stack, vectors)
+    optimizer = optimizer_of(parameters, sgd, form)
+
+    for step in range(2):
+        give_gradients(stack, parameters, vectors, step)
+        assert_step(stack, optimizer, parameters, [sgd] * len(parameters))
+
+
+@FORM
+@given(
+    vectors=short_vectors(at_least=3),
+    dtypes=st.lists(st.sampled_from(DTYPES), min_size=1, max_size=3),
+    sgd=settings(),
+)
+def test_parameters_of_mixed_dtypes_and_devices_step_by_the_formula(
+    stack: Stack, form: str, vectors: Vectors, dtypes: list[torch.dtype], sgd: SGD
+) -> None:
+    """
+    `optim.SGD` updates each parameter in its own dtype and on its own device if one group contains several of them.
+
+    On a GPU every third parameter is on the CPU. Rejects: gradients or buffers in the dtype of the first parameter,
+    parameters of another dtype or device that are left out or paired with the gradients of others.
+    """
+    parameters = in_dtypes(parameters_of(stack, vectors), [*dtypes, stack.dtype])
+    parameters = [nn.Parameter(p.detach().cpu()) if i % 3 == 2 else p for i, p in enumerate(parameters)]
+    optimizer = optimizer_of(parameters, sgd, form)
+
+    for step in range(OPTIMIZER_STEPS):
+        for parameter, gradient in zip(parameters, vectors.gradients(step), strict=True):
+            parameter.grad = torch.from_numpy(gradient).to(parameter.device, parameter.dtype)
+        assert_step(stack, optimizer, parameters, [sgd] * len(parameters))
+
+
+@FORM
+@given(
+    vectors=short_vectors(at_least=3),
+    sgd=momentum_settings(),
+    added=momentum_settings(),
+    events=st.permutations(["freeze", "add group", "load own state", "unfreeze"]),
+)
+def test_long_lived_optimizer_steps_by_the_formula(
+    stack: Stack, form: str, vectors: Vectors, sgd: SGD, added: SGD, events: list[str]
+) -> None:
+    """
+    An optimizer follows its formula while parameters are frozen, unfrozen and added, and its state saved and loaded.
+
+    These happen in any order, with a step after each. A frozen parameter has no gradient, so it and its momentum buffer
+    stay unchanged until it is unfrozen, as the documentation of `zero_grad` says of gradients that are None. The
+    last parameter is added in a group of its own, as the documentation of `add_param_group` describes for fine-tuning.
+    Rejects: a buffer that is lost, reset or decays while its parameter is frozen, a new group that takes the settings
+    or the buffers of the first, state that is loaded in another order.
+    """
+    parameters = parameters_of(stack, vectors)
+    frozen, new = parameters[0], parameters[-1]
+    optimizer, sgds = optimizer_of(parameters[:-1], sgd, form), [sgd] * (len(parameters) - 1)
+    give_gradients(stack, parameters, vectors)
+    assert_step(stack, optimizer, parameters[:-1], sgds)
+
+    for step, event in enumerate(events, 1):
+        give_gradients(stack, parameters, vectors, step)
+        if event == "add group":
+            optimizer.add_param_group({"params": [new], **asdict(added)})
+            sgds.append(added)
+        elif event == "load own state":
+            optimizer.load_state_dict(saved_and_loaded(optimizer.state_dict()))
+        else:
+            frozen.requires_grad_(event == "unfreeze")
+        if not frozen.requires_grad:
+            frozen.grad = None
+        start = 0 if frozen.requires_grad else 1
+        kept = [frozen.detach().clone(), buffer_of(optimizer, frozen).clone()]
+        assert_step(stack, optimizer, parameters[start : len(sgds)], sgds[start:])
+        if not frozen.requires_grad:
+            assert_same_bits(frozen, kept[0], f"the frozen parameter after step {step + 1}")
+            assert_same_bits(buffer_of(optimizer, frozen), kept[1], f"its momentum buffer after step {step + 1}")
 
 
 @FORM

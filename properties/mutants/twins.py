@@ -668,6 +668,19 @@ def update_in_chunks(parameters: Iterable[nn.Parameter], lr: float) -> None:
             piece.sub_(lr * gradient)
 
 
+@twin("sgd_update")
+@torch.no_grad()
+def update_of_concatenated_parameters(parameters: Iterable[nn.Parameter], lr: float) -> None:
+    """The parameters of each dtype and device are updated as one vector, whose parts are copied back."""
+    groups: dict[Any, list[nn.Parameter]] = {}
+    for parameter in with_gradients(parameters):
+        groups.setdefault((parameter.dtype, parameter.device), []).append(parameter)
+    for group in groups.values():
+        vector = torch.cat([p.flatten() for p in group]) - lr * torch.cat([p.grad.flatten() for p in group])
+        for parameter, part in zip(group, vector.split([p.numel() for p in group]), strict=True):
+            parameter.copy_(part.view(parameter.shape))
+
+
 @twin("train_step")
 def step_by_optimizer(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
     """The step uses `optim.SGD` for `zero_grad` and for the update."""

@@ -255,7 +255,7 @@ def is_dense(tensor: Tensor) -> bool:
 @mutant("sgd_update", law="manual_update_writes_only_its_parameter", category=Category.UNALIGNED_TENSOR)
 @torch.no_grad()
 def memory_between_elements_overwritten(parameters: Iterable[nn.Parameter], lr: float) -> None:
-    """The update writes a contiguous block of memory from a parameter's first element, then the parameter's elements."""
+    """The update writes the block of memory that begins at a parameter, and then the parameter's own elements."""
     for parameter, gradient in with_gradients(parameters):
         updated = parameter - lr * gradient
         as_if_contiguous(parameter).sub_(lr)
@@ -339,9 +339,9 @@ def step_skipped_for_nonfinite_gradients(parameters: Iterable[nn.Parameter], lr:
 
 @mutant("sgd_update", law="nonfinite_gradient_reaches_its_own_element_only", category=Category.NUMERICS)
 @torch.no_grad()
-def nan_spread_by_masked_product(parameters: Iterable[nn.Parameter], lr: float) -> None:
-    """The step is divided by its norm and multiplied by it again where that exceeds the largest float32 number."""
+def nan_spread_by_norm(parameters: Iterable[nn.Parameter], lr: float) -> None:
+    """Gradients beyond float32 are divided by their norm and multiplied by it, which spreads NaN and infinity."""
     for parameter, gradient in with_gradients(parameters):
         norm = gradient.double().norm()
-        large = not norm <= torch.finfo(torch.float32).max
-        parameter.sub_(lr * (gradient.double() / norm * norm).to(gradient.dtype) if large else lr * gradient)
+        safe = gradient if norm <= torch.finfo(torch.float32).max else (gradient / norm * norm).to(gradient.dtype)
+        parameter.sub_(lr * safe)
