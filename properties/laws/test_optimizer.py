@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -36,7 +37,7 @@ from properties.laws.optimizers import (
     saved_and_loaded,
     unchanged_outside,
 )
-from properties.stack import Stack, lay_out
+from properties.stack import Stack, float64, lay_out
 from properties.strategies import (
     Placed,
     Vectors,
@@ -289,7 +290,7 @@ def steps_in_layouts(
 @given(vectors=many_vectors(), sgd=settings())
 def test_many_and_large_parameters_step_by_the_formula(stack: Stack, form: str, vectors: Vectors, sgd: SGD) -> None:
     """
-    `optim.SGD` updates each of more than 110 parameters, empty ones and one of at least 65,536 elements included.
+    `optim.SGD` updates each of more than 110 parameters, empty ones and one of more than 65,536 elements included.
 
     Two steps, and the momentum buffers too. Rejects: tensors or elements beyond the limit of a multi-tensor kernel that
     are left out, an empty parameter that shifts the gradients or buffers of those that follow it.
@@ -353,7 +354,7 @@ def test_long_lived_optimizer_steps_by_the_formula(
     assert_step(stack, optimizer, parameters[:-1], sgds)
 
     for step, event in enumerate(events, 1):
-        give_gradients(stack, parameters, vectors, step)
+        before = [copy.deepcopy(buffer_of(optimizer, parameter)) for parameter in parameters]
         if event == "add group":
             optimizer.add_param_group({"params": [new], **asdict(added)})
             sgds.append(added)
@@ -361,14 +362,147 @@ def test_long_lived_optimizer_steps_by_the_formula(
             optimizer.load_state_dict(saved_and_loaded(optimizer.state_dict()))
         else:
             frozen.requires_grad_(event == "unfreeze")
-        if not frozen.requires_grad:
-            frozen.grad = None
-        start = 0 if frozen.requires_grad else 1
-        kept = [frozen.detach().clone(), buffer_of(optimizer, frozen).clone()]
-        assert_step(stack, optimizer, parameters[start : len(sgds)], sgds[start:])
-        if not frozen.requires_grad:
-            assert_same_bits(frozen, kept[0], f"the frozen parameter after step {step + 1}")
-            assert_same_bits(buffer_of(optimizer, frozen), kept[1], f"its momentum buffer after step {step + 1}")
+        give_gradients(stack, parameters, vectors, step)
+        assert_buffers(optimizer, parameters, before, f"after event {step}, {event}")
+        if frozen.requires_grad:
+            assert_step(stack, optimizer, parameters[: len(sgds)], sgds)
+        else:
+            frozen.grad, values = None, frozen.detach().clone()
+            assert_step(stack, optimizer, parameters[1 : len(sgds)], sgds[1:])
+            assert_same_bits(frozen, values, f"the frozen parameter after step {step + 1}")
+            assert_buffers(optimizer, [frozen], before[:1], f"of the frozen parameter after step {step + 1}")
+
+
+def assert_buffers(
+    optimizer: optim.SGD, parameters: list[nn.Parameter], expected: list[Tensor | None], when: str
+) -> None:
+    """Assert that each parameter has its expected momentum buffer, bit for bit, or none."""
+    for i, (parameter, want) in enumerate(zip(parameters, expected, strict=True)):
+        got = buffer_of(optimizer, parameter)
+        assert (got is None) == (want is None), f"momentum buffer {i} {when} is {got}, expected {want}"
+        if got is not None and want is not None:
+            assert_same_bits(got, want, f"momentum buffer {i} {when}")
+
+
+@contextmanager
+def swapped_on_conversion(enabled: bool) -> Iterator[None]:
+    """Within this block, conversions and loading swap a module's parameters, if enabled."""
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(enabled)
+    try:
+        yield
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(before)
+
+
+@pytest.mark.parametrize(
+    ("assign", "swap"), [(False, False), (False, True), (True, True)], ids=["copied", "swapped", "assigned and swapped"]
+)
+@given(form=st.sampled_from([*SGD_FORMS]), vectors=short_vectors(), sgd=momentum_settings(), seed=st.integers(0, 99))
+def test_optimizer_trains_a_network_that_has_loaded_a_state(
+    stack: Stack, assign: bool, swap: bool, form: str, vectors: Vectors, sgd: SGD, seed: int
+) -> None:
+    """
+    After `net.load_state_dict`, an optimizer made before trains the loaded parameters and keeps its momentum buffers.
+
+    The documentation makes one exception: with `assign=True` the optimizer must be made afterwards, unless
+    `torch.__future__.set_swap_module_params_on_conversion` is set. So without the setting no law judges `assign=True`.
+    Rejects: parameters that are replaced by new ones, so that the optimizer silently trains tensors of no network.
+    """
+    net = nn.ParameterList(parameters_of(stack, vectors))
+    optimizer, sgds = optimizer_of(net.parameters(), sgd, form), [sgd] * len(net)
+    give_gradients(stack, [*net], vectors)
+    assert_step(stack, optimizer, [*net], sgds)
+    buffers = [copy.deepcopy(buffer_of(optimizer, parameter)) for parameter in net]
+    loaded = {str(i): p.detach() for i, p in enumerate(parameters_of(stack, replace(vectors, seed=seed)))}
+
+    with swapped_on_conversion(swap):
+        net.load_state_dict(copy.deepcopy(loaded), assign=assign)
+
+    give_gradients(stack, [*net], vectors, 1)
+    for name, parameter in net.named_parameters():
+        assert_same_bits(parameter, loaded[name], f"parameter {name} after loading")
+    assert_buffers(optimizer, [*net], buffers, "after loading")
+    assert_step(stack, optimizer, [*net], sgds)
+
+
+@pytest.mark.parametrize("swap", [False, True], ids=["in place", "swapped"])
+@given(
+    form=st.sampled_from([*SGD_FORMS]),
+    vectors=short_vectors(),
+    sgd=settings(),
+    dtype=st.sampled_from(DTYPES),
+    steps_before=st.integers(0, 1),
+)
+def test_optimizer_trains_a_network_that_has_another_dtype(
+    stack: Stack, swap: bool, form: str, vectors: Vectors, sgd: SGD, dtype: torch.dtype, steps_before: int
+) -> None:
+    """
+    After `net.to(dtype)`, an optimizer made before trains the converted parameters by its formula, with its momentum.
+
+    PyTorch documents that conversions change the parameters in place or, if
+    `torch.__future__.set_swap_module_params_on_conversion` is set, swap them. It does not say that momentum buffers are
+    converted: if there are any, the step may raise RuntimeError instead, or compute in either of the two dtypes.
+    Rejects: parameters that are replaced by new ones, momentum that is lost, a buffer read as if of the new dtype.
+    """
+    net = nn.ParameterList(parameters_of(stack, vectors))
+    optimizer = optimizer_of(net.parameters(), sgd, form)
+    for step in range(steps_before):
+        give_gradients(stack, [*net], vectors, step)
+        assert_step(stack, optimizer, [*net], [sgd] * len(net))
+
+    with swapped_on_conversion(swap):
+        net.to(dtype)
+
+    assert {parameter.dtype for parameter in net} == {dtype}, f"a parameter is not {dtype} after conversion"
+    converted = replace(stack, dtype=dtype)
+    give_gradients(converted, [*net], vectors, steps_before)
+    coarser = max(stack, converted, key=lambda judged: judged.precision.unit)
+    finest = max(stack.precision.underflow, converted.precision.underflow)
+    precision = replace(coarser.precision, underflow=finest)
+    exact = [
+        sgd.step(float64(p).copy(), float64(p.grad), None if b is None else float64(b).copy(), precision)
+        for p in net
+        for b in [buffer_of(optimizer, p)]
+    ]
+    try:
+        optimizer.step()
+    except RuntimeError:
+        if not (steps_before and sgd.momentum and dtype != stack.dtype):
+            raise
+    else:
+        assert_stepped(optimizer, [*net], exact)
+
+
+@FORM
+def test_compiled_step_uses_the_current_learning_rate(stack: Stack, form: str) -> None:
+    """
+    `torch.compile(optimizer.step)` follows the formula in each of five steps, each with another learning rate.
+
+    The rate is set as schedulers set it: a new number three times, then a tensor that is changed in place. The backend
+    is `eager`, since the question is what Dynamo takes for constant, which depends on no dtype. Rejects: a learning
+    rate, a momentum or a step count of the first call that the graph contains.
+    """
+    if stack.dtype is not torch.float32:
+        pytest.skip("what Dynamo takes for constant does not depend on the dtype; float32 is judged")
+    vectors, sgd = Vectors(sizes=(1, 7), seed=1), SGD(lr=0.5, momentum=0.9, weight_decay=0.01)
+    parameters = parameters_of(stack, vectors)
+    optimizer = optimizer_of(parameters, sgd, form)
+    group = optimizer.param_groups[0]
+    torch._dynamo.reset()  # after a number of graphs of one function, Dynamo would compile no more
+    step_compiled = torch.compile(optimizer.step, backend="eager")
+
+    for step, lr in enumerate([0.5, 0.1, 0.01, 0.3, 0.7]):
+        if step < 3:
+            group["lr"] = lr
+        elif step == 3:
+            group["lr"] = torch.tensor(lr, dtype=torch.float64)
+        else:
+            group["lr"].fill_(lr)
+        give_gradients(stack, parameters, vectors, step)
+        exact = exact_step(stack, optimizer, parameters, [replace(sgd, lr=lr)] * len(parameters))
+        step_compiled()
+        assert_stepped(optimizer, parameters, exact)
 
 
 @FORM

@@ -352,7 +352,7 @@ def test_manual_update_of_many_and_large_parameters_matches_the_formula(
     stack: Stack, vectors: Vectors, lr: float
 ) -> None:
     """
-    `sgd_update` updates every one of more than 110 parameters, empty ones and one of at least 65,536 elements included.
+    `sgd_update` updates every one of more than 110 parameters, empty ones and one of over 65,536 elements included.
 
     They are given by a generator. Rejects: tensors or elements beyond the limit of a multi-tensor kernel that are left
     out, an empty parameter that ends the loop or shifts the gradients of those that follow it.
