@@ -266,6 +266,11 @@ def foreach_nesterov(form: str, sgd: SGD, **others: Any) -> bool:
     return form == "foreach" and sgd.nesterov and not sgd.weight_decay and not sgd.maximize
 
 
+def maximum_of_empty(norm_type: float, empty: bool, **others: Any) -> bool:
+    """The norm of infinite order, with an empty gradient."""
+    return norm_type == float("inf") and empty
+
+
 def interval_changed(new_interval: int | None, **others: Any) -> bool:
     """The growth interval of a GradScaler is changed between steps."""
     return new_interval is not None
@@ -761,6 +766,42 @@ KNOWN_ISSUES = (
                 name="conv1.weight",
                 seed=0,
             ),
+        ),
+    ),
+    KnownIssue(
+        title="clip_grad_value_ raises an internal error if no parameter has a gradient; clip_grad_norm_ returns 0",
+        reference="xingyizhou/UniDet#24",
+        affects=ANY_STACK,
+        expected_failures=tuple(
+            expected_failure(
+                "clipping_without_gradients_does_nothing",
+                always,
+                Raised(RuntimeError, "nested_tensorlist"),
+                function="clip_grad_value_",
+                foreach=foreach,
+            )
+            for foreach in (False, True)
+        ),
+    ),
+    KnownIssue(
+        title="clip_grad_norm_ of infinite order raises if one gradient is empty; the other orders skip it",
+        reference="meta-pytorch/torchrec#3891",
+        affects=ANY_STACK,
+        expected_failures=tuple(
+            expected_failure(
+                "clip_grad_norm_scales_by_the_total_norm",
+                maximum_of_empty,
+                Raised(RuntimeError, "norm on an empty tensor"),
+                foreach=foreach,
+                norms=(3, 4),
+                exponent=0,
+                norm_type=float("inf"),
+                fraction=0.5,
+                missing=0,
+                empty=True,
+                seed=0,
+            )
+            for foreach in (False, True)
         ),
     ),
     KnownIssue(

@@ -166,4 +166,4 @@ def with_roundings(exact: Array, count: int, precision: Precision, size: Array |
     """
     error = count * (precision.unit + PRECISIONS["float64"].unit)
     bound = error / (1 - error) * np.abs(exact if size is None else size) + count * precision.underflow
-    return ExactWithBound(exact, np.zeros_like(exact), bound)
+    return ExactWithBound(exact, np.zeros_like(exact), np.broadcast_to(bound, exact.shape))
