@@ -163,7 +163,7 @@ def cosine_annealing(lr: float, minimum: float, period: int) -> ExactWithBound:
 @given(
     peak_lrs=rates(),
     total=st.sampled_from([8, 16]),  # powers of two, so that pct_start * total is exact
-    rising=st.integers(2, 6),
+    rising=st.integers(3, 6),
     strategy=st.sampled_from(["cos", "linear"]),
     factors=st.tuples(st.sampled_from([25.0, 10.0]), st.sampled_from([1e4, 10.0])),
     momenta=st.sampled_from([(0.85, 0.95), (0.5, 0.9)]),
