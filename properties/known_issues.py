@@ -388,7 +388,7 @@ FULL_BLOCKS: dict[str, dict[str, Any]] = {
         "value": float("inf"),
     },
     "sgd_steps_match_the_formula": {"vectors": BLOCK, "sgd": PLAIN, "lr_as_tensor": False},
-    "many_and_large_parameters_step_by_the_formula": {"vectors": BLOCK, "sgd": PLAIN},
+    "many_and_large_parameters_step_by_the_formula": {"vectors": Vectors(sizes=(16, 1)), "sgd": PLAIN},
     "parameter_groups_use_their_own_settings": {"vectors": BLOCKS, "first": PLAIN, "second": PLAIN},
     "learning_rate_change_takes_effect_at_next_step": {"vectors": BLOCK, "sgd": MOMENTUM, "lr": 0.5},
     "late_first_gradient_is_treated_as_first_step": {"vectors": BLOCKS, "sgd": PLAIN},

@@ -42,6 +42,12 @@ def rates() -> st.SearchStrategy[Rates]:
     return st.tuples(learning_rates(), learning_rates())
 
 
+def skip_unless_float32(stack: Stack) -> None:
+    """Skip the law in other dtypes than float32: learning rates are numbers or float64 tensors."""
+    if stack.dtype is not torch.float32:
+        pytest.skip("learning rates do not depend on the dtype of the parameters; float32 is judged")
+
+
 def two_groups(stack: Stack, lrs: Rates, as_tensors: bool = False) -> optim.SGD:
     """Return an optimizer of two groups with these learning rates, which are numbers or float64 tensors."""
     parameters = parameters_of(stack, Vectors(sizes=(1, 1)))
@@ -82,6 +88,7 @@ def test_step_lr_follows_its_formula(stack: Stack, lrs: Rates, as_tensors: bool,
     Up to the rounding of each product. Rejects: a decay one step early or late, the rate of one group used for all, a
     tensor that is multiplied twice.
     """
+    skip_unless_float32(stack)
     optimizer = two_groups(stack, lrs, as_tensors)
     scheduler = optim.lr_scheduler.StepLR(optimizer, step_size, gamma)
 
@@ -106,6 +113,7 @@ def test_lambda_lr_follows_its_formula(
     Up to the rounding of the product, and also after a factor of 0. Rejects: factors that are multiplied together, as
     `MultiplicativeLR` does, a function of the first group used for all, a step count that starts at one.
     """
+    skip_unless_float32(stack)
     optimizer = two_groups(stack, lrs, as_tensors)
     scheduler = optim.lr_scheduler.LambdaLR(optimizer, [lambda t: factors[t][0], lambda t: factors[t][1]])
 
@@ -129,6 +137,7 @@ def test_cosine_annealing_follows_its_formula(
     Also after T_max, where it rises again: PyTorch documents a recursion without restarts. Up to the roundings of
     recursion or formula. Rejects: a period of half or twice T_max, a minimum that is ignored, a restart.
     """
+    skip_unless_float32(stack)
     optimizer = two_groups(stack, lrs, as_tensors)
     scheduler = optim.lr_scheduler.CosineAnnealingLR(optimizer, period, minimum)
 
@@ -179,6 +188,7 @@ def test_one_cycle_reaches_its_documented_rates(
     missed, early or late, a last step above the minimum, `div_factor` used for the final rate, momentum that is not
     cycled, or rises with the rate.
     """
+    skip_unless_float32(stack)
     optimizer = two_groups(stack, peak_lrs)
     scheduler = optim.lr_scheduler.OneCycleLR(
         optimizer,
@@ -222,8 +232,7 @@ SCHEDULERS: dict[str, Callable[[optim.SGD], Any]] = {
 """Schedules with which an interrupted training is resumed."""
 
 
-@pytest.mark.parametrize("name", SCHEDULERS)
-@given(lrs=rates(), done=st.integers(0, LAST_STEP))
+@given(name=st.sampled_from([*SCHEDULERS]), lrs=rates(), done=st.integers(0, LAST_STEP))
 def test_resumed_schedule_continues_exactly(stack: Stack, name: str, lrs: Rates, done: int) -> None:
     """
     A scheduler and an optimizer that load the saved states of others continue with the same learning rates, exactly.
@@ -232,6 +241,7 @@ def test_resumed_schedule_continues_exactly(stack: Stack, name: str, lrs: Rates,
     documented. Rejects: a schedule that starts again, that skips or repeats a step, or that takes the rate at which it
     is resumed for the initial one.
     """
+    skip_unless_float32(stack)
     optimizer = two_groups(stack, lrs)
     scheduler = SCHEDULERS[name](optimizer)
     follow(optimizer, scheduler, done)
@@ -395,11 +405,11 @@ def set_parameters(net: nn.ParameterList, values: list[Tensor]) -> None:
         parameter.copy_(value)
 
 
-AVERAGE = pytest.mark.parametrize("average", AVERAGES)
-
-
-@AVERAGE
-@given(vectors=short_vectors(), decay=st.sampled_from([0.5, 0.9, 0.999]) | st.floats(0.1, 0.99))
+@given(
+    average=st.sampled_from([*AVERAGES]),
+    vectors=short_vectors(),
+    decay=st.sampled_from([0.5, 0.9, 0.999]) | st.floats(0.1, 0.99),
+)
 def test_averaged_model_follows_its_formula(stack: Stack, average: str, vectors: Vectors, decay: float) -> None:
     """
     `AveragedModel` copies the first parameters; an update makes its own `decay * average + (1 - decay) * parameter`.
@@ -454,8 +464,7 @@ def test_exponential_average_of_integers_is_exact(
     assert_exact(averaged.module[0], stack.tensor(expected), "average")
 
 
-@AVERAGE
-@given(vectors=short_vectors(), done=st.integers(0, 3))
+@given(average=st.sampled_from([*AVERAGES]), vectors=short_vectors(), done=st.integers(0, 3))
 def test_saved_average_continues_bit_for_bit(stack: Stack, average: str, vectors: Vectors, done: int) -> None:
     """
     An `AveragedModel` that loads the saved state of another one continues with the same averages, bit for bit.

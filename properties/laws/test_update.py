@@ -254,15 +254,13 @@ def test_training_step_agrees_with_the_oracle(stack: Stack, case: Case, earlier:
         assert_within_budget(net.get_parameter(name), exact, name)
 
 
-@example(batch=3, image=2, lr=0.5)
 @example(batch=7, image=6, lr=0.5)
 @example(batch=13, image=12, lr=0.5)
 @example(batch=21, image=20, lr=0.5)
-@example(batch=33, image=32, lr=0.5)
 @example(batch=37, image=36, lr=0.5)
 @hypothesis_settings(
     max_examples=4
-)  # besides the six explicit ones; the fault is one of few batch sizes, not of numbers
+)  # besides the four explicit ones; the fault is one of few batch sizes, not of numbers
 @given(batch=st.integers(1, 40), image=st.integers(0, 39), lr=st.sampled_from([0.1, 0.5, 1.0]))
 def test_every_image_has_the_same_weight_in_training_step(stack: Stack, batch: int, image: int, lr: float) -> None:
     """
@@ -321,6 +319,7 @@ def slices(tensors: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
 
 
 @MANUAL_OR_FORM
+@hypothesis_settings(max_examples=5)  # in each of four implementations; addresses matter here, not numbers
 @given(vectors=vectors(), lr=learning_rates())
 def test_update_of_slices_writes_only_them(stack: Stack, form: str, vectors: Vectors, lr: float) -> None:
     """
@@ -346,7 +345,7 @@ def test_update_of_slices_writes_only_them(stack: Stack, form: str, vectors: Vec
     assert_same_bits(between, torch.ones_like(between), "the elements between the parameters")
 
 
-@hypothesis_settings(max_examples=3)  # each example has 111 to 128 tensors and up to 131,000 elements
+@hypothesis_settings(max_examples=3)  # each example has 111 to 128 tensors and over 66,000 elements
 @given(vectors=many_vectors(), lr=learning_rates())
 def test_manual_update_of_many_and_large_parameters_matches_the_formula(
     stack: Stack, vectors: Vectors, lr: float
@@ -386,6 +385,7 @@ def test_manual_update_of_mixed_dtypes_matches_the_formula(
 
 
 @MANUAL_OR_FORM
+@hypothesis_settings(max_examples=5)  # in each of four implementations
 @given(
     vectors=vectors(),
     lr=learning_rates(),
