@@ -266,6 +266,11 @@ def foreach_nesterov(form: str, sgd: SGD, **others: Any) -> bool:
     return form == "foreach" and sgd.nesterov and not sgd.weight_decay and not sgd.maximize
 
 
+def maximum_of_empty(norm_type: float, empty: bool, **others: Any) -> bool:
+    """The norm of infinite order, with an empty gradient."""
+    return norm_type == float("inf") and empty
+
+
 def interval_changed(new_interval: int | None, **others: Any) -> bool:
     """The growth interval of a GradScaler is changed between steps."""
     return new_interval is not None
@@ -375,7 +380,15 @@ FULL_BLOCKS: dict[str, dict[str, Any]] = {
     "manual_and_optimizer_training_agree_at_powers_of_two": {"case": Case(batch=3), "lr": 1.0},
     "every_training_update_matches_the_formula": {"case": Case(batch=3), "lr": 1.0},
     "parameter_without_gradient_is_skipped": {"vectors": BLOCKS, "lr": 0.5, "skipped": {0}},
+    "update_of_slices_writes_only_them": {"vectors": BLOCK, "lr": 0.5},
+    "nonfinite_gradient_reaches_its_own_element_only": {
+        "vectors": BLOCK,
+        "lr": 0.5,
+        "position": 0,
+        "value": float("inf"),
+    },
     "sgd_steps_match_the_formula": {"vectors": BLOCK, "sgd": PLAIN, "lr_as_tensor": False},
+    "many_and_large_parameters_step_by_the_formula": {"vectors": Vectors(sizes=(16, 1)), "sgd": PLAIN},
     "parameter_groups_use_their_own_settings": {"vectors": BLOCKS, "first": PLAIN, "second": PLAIN},
     "learning_rate_change_takes_effect_at_next_step": {"vectors": BLOCK, "sgd": MOMENTUM, "lr": 0.5},
     "late_first_gradient_is_treated_as_first_step": {"vectors": BLOCKS, "sgd": PLAIN},
@@ -753,6 +766,42 @@ KNOWN_ISSUES = (
                 name="conv1.weight",
                 seed=0,
             ),
+        ),
+    ),
+    KnownIssue(
+        title="clip_grad_value_ raises an internal error if no parameter has a gradient; clip_grad_norm_ returns 0",
+        reference="xingyizhou/UniDet#24",
+        affects=ANY_STACK,
+        expected_failures=tuple(
+            expected_failure(
+                "clipping_without_gradients_does_nothing",
+                always,
+                Raised(RuntimeError, "nested_tensorlist"),
+                function="clip_grad_value_",
+                foreach=foreach,
+            )
+            for foreach in (False, True)
+        ),
+    ),
+    KnownIssue(
+        title="clip_grad_norm_ of infinite order raises if one gradient is empty; the other orders skip it",
+        reference="meta-pytorch/torchrec#3891",
+        affects=ANY_STACK,
+        expected_failures=tuple(
+            expected_failure(
+                "clip_grad_norm_scales_by_the_total_norm",
+                maximum_of_empty,
+                Raised(RuntimeError, "norm on an empty tensor"),
+                foreach=foreach,
+                norms=(3, 4),
+                exponent=0,
+                norm_type=float("inf"),
+                fraction=0.5,
+                missing=0,
+                empty=True,
+                seed=0,
+            )
+            for foreach in (False, True)
         ),
     ),
     KnownIssue(

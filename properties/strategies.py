@@ -119,6 +119,35 @@ def vectors(at_least: int = 1) -> SearchStrategy[Vectors]:
     return st.builds(Vectors, sizes=sizes, exponent=st.integers(-20, 10), seed=st.integers(0, 2**32 - 1))
 
 
+def short_vectors(at_least: int = 1) -> SearchStrategy[Vectors]:
+    """Draw up to six parameters too short for a SIMD block, for laws about which parameters are updated, and when."""
+    sizes = st.lists(st.sampled_from((1, 2, 7)), min_size=at_least, max_size=6).map(tuple)
+    return st.builds(Vectors, sizes=sizes, exponent=st.integers(-5, 5), seed=st.integers(0, 2**32 - 1))
+
+
+def many_vectors() -> SearchStrategy[Vectors]:
+    """
+    Draw more than 110 parameters, some of them empty, among which one has more than 65,536 elements.
+
+    CUDA's multi-tensor kernels take at most 110 tensors at once, and 65,536 elements of a tensor.
+    """
+    built = st.builds(
+        _many,
+        small=st.lists(st.sampled_from((0, 1, 7)), min_size=5, max_size=5),
+        count=st.sampled_from((111, 128)),
+        large=st.sampled_from((66_000, 66_001)),
+        at=st.integers(0, 110),
+    )
+    return st.builds(Vectors, sizes=built, exponent=st.integers(-5, 5), seed=st.integers(0, 2**32 - 1))
+
+
+def _many(small: list[int], count: int, large: int, at: int) -> tuple[int, ...]:
+    """Return `count` sizes that repeat the small ones, the large one at a position."""
+    sizes = (small * count)[:count]
+    sizes[at] = large
+    return tuple(sizes)
+
+
 @dataclass(frozen=True)
 class Placed:
     """

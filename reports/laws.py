@@ -22,6 +22,7 @@ CHAPTERS = {
     "accumulation": "gradient accumulation",
     "update": "parameter update",
     "optimizer": "optimizer",
+    "recipes": "schedules, clipping, averages",
     "module": "modules and parameters",
     "training": "training in any order",
     "learning": "learning",

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from itertools import cycle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn, optim
 
 from lenet.exact_sgd import SGD, ExactWithBound
+from lenet.oracle import PRECISIONS, Array, Precision
 from lenet.training import SGD_FORMS
 from properties.comparison import assert_rounded
-from properties.stack import Stack, float64
-from properties.strategies import Vectors
+from properties.stack import Stack, float64, lay_out
+from properties.strategies import Placed, Vectors
 
 FORM = pytest.mark.parametrize("form", SGD_FORMS)
 """Judges a law with every implementation of `optim.SGD`: for-loop, foreach and fused."""
+
+DTYPES = tuple(getattr(torch, name) for name in PRECISIONS)
+"""All dtypes that are judged."""
 
 
 def parameters_of(stack: Stack, vectors: Vectors) -> list[nn.Parameter]:
@@ -28,6 +37,15 @@ def give_gradients(stack: Stack, parameters: list[nn.Parameter], vectors: Vector
     """Set each parameter's `.grad` to a new tensor that holds its drawn gradient of this step."""
     for parameter, gradient in zip(parameters, vectors.gradients(step), strict=True):
         parameter.grad = stack.tensor(gradient)
+
+
+def in_dtypes(parameters: list[nn.Parameter], dtypes: list[torch.dtype]) -> list[nn.Parameter]:
+    """Return the parameters and their gradients converted to these dtypes, which repeat."""
+    converted = []
+    for parameter, dtype in zip(parameters, cycle(dtypes), strict=False):
+        converted.append(nn.Parameter(parameter.detach().to(dtype)))
+        converted[-1].grad = None if parameter.grad is None else parameter.grad.to(dtype)
+    return converted
 
 
 def optimizer_of(parameters: Any, sgd: SGD, form: str) -> optim.SGD:
@@ -46,14 +64,15 @@ def exact_step(
     """
     Return each parameter and momentum buffer after the optimizer's next step, exactly and with a bound.
 
-    `sgd` holds the settings of each parameter. The step is not taken.
+    `sgd` holds the settings of each parameter, which is computed in its own dtype. The step is not taken.
     """
     exact = []
     for parameter, own in zip(parameters, sgd, strict=True):
         assert parameter.grad is not None, "a parameter has no gradient before the step"
         buffer = buffer_of(optimizer, parameter)
         old_buffer = None if buffer is None else float64(buffer).copy()
-        exact.append(own.step(float64(parameter).copy(), float64(parameter.grad).copy(), old_buffer, stack.precision))
+        precision = replace(stack, dtype=parameter.dtype).precision
+        exact.append(own.step(float64(parameter).copy(), float64(parameter.grad).copy(), old_buffer, precision))
     return exact
 
 
@@ -92,3 +111,59 @@ def copy_state(
         buffer, other_buffer = buffer_of(optimizer, parameter), buffer_of(other, copy)
         if buffer is not None and other_buffer is not None:
             other_buffer.copy_(buffer)
+
+
+def saved_and_loaded(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the state after `torch.save` and `torch.load`."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    loaded: dict[str, Any] = torch.load(file, weights_only=True)
+    return loaded
+
+
+def placed_parameters(stack: Stack, placed: Placed) -> Iterator[tuple[nn.Parameter, list[Tensor]]]:
+    """
+    Yield a parameter once for each step, with a new gradient, and the two tensors in their drawn layouts.
+
+    These are the parameter's values and its gradient. The caller takes the step.
+    """
+    parameter = nn.Parameter(stack.tensor(placed.values(0)))
+    for step, (parameter_layout, gradient_layout, _) in enumerate(placed.layouts):
+        views = [
+            lay_out(parameter.detach(), parameter_layout),
+            lay_out(stack.tensor(placed.values(step + 1)), gradient_layout),
+        ]
+        parameter.grad = None
+        parameter.data = views[0]
+        parameter.grad = views[1]
+        yield parameter, views
+
+
+@contextmanager
+def unchanged_outside(views: Sequence[Tensor]) -> Iterator[None]:
+    """Assert that the block leaves the rest of the tensors that these are views of unchanged."""
+    bases = [view._base for view in views if view._base is not None]
+    outside = [base.isnan() for base in bases]  # masks of the elements next to the view
+    for base, mask in zip(bases, outside, strict=True):
+        base[mask] = 1.0
+    yield
+    for base, mask in zip(bases, outside, strict=True):
+        assert (base[mask] == 1.0).all(), "the step wrote an element outside of the view"
+
+
+def flat(tensors: Sequence[Tensor]) -> Array:
+    """Return the elements of all tensors as one float64 vector."""
+    return np.concatenate([float64(tensor).ravel() for tensor in tensors])
+
+
+def with_roundings(exact: Array, count: int, precision: Precision, size: Array | None = None) -> ExactWithBound:
+    """
+    Return numbers computed in float64, with a bound on `count` roundings of operands of at most this size.
+
+    Their error is at most n u / (1 - n u) (Higham 2002, lemma 3.1). The numbers have been rounded themselves, in
+    float64.
+    """
+    error = count * (precision.unit + PRECISIONS["float64"].unit)
+    bound = error / (1 - error) * np.abs(exact if size is None else size) + count * precision.underflow
+    return ExactWithBound(exact, np.zeros_like(exact), np.broadcast_to(bound, exact.shape))

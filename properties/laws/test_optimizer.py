@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor, nn, optim
 
@@ -18,23 +20,43 @@ from lenet.engines.eager import deterministic_algorithms
 from lenet.exact_sgd import SGD
 from lenet.training import SGD_FORMS
 from properties.case import Case
-from properties.comparison import assert_same_bits
+from properties.comparison import assert_rounded, assert_same_bits
 from properties.laws.networks import expect_error
 from properties.laws.optimizers import (
+    DTYPES,
     FORM,
     assert_step,
     assert_stepped,
     buffer_of,
     copy_state,
     exact_step,
+    flat,
     give_gradients,
+    in_dtypes,
     optimizer_of,
     parameters_of,
+    placed_parameters,
+    saved_and_loaded,
+    unchanged_outside,
 )
-from properties.stack import Stack, lay_out
-from properties.strategies import Placed, Vectors, cases, learning_rates, placed, settings, vectors
+from properties.stack import Stack, float64, lay_out
+from properties.strategies import (
+    Placed,
+    Vectors,
+    cases,
+    learning_rates,
+    many_vectors,
+    placed,
+    settings,
+    short_vectors,
+    vectors,
+)
 
 OPTIMIZER_STEPS = 3
+
+
+FORMS = st.sampled_from([*SGD_FORMS])
+"""Draws an implementation, for laws about what is updated and when, which cost too much if judged with each."""
 
 
 def momentum_settings() -> st.SearchStrategy[SGD]:
@@ -247,15 +269,8 @@ def test_optimizer_step_writes_only_its_parameter(stack: Stack, form: str, place
     Rejects: a kernel that iterates over memory instead of over the view.
     """
     for _, optimizer, views in steps_in_layouts(stack, form, placed, sgd):
-        bases = [view._base for view in views if view._base is not None]
-        outside = [base.isnan() for base in bases]  # masks of the elements next to the view
-        for base, mask in zip(bases, outside, strict=True):
-            base[mask] = 1.0
-
-        optimizer.step()
-
-        for base, mask in zip(bases, outside, strict=True):
-            assert (base[mask] == 1.0).all(), "the step wrote an element outside of the view"
+        with unchanged_outside(views):
+            optimizer.step()
 
 
 def steps_in_layouts(
@@ -267,20 +282,242 @@ def steps_in_layouts(
     These tensors are the parameter's values, its gradient and, from the second step on, its momentum buffer if it has
     one. The caller takes the step.
     """
-    parameter = nn.Parameter(stack.tensor(placed.values(0)))
-    optimizer = optimizer_of([parameter], sgd, form)
-    for step, (parameter_layout, gradient_layout, buffer_layout) in enumerate(placed.layouts):
-        views = [
-            lay_out(parameter.detach(), parameter_layout),
-            lay_out(stack.tensor(placed.values(step + 1)), gradient_layout),
-        ]
-        parameter.grad = None
-        parameter.data = views[0]
-        parameter.grad = views[1]
+    optimizer = None
+    for (parameter, views), (_, _, buffer_layout) in zip(placed_parameters(stack, placed), placed.layouts, strict=True):
+        optimizer = optimizer or optimizer_of([parameter], sgd, form)
         if (buffer := buffer_of(optimizer, parameter)) is not None:
             views.append(lay_out(buffer, buffer_layout))
             optimizer.state[parameter]["momentum_buffer"] = views[-1]
         yield parameter, optimizer, views
+
+
+@FORM
+@hypothesis_settings(max_examples=2)  # each example has 111 to 128 tensors and over 66,000 elements
+@given(vectors=many_vectors(), sgd=settings())
+def test_many_and_large_parameters_step_by_the_formula(stack: Stack, form: str, vectors: Vectors, sgd: SGD) -> None:
+    """
+    `optim.SGD` updates each of more than 110 parameters, empty ones and one of more than 65,536 elements included.
+
+    Two steps, and the momentum buffers too. Rejects: tensors or elements beyond the limit of a multi-tensor kernel that
+    are left out, an empty parameter that shifts the gradients or buffers of those that follow it.
+    """
+    parameters = parameters_of(stack, vectors)
+    optimizer = optimizer_of(parameters, sgd, form)
+    large = int(np.argmax(vectors.sizes))
+    small = [parameter for i, parameter in enumerate(parameters) if i != large]
+
+    for step in range(2):
+        give_gradients(stack, parameters, vectors, step)
+        buffers = [buffer for parameter in small if (buffer := buffer_of(optimizer, parameter)) is not None]
+        gradients = flat([parameter.grad for parameter in small])
+        exact, _ = sgd.step(flat(small), gradients, flat(buffers) if buffers else None, stack.precision)
+        assert_step(stack, optimizer, parameters[large : large + 1], [sgd])
+        assert_rounded(torch.from_numpy(flat(small)), exact, f"the other parameters after step {step + 1}")
+
+
+@given(
+    form=FORMS,
+    vectors=short_vectors(at_least=3),
+    dtypes=st.lists(st.sampled_from(DTYPES), min_size=1, max_size=3),
+    sgd=settings(),
+)
+def test_parameters_of_mixed_dtypes_and_devices_step_by_the_formula(
+    stack: Stack, form: str, vectors: Vectors, dtypes: list[torch.dtype], sgd: SGD
+) -> None:
+    """
+    `optim.SGD` updates each parameter in its own dtype and on its own device if one group contains several of them.
+
+    On a GPU every third parameter is on the CPU. Rejects: gradients or buffers in the dtype of the first parameter,
+    parameters of another dtype or device that are left out or paired with the gradients of others.
+    """
+    parameters = in_dtypes(parameters_of(stack, vectors), [*dtypes, stack.dtype])
+    parameters = [nn.Parameter(p.detach().cpu()) if i % 3 == 2 else p for i, p in enumerate(parameters)]
+    optimizer = optimizer_of(parameters, sgd, form)
+
+    for step in range(OPTIMIZER_STEPS):
+        for parameter, gradient in zip(parameters, vectors.gradients(step), strict=True):
+            parameter.grad = torch.from_numpy(gradient).to(parameter.device, parameter.dtype)
+        assert_step(stack, optimizer, parameters, [sgd] * len(parameters))
+
+
+@given(
+    form=FORMS,
+    vectors=short_vectors(at_least=3),
+    sgd=momentum_settings(),
+    added=momentum_settings(),
+    events=st.permutations(["freeze", "add group", "load own state", "unfreeze"]),
+)
+def test_long_lived_optimizer_steps_by_the_formula(
+    stack: Stack, form: str, vectors: Vectors, sgd: SGD, added: SGD, events: list[str]
+) -> None:
+    """
+    An optimizer follows its formula while parameters are frozen, unfrozen and added, and its state saved and loaded.
+
+    These happen in any order, with a step after each. A frozen parameter has no gradient, so it and its momentum buffer
+    stay unchanged until it is unfrozen, as the documentation of `zero_grad` says of gradients that are None. The
+    last parameter is added in a group of its own, as the documentation of `add_param_group` describes for fine-tuning.
+    Rejects: a buffer that is lost, reset or decays while its parameter is frozen, a new group that takes the settings
+    or the buffers of the first, state that is loaded in another order.
+    """
+    parameters = parameters_of(stack, vectors)
+    frozen, new = parameters[0], parameters[-1]
+    optimizer, sgds = optimizer_of(parameters[:-1], sgd, form), [sgd] * (len(parameters) - 1)
+    give_gradients(stack, parameters, vectors)
+    assert_step(stack, optimizer, parameters[:-1], sgds)
+
+    for step, event in enumerate(events, 1):
+        before = [copy.deepcopy(buffer_of(optimizer, parameter)) for parameter in parameters]
+        if event == "add group":
+            optimizer.add_param_group({"params": [new], **asdict(added)})
+            sgds.append(added)
+        elif event == "load own state":
+            optimizer.load_state_dict(saved_and_loaded(optimizer.state_dict()))
+        else:
+            frozen.requires_grad_(event == "unfreeze")
+        give_gradients(stack, parameters, vectors, step)
+        assert_buffers(optimizer, parameters, before, f"after event {step}, {event}")
+        if frozen.requires_grad:
+            assert_step(stack, optimizer, parameters[: len(sgds)], sgds)
+        else:
+            frozen.grad, values = None, frozen.detach().clone()
+            assert_step(stack, optimizer, parameters[1 : len(sgds)], sgds[1:])
+            assert_same_bits(frozen, values, f"the frozen parameter after step {step + 1}")
+            assert_buffers(optimizer, [frozen], before[:1], f"of the frozen parameter after step {step + 1}")
+
+
+def assert_buffers(
+    optimizer: optim.SGD, parameters: list[nn.Parameter], expected: list[Tensor | None], when: str
+) -> None:
+    """Assert that each parameter has its expected momentum buffer, bit for bit, or none."""
+    for i, (parameter, want) in enumerate(zip(parameters, expected, strict=True)):
+        got = buffer_of(optimizer, parameter)
+        assert (got is None) == (want is None), f"momentum buffer {i} {when} is {got}, expected {want}"
+        if got is not None and want is not None:
+            assert_same_bits(got, want, f"momentum buffer {i} {when}")
+
+
+@contextmanager
+def swapped_on_conversion(enabled: bool) -> Iterator[None]:
+    """Within this block, conversions and loading swap a module's parameters, if enabled."""
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(enabled)
+    try:
+        yield
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(before)
+
+
+@given(
+    loading=st.sampled_from([(False, False), (False, True), (True, True)]),
+    form=FORMS,
+    vectors=short_vectors(),
+    sgd=momentum_settings(),
+    seed=st.integers(0, 99),
+)
+def test_optimizer_trains_a_network_that_has_loaded_a_state(
+    stack: Stack, loading: tuple[bool, bool], form: str, vectors: Vectors, sgd: SGD, seed: int
+) -> None:
+    """
+    After `net.load_state_dict`, an optimizer made before trains the loaded parameters and keeps its momentum buffers.
+
+    The documentation makes one exception: with `assign=True` the optimizer must be made afterwards, unless
+    `torch.__future__.set_swap_module_params_on_conversion` is set. So without the setting no law judges `assign=True`.
+    Rejects: parameters that are replaced by new ones, so that the optimizer silently trains tensors of no network.
+    """
+    assign, swap = loading
+    net = nn.ParameterList(parameters_of(stack, vectors))
+    optimizer, sgds = optimizer_of(net.parameters(), sgd, form), [sgd] * len(net)
+    give_gradients(stack, [*net], vectors)
+    assert_step(stack, optimizer, [*net], sgds)
+    buffers = [copy.deepcopy(buffer_of(optimizer, parameter)) for parameter in net]
+    loaded = {str(i): p.detach() for i, p in enumerate(parameters_of(stack, replace(vectors, seed=seed)))}
+
+    with swapped_on_conversion(swap):
+        net.load_state_dict(copy.deepcopy(loaded), assign=assign)
+
+    give_gradients(stack, [*net], vectors, 1)
+    for name, parameter in net.named_parameters():
+        assert_same_bits(parameter, loaded[name], f"parameter {name} after loading")
+    assert_buffers(optimizer, [*net], buffers, "after loading")
+    assert_step(stack, optimizer, [*net], sgds)
+
+
+@given(
+    swap=st.booleans(),
+    form=FORMS,
+    vectors=short_vectors(),
+    sgd=settings(),
+    dtype=st.sampled_from(DTYPES),
+    steps_before=st.integers(0, 1),
+)
+def test_optimizer_trains_a_network_that_has_another_dtype(
+    stack: Stack, swap: bool, form: str, vectors: Vectors, sgd: SGD, dtype: torch.dtype, steps_before: int
+) -> None:
+    """
+    After `net.to(dtype)`, an optimizer made before trains the converted parameters by its formula, with its momentum.
+
+    PyTorch documents that conversions change the parameters in place or, if
+    `torch.__future__.set_swap_module_params_on_conversion` is set, swap them. It does not say that momentum buffers are
+    converted: if there are any, the step may raise RuntimeError instead, or compute in either of the two dtypes.
+    Rejects: parameters that are replaced by new ones, momentum that is lost, a buffer read as if of the new dtype.
+    """
+    net = nn.ParameterList(parameters_of(stack, vectors))
+    optimizer = optimizer_of(net.parameters(), sgd, form)
+    for step in range(steps_before):
+        give_gradients(stack, [*net], vectors, step)
+        assert_step(stack, optimizer, [*net], [sgd] * len(net))
+
+    with swapped_on_conversion(swap):
+        net.to(dtype)
+
+    assert {parameter.dtype for parameter in net} == {dtype}, f"a parameter is not {dtype} after conversion"
+    converted = replace(stack, dtype=dtype)
+    give_gradients(converted, [*net], vectors, steps_before)
+    coarser = max(stack, converted, key=lambda judged: judged.precision.unit)
+    finest = max(stack.precision.underflow, converted.precision.underflow)
+    precision = replace(coarser.precision, underflow=finest)
+    exact = [
+        sgd.step(float64(p).copy(), float64(p.grad), None if b is None else float64(b).copy(), precision)
+        for p in net
+        for b in [buffer_of(optimizer, p)]
+    ]
+    try:
+        optimizer.step()
+    except RuntimeError:
+        if not (steps_before and sgd.momentum and dtype != stack.dtype):
+            raise
+    else:
+        assert_stepped(optimizer, [*net], exact)
+
+
+def test_compiled_step_uses_the_current_learning_rate(stack: Stack) -> None:
+    """
+    `torch.compile(optimizer.step)` follows the formula in each of five steps, each with another learning rate.
+
+    The rate is set as schedulers set it: a new number three times, then a tensor that is changed in place. The
+    implementation is the default one, and the backend `eager`, since the question is what Dynamo takes for constant.
+    Rejects: a learning rate, a momentum or a step count of the first call that the graph contains.
+    """
+    if stack.dtype is not torch.float32:
+        pytest.skip("what Dynamo takes for constant does not depend on the dtype; float32 is judged")
+    vectors, sgd = Vectors(sizes=(1, 7), seed=1), SGD(lr=0.5, momentum=0.9, weight_decay=0.01)
+    parameters = parameters_of(stack, vectors)
+    optimizer = optim.SGD(parameters, **asdict(sgd))
+    group = optimizer.param_groups[0]
+    torch._dynamo.reset()  # after a number of graphs of one function, Dynamo would compile no more
+    step_compiled = torch.compile(optimizer.step, backend="eager")
+
+    for step, lr in enumerate([0.5, 0.1, 0.01, 0.3, 0.7]):
+        if step < 3:
+            group["lr"] = lr
+        elif step == 3:
+            group["lr"] = torch.tensor(lr, dtype=torch.float64)
+        else:
+            group["lr"].fill_(lr)
+        give_gradients(stack, parameters, vectors, step)
+        exact = exact_step(stack, optimizer, parameters, [replace(sgd, lr=lr)] * len(parameters))
+        step_compiled()
+        assert_stepped(optimizer, parameters, exact)
 
 
 @FORM
@@ -309,15 +546,6 @@ def test_loaded_optimizer_state_continues_bit_for_bit(stack: Stack, form: str, v
 
         for i, (want, got) in enumerate(zip(parameters, copies, strict=True)):
             assert_same_bits(got, want, f"parameter {i}")
-
-
-def saved_and_loaded(state: dict[str, Any]) -> dict[str, Any]:
-    """Return the state after `torch.save` and `torch.load`."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    loaded: dict[str, Any] = torch.load(file, weights_only=True)
-    return loaded
 
 
 @FORM

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
-from torch import nn, optim
+from torch import Tensor, nn, optim
 
 from lenet import oracle
 from lenet.exact_sgd import SGD
@@ -17,9 +20,19 @@ from lenet.training import SGD_FORMS
 from properties.case import Case
 from properties.comparison import assert_exact, assert_rounded, assert_same_bits, assert_within_budget
 from properties.laws.networks import BATCH_OF_17, BATCH_OF_33, backward
-from properties.laws.optimizers import FORM, give_gradients, parameters_of
+from properties.laws.optimizers import (
+    DTYPES,
+    FORM,
+    flat,
+    give_gradients,
+    in_dtypes,
+    parameters_of,
+    placed_parameters,
+    unchanged_outside,
+    with_roundings,
+)
 from properties.stack import Stack, float64
-from properties.strategies import Vectors, cases, learning_rates, powers_of_two, vectors
+from properties.strategies import Placed, Vectors, cases, learning_rates, many_vectors, placed, powers_of_two, vectors
 
 MANUAL_OR_FORM = pytest.mark.parametrize("form", ["manual", *SGD_FORMS])
 """Judges a law with `sgd_update` and with every implementation of `optim.SGD`."""
@@ -57,10 +70,15 @@ def update(stack: Stack, form: str, parameters: list[nn.Parameter], lr: float) -
 
 
 def assert_updated(stack: Stack, before: list[nn.Parameter], after: list[nn.Parameter], lr: float) -> None:
-    """Assert that every parameter `after` is the one `before` minus lr times its gradient, within three roundings."""
+    """
+    Assert that every parameter `after` is the one `before` minus lr times its gradient, within three roundings.
+
+    Each is judged in its own dtype.
+    """
     for i, (old, new) in enumerate(zip(before, after, strict=True)):
         assert old.grad is not None, f"parameter {i} has no gradient"
-        assert_rounded(new, SGD(lr).step(float64(old), float64(old.grad), None, stack.precision)[0], f"parameter {i}")
+        precision = replace(stack, dtype=old.dtype).precision
+        assert_rounded(new, SGD(lr).step(float64(old), float64(old.grad), None, precision)[0], f"parameter {i}")
 
 
 @given(vectors=vectors(), lr=learning_rates())
@@ -234,3 +252,167 @@ def test_training_step_agrees_with_the_oracle(stack: Stack, case: Case, earlier:
     assert_within_budget(loss, answer.loss, "loss")
     for name, exact in oracle.updated_parameters(before, answer, lr, stack.stored_precision).items():
         assert_within_budget(net.get_parameter(name), exact, name)
+
+
+@example(batch=7, image=6, lr=0.5)
+@example(batch=13, image=12, lr=0.5)
+@example(batch=21, image=20, lr=0.5)
+@example(batch=37, image=36, lr=0.5)
+@hypothesis_settings(
+    max_examples=4
+)  # besides the four explicit ones; the fault is one of few batch sizes, not of numbers
+@given(batch=st.integers(1, 40), image=st.integers(0, 39), lr=st.sampled_from([0.1, 0.5, 1.0]))
+def test_every_image_has_the_same_weight_in_training_step(stack: Stack, batch: int, image: int, lr: float) -> None:
+    """
+    A training step on N images moves fc3's bias by `lr * 2 / 10N` times the error of each, for every N.
+
+    All parameters are 0, and so are the targets of all images but one: this image alone has an error, 8 in each logit.
+    Nothing but fc3's bias moves, and the loss is 64 / N. At most eight operations are rounded: 10N, 2 / 10N, its
+    product with the error, a micro-batch's share, its product, the learning rate, its product, the difference. Rejects:
+    micro-batches of unequal sizes whose means are averaged (huggingface/transformers#34191), batch sizes that are
+    rounded up, images that are left out.
+    """
+    case = Case(weights="zero", batch=batch)
+    net, images, targets = stack.net(case), stack.images(case), torch.zeros_like(stack.targets(case))
+    targets[image % batch] = 8.0
+
+    loss = stack.subject.train_step(net, images, targets, lr)
+
+    assert_rounded(loss, with_roundings(np.asarray(64.0 / batch), 8, stack.precision), "loss")
+    for name, parameter in net.named_parameters():
+        moved = lr * 16.0 / (10 * batch) if name == "fc3.bias" else 0.0
+        assert_rounded(parameter, with_roundings(np.full(parameter.shape, moved), 8, stack.precision), name)
+
+
+@given(placed=placed(), lr=learning_rates())
+def test_manual_update_is_correct_in_any_memory_layout(stack: Stack, placed: Placed, lr: float) -> None:
+    """
+    `sgd_update` is correct for any memory layouts of the parameter and of its gradient, which may differ.
+
+    Each of the two has its own layout (contiguous, channels_last, transposed, strided or offset), which changes from
+    step to step. Rejects: elements that are paired by their position in memory instead of by their index.
+    """
+    for parameter, _ in placed_parameters(stack, placed):
+        before = copy.deepcopy(parameter)
+        before.grad = parameter.grad
+        stack.subject.sgd_update([parameter], lr)
+        assert_updated(stack, [before], [parameter], lr)
+
+
+@given(placed=placed(), lr=learning_rates())
+def test_manual_update_writes_only_its_parameter(stack: Stack, placed: Placed, lr: float) -> None:
+    """
+    If a parameter or its gradient is a view, `sgd_update` leaves the rest of the underlying tensor unchanged.
+
+    Rejects: a kernel that iterates over memory instead of over the view.
+    """
+    for parameter, views in placed_parameters(stack, placed):
+        with unchanged_outside(views):
+            stack.subject.sgd_update([parameter], lr)
+
+
+def slices(tensors: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Return a vector that contains the vectors, each between two ones, and its slices that are these vectors."""
+    one = tensors[0].new_ones(1)
+    buffer = torch.cat([one, *(part for tensor in tensors for part in (tensor.detach(), one))])
+    return buffer, list(buffer.split([1, *(size for tensor in tensors for size in (len(tensor), 1))])[1::2])
+
+
+@MANUAL_OR_FORM
+@hypothesis_settings(max_examples=5)  # in each of four implementations; addresses matter here, not numbers
+@given(vectors=vectors(), lr=learning_rates())
+def test_update_of_slices_writes_only_them(stack: Stack, form: str, vectors: Vectors, lr: float) -> None:
+    """
+    An update of parameters that are slices of one buffer, at any address, is correct and leaves the rest unchanged.
+
+    The gradients are slices of another buffer, which does not change. Flat buffers hold the parameters of several
+    layers at once in distributed training. Rejects: a SIMD block that is written beyond the end of a parameter, an
+    update that takes addresses for aligned.
+    """
+    before = parameters_with_gradients(stack, vectors)
+    buffer, parts = slices(list(before))
+    gradients, gradient_parts = slices([p.grad for p in before])
+    after = [nn.Parameter(part) for part in parts]
+    for parameter, gradient in zip(after, gradient_parts, strict=True):
+        parameter.grad = gradient
+    gradients_before = gradients.clone()
+
+    update(stack, form, after, lr)
+
+    assert_updated(stack, before, after, lr)
+    assert_same_bits(gradients, gradients_before, "the gradients' buffer")
+    between = torch.cat([buffer[:1], *(buffer[p.storage_offset() + len(p)].view(1) for p in after)])
+    assert_same_bits(between, torch.ones_like(between), "the elements between the parameters")
+
+
+@hypothesis_settings(max_examples=3)  # each example has 111 to 128 tensors and over 66,000 elements
+@given(vectors=many_vectors(), lr=learning_rates())
+def test_manual_update_of_many_and_large_parameters_matches_the_formula(
+    stack: Stack, vectors: Vectors, lr: float
+) -> None:
+    """
+    `sgd_update` updates every one of more than 110 parameters, empty ones and one of over 65,536 elements included.
+
+    They are given by a generator. Rejects: tensors or elements beyond the limit of a multi-tensor kernel that are left
+    out, an empty parameter that ends the loop or shifts the gradients of those that follow it.
+    """
+    before, after = parameters_with_gradients(stack, vectors), parameters_with_gradients(stack, vectors)
+
+    stack.subject.sgd_update(iter(after), lr)
+
+    old, gradients = flat(before), flat([p.grad for p in before])
+    exact = SGD(lr).step(old, gradients, None, stack.precision)[0]
+    assert_rounded(torch.from_numpy(flat(after)), exact, "all parameters")
+
+
+@given(
+    vectors=vectors(at_least=3), dtypes=st.lists(st.sampled_from(DTYPES), min_size=2, max_size=4), lr=learning_rates()
+)
+def test_manual_update_of_mixed_dtypes_matches_the_formula(
+    stack: Stack, vectors: Vectors, dtypes: list[torch.dtype], lr: float
+) -> None:
+    """
+    `sgd_update` updates each parameter in its own dtype if one list contains parameters of several dtypes.
+
+    As a network does whose normalization layers stay in float32. Rejects: gradients or a learning rate in the dtype of
+    the first parameter, parameters of another dtype that are left out.
+    """
+    before, after = (in_dtypes(parameters_with_gradients(stack, vectors), [*dtypes, stack.dtype]) for _ in range(2))
+
+    stack.subject.sgd_update(after, lr)
+
+    assert_updated(stack, before, after, lr)
+
+
+@MANUAL_OR_FORM
+@hypothesis_settings(max_examples=5)  # in each of four implementations
+@given(
+    vectors=vectors(),
+    lr=learning_rates(),
+    position=st.integers(0, 2**16),
+    value=st.sampled_from([float("inf"), float("-inf"), float("nan")]),
+)
+def test_nonfinite_gradient_reaches_its_own_element_only(
+    stack: Stack, form: str, vectors: Vectors, lr: float, position: int, value: float
+) -> None:
+    """
+    If one element of a gradient is infinite or NaN, so is this element of the parameter; all others follow the formula.
+
+    `weight - lr * inf` is -inf. Rejects: a step, a parameter or an element that is skipped silently, NaN that is
+    replaced by a number, an infinity that is clipped, a sum over the gradient that spreads NaN.
+    """
+    before, after = parameters_with_gradients(stack, vectors), parameters_with_gradients(stack, vectors)
+    index = position % len(after)
+    at = position % len(after[index])
+    after[index].grad[at] = value
+    before[index].grad[at] = 0.0
+
+    update(stack, form, after, lr)
+
+    with torch.no_grad():
+        got = after[index].clone()
+        expected = got.clone()
+        expected[at] = -value
+        assert_exact(got, expected, f"parameter {index}")
+        after[index][at] = before[index][at]  # judged above
+    assert_updated(stack, before, after, lr)

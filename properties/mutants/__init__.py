@@ -30,6 +30,7 @@ KINDS = (
     "step",
     "update",
     "optimizer",
+    "recipes",
     "numerics",
     "interface",
     "scaling",

@@ -403,3 +403,154 @@ class ClosureCalledAfterStep(StagedSGD):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         super().step()
         return self.evaluate_closure(closure) if closure else None
+
+
+@mutant("torch.optim.SGD", law="many_and_large_parameters_step_by_the_formula", category=Category.NUMERICS)
+class TensorsAfterThe110thLeftOut(StagedSGD):
+    """At most 110 tensors of a group are updated, as many as one launch of a multi-tensor kernel takes."""
+
+    def groups(self) -> list[Group]:
+        return [group | {"params": group["params"][:110]} for group in self.param_groups]
+
+
+@mutant("torch.optim.SGD", law="many_and_large_parameters_step_by_the_formula", category=Category.NUMERICS)
+class OnlyFirstChunkUpdated(StagedSGD):
+    """Only the first 65,536 elements of a parameter are updated, the chunk of a multi-tensor kernel."""
+
+    def apply_step(self, parameter: Tensor, direction: Tensor, group: Group) -> None:
+        super().apply_step(parameter, direction.where(flat_indices(direction) < 2**16, 0), group)
+
+
+MIXED = "parameters_of_mixed_dtypes_and_devices_step_by_the_formula"
+
+
+@mutant("torch.optim.SGD", law=MIXED, category=Category.NUMERICS)
+class GradientsInDtypeOfFirstParameter(StagedSGD):
+    """Gradients and momentum buffers have the dtype of the group's first parameter."""
+
+    def gradient(self, parameter: nn.Parameter, group: Group) -> Tensor | None:
+        return parameter.grad if parameter.grad is None else parameter.grad.to(group["params"][0].dtype)
+
+
+@mutant("torch.optim.SGD", law=MIXED, category=Category.PROCESS)
+class OtherDtypesLeftOut(StagedSGD):
+    """Only parameters that have the dtype of the group's first parameter are updated."""
+
+    def gradient(self, parameter: nn.Parameter, group: Group) -> Tensor | None:
+        return parameter.grad if parameter.dtype == group["params"][0].dtype else None
+
+
+LONG_LIVED = "long_lived_optimizer_steps_by_the_formula"
+
+
+@mutant("torch.optim.SGD", law=LONG_LIVED, category=Category.OPTIMIZER)
+class MomentumDecaysWhileFrozen(StagedSGD):
+    """The momentum buffer of a parameter without a gradient is multiplied by the momentum in each step."""
+
+    def gradient(self, parameter: nn.Parameter, group: Group) -> Tensor | None:
+        if parameter.grad is None and parameter in self.state:
+            self.state[parameter]["momentum_buffer"].mul_(group["momentum"])
+        return parameter.grad
+
+
+@mutant("torch.optim.SGD", law=LONG_LIVED, category=Category.OPTIMIZER)
+class MomentumDroppedWhenFrozen(StagedSGD):
+    """A parameter that is frozen loses its momentum buffer, to save memory."""
+
+    def gradient(self, parameter: nn.Parameter, group: Group) -> Tensor | None:
+        if not parameter.requires_grad:
+            self.state.pop(parameter, None)
+        return parameter.grad
+
+
+@mutant("torch.optim.SGD", law=LONG_LIVED, category=Category.OPTIMIZER)
+class FrozenParametersForgotten(StagedSGD):
+    """A parameter that is frozen when a step is taken is never updated again."""
+
+    def gradient(self, parameter: nn.Parameter, group: Group) -> Tensor | None:
+        self.forgotten = getattr(self, "forgotten", set())
+        if not parameter.requires_grad:
+            self.forgotten.add(parameter)
+        return None if parameter in self.forgotten else parameter.grad
+
+
+@mutant("torch.optim.SGD", law=LONG_LIVED, category=Category.OPTIMIZER)
+class AddedGroupTakesFirstSettings(StagedSGD):
+    """A group that is added later gets the settings of the first group instead of its own."""
+
+    def add_param_group(self, param_group: Group) -> None:
+        super().add_param_group((self.param_groups[0] if self.param_groups else {}) | {"params": param_group["params"]})
+
+
+@mutant("torch.optim.SGD", law=LONG_LIVED, category=Category.PROCESS)
+class LoadingReversesMomentumBuffers(StagedSGD):
+    """Loading a state assigns the momentum buffers of one shape in reverse order."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        states = [self.state[p] for group in self.param_groups for p in group["params"] if p in self.state]
+        for state, other in zip(states, states[::-1][: len(states) // 2], strict=False):
+            if state["momentum_buffer"].shape == other["momentum_buffer"].shape:
+                state["momentum_buffer"], other["momentum_buffer"] = other["momentum_buffer"], state["momentum_buffer"]
+
+
+@mutant("torch.optim.SGD", law="optimizer_trains_a_network_that_has_loaded_a_state", category=Category.OPTIMIZER)
+class MomentumBuffersFoundByAddress(StagedSGD):
+    """A momentum buffer belongs to a memory address: after its parameter has moved, it starts again."""
+
+    def apply_momentum(self, parameter: nn.Parameter, gradient: Tensor, group: Group) -> Tensor:
+        self.addresses = getattr(self, "addresses", {})
+        if self.addresses.setdefault(parameter, parameter.data_ptr()) != parameter.data_ptr():
+            self.state[parameter].pop("momentum_buffer", None)
+        self.addresses[parameter] = parameter.data_ptr()
+        return super().apply_momentum(parameter, gradient, group)
+
+
+load_state_dict = nn.Module.load_state_dict
+
+
+@mutant(
+    "torch.nn.Module.load_state_dict",
+    law="optimizer_trains_a_network_that_has_loaded_a_state",
+    category=Category.COMPUTATION_MODEL,
+)
+def loaded_parameters_are_new(self: nn.Module, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+    """Loading makes new parameters, also with `assign=False`, so that an optimizer trains tensors of no network."""
+    return load_state_dict(self, state_dict, strict, assign=True)
+
+
+convert = nn.Module.to
+
+
+@mutant(
+    "torch.nn.Module.to",
+    law="optimizer_trains_a_network_that_has_another_dtype",
+    category=Category.COMPUTATION_MODEL,
+)
+def converted_parameters_are_new(self: nn.Module, *args: Any, **options: Any) -> nn.Module:
+    """Conversion makes new parameters, so that an optimizer that was made before trains tensors of no network."""
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        return convert(self, *args, **options)
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(False)
+
+
+@mutant("torch.optim.SGD", law="optimizer_trains_a_network_that_has_another_dtype", category=Category.NUMERICS)
+class MomentumOfOtherDtypeReset(StagedSGD):
+    """A momentum buffer whose dtype is not its gradient's is replaced by zeros, without a message."""
+
+    def apply_momentum(self, parameter: nn.Parameter, gradient: Tensor, group: Group) -> Tensor:
+        buffer = self.state[parameter].get("momentum_buffer")
+        if buffer is not None and buffer.dtype != gradient.dtype:
+            self.state[parameter]["momentum_buffer"] = torch.zeros_like(gradient)
+        return super().apply_momentum(parameter, gradient, group)
+
+
+@mutant("torch.optim.SGD", law="compiled_step_uses_the_current_learning_rate", category=Category.LEARNING_RATE)
+class LearningRateConstantInGraph(StagedSGD):
+    """A compiled step contains the learning rate with which the optimizer was made."""
+
+    def apply_step(self, parameter: Tensor, direction: Tensor, group: Group) -> None:
+        compiling = torch.compiler.is_compiling()
+        super().apply_step(parameter, direction, group | {"lr": self.defaults["lr"]} if compiling else group)

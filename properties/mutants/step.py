@@ -181,6 +181,23 @@ def micro_batches_weighted_equally(net: nn.Module, images: Tensor, targets: Tens
     return loss.detach()
 
 
+@mutant("train_step", law="every_image_has_the_same_weight_in_training_step", category=Category.BATCH)
+def micro_batches_of_four_averaged(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """The means of micro-batches of four images are averaged, also if the last has fewer."""
+    loss, batches = F.mse_loss(net(images), targets), [*zip(images.split(4), targets.split(4), strict=True)]
+    accumulate_and_update(net, batches, [1 / len(batches)] * len(batches), lr)
+    return loss.detach()
+
+
+@mutant("train_step", law="every_image_has_the_same_weight_in_training_step", category=Category.BATCH)
+def batch_size_rounded_up_to_eight(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """From nine images on, the sum of the gradients is divided by the next multiple of eight, as if padded."""
+    padded = -(-len(images) // 8) * 8 if len(images) > 8 else max(1, len(images))
+    loss = F.mse_loss(net(images), targets)
+    accumulate_and_update(net, [(images, targets)], [len(images) / padded], lr)
+    return loss.detach()
+
+
 steps: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 

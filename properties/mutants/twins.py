@@ -576,6 +576,66 @@ class SGDByFormula(optim.SGD):
         parameter.sub_(group["lr"] * gradient)
 
 
+@twin("torch.optim.lr_scheduler.StepLR")
+class StepLRInClosedForm(optim.lr_scheduler.StepLR):
+    """Each learning rate is computed from the initial one, by one power."""
+
+    def get_lr(self) -> list[Any]:
+        return self._get_closed_form_lr()
+
+
+@twin("torch.optim.lr_scheduler.CosineAnnealingLR")
+class CosineAnnealingInClosedForm(optim.lr_scheduler.CosineAnnealingLR):
+    """Each learning rate is computed from the initial one, by one cosine."""
+
+    def get_lr(self) -> list[Any]:
+        return self._get_closed_form_lr()
+
+
+@twin("torch.nn.utils.clip_grad_norm_")
+@torch.no_grad()
+def clip_by_norm_of_concatenation(
+    parameters: Iterable[nn.Parameter],
+    max_norm: float,
+    norm_type: float = 2.0,
+    error_if_nonfinite: bool = False,
+    foreach: bool | None = None,
+) -> Tensor:
+    """The total norm is computed from one vector; gradients are divided by norm / limit, if that is more than 1."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return torch.tensor(0.0)
+    total = torch.cat([gradient.flatten() for gradient in gradients]).norm(norm_type)
+    if error_if_nonfinite and not total.isfinite():
+        raise RuntimeError("the total norm is not finite")
+    if total > max_norm:
+        for gradient in gradients:
+            gradient.mul_(float(max_norm / (total.double() + 1e-6)))
+    return total
+
+
+@twin("torch.nn.utils.clip_grad_value_")
+@torch.no_grad()
+def clip_by_minimum_and_maximum(
+    parameters: Iterable[nn.Parameter], clip_value: float, foreach: bool | None = None
+) -> None:
+    """Elements are the larger of minus the limit and the smaller of limit and gradient."""
+    for parameter in with_gradients(parameters):
+        limit = torch.full_like(parameter.grad, clip_value)
+        parameter.grad.copy_(torch.maximum(-limit, torch.minimum(limit, parameter.grad)))
+
+
+@twin("torch.optim.swa_utils.get_ema_multi_avg_fn")
+def average_by_two_products(decay: float = 0.999) -> Callable[..., None]:
+    """The average is the sum of two products, as documented, not an interpolation."""
+
+    def update(averages: list[Tensor], parameters: list[Tensor], _: Any) -> None:
+        for average, parameter in zip(averages, parameters, strict=True):
+            average.copy_(decay * average + (1 - decay) * parameter)
+
+    return update
+
+
 @twin("torch.nn.Module.zero_grad")
 def zero_grad_by_hand(self: nn.Module, set_to_none: bool = True) -> None:
     """Each parameter's gradient is set to None or zeroed in place."""
@@ -666,6 +726,19 @@ def update_in_chunks(parameters: Iterable[nn.Parameter], lr: float) -> None:
     for parameter in with_gradients(parameters):
         for piece, gradient in zip(parameter.chunk(3), parameter.grad.chunk(3), strict=True):
             piece.sub_(lr * gradient)
+
+
+@twin("sgd_update")
+@torch.no_grad()
+def update_of_concatenated_parameters(parameters: Iterable[nn.Parameter], lr: float) -> None:
+    """The parameters of each dtype and device are updated as one vector, whose parts are copied back."""
+    groups: dict[Any, list[nn.Parameter]] = {}
+    for parameter in with_gradients(parameters):
+        groups.setdefault((parameter.dtype, parameter.device), []).append(parameter)
+    for group in groups.values():
+        vector = torch.cat([p.flatten() for p in group]) - lr * torch.cat([p.grad.flatten() for p in group])
+        for parameter, part in zip(group, vector.split([p.numel() for p in group]), strict=True):
+            parameter.copy_(part.view(parameter.shape))
 
 
 @twin("train_step")

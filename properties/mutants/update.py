@@ -233,3 +233,115 @@ def parameter_written_as_contiguous(parameters: Iterable[nn.Parameter], lr: floa
     """Every parameter is written as if it were contiguous, so that memory between a view's elements is changed."""
     for parameter, gradient in with_gradients(parameters):
         as_if_contiguous(parameter).view(parameter.shape).sub_(lr * gradient)
+
+
+@mutant("sgd_update", law="manual_update_is_correct_in_any_memory_layout", category=Category.UNALIGNED_TENSOR)
+@torch.no_grad()
+def elements_paired_by_memory_position(parameters: Iterable[nn.Parameter], lr: float) -> None:
+    """A dense parameter and its dense gradient are paired in memory order, even if their layouts differ."""
+    for parameter, gradient in with_gradients(parameters):
+        if is_dense(parameter) and is_dense(gradient):
+            as_if_contiguous(parameter).sub_(lr * as_if_contiguous(gradient))
+        else:
+            parameter.sub_(lr * gradient)
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the tensor's elements fill a block of memory, in any order."""
+    span = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return span + 1 == tensor.numel()
+
+
+@mutant("sgd_update", law="manual_update_writes_only_its_parameter", category=Category.UNALIGNED_TENSOR)
+@torch.no_grad()
+def memory_between_elements_overwritten(parameters: Iterable[nn.Parameter], lr: float) -> None:
+    """The update writes the block of memory that begins at a parameter, and then the parameter's own elements."""
+    for parameter, gradient in with_gradients(parameters):
+        updated = parameter - lr * gradient
+        as_if_contiguous(parameter).sub_(lr)
+        parameter.copy_(updated)
+
+
+@mutant("sgd_update", law="update_of_slices_writes_only_them", category=Category.NUMERICS)
+@torch.no_grad()
+def last_block_written_beyond_the_end(parameters: Iterable[nn.Parameter], lr: float) -> None:
+    """A parameter's last, incomplete SIMD block is written as a full one, if the memory is large enough."""
+    for parameter, gradient in with_gradients(parameters):
+        parameter.sub_(lr * gradient)
+        end = parameter.storage_offset() + parameter.numel()
+        block = -(-parameter.numel() // SIMD_WIDTH) * SIMD_WIDTH - parameter.numel()
+        rest = parameter.untyped_storage().nbytes() // parameter.itemsize - end
+        parameter.as_strided((min(block, rest),), (1,), end).mul_(1 - lr)
+
+
+@mutant("sgd_update", law="manual_update_of_many_and_large_parameters_matches_the_formula", category=Category.NUMERICS)
+@torch.no_grad()
+def tensors_after_the_110th_left_out(parameters: Iterable[nn.Parameter], lr: float) -> None:
+    """The update passes at most 110 tensors to its kernel, as one launch of PyTorch's takes, and forgets the rest."""
+    for parameter, gradient in list(with_gradients(parameters))[:110]:
+        parameter.sub_(lr * gradient)
+
+
+@mutant("sgd_update", law="manual_update_of_many_and_large_parameters_matches_the_formula", category=Category.NUMERICS)
+@torch.no_grad()
+def element_count_in_uint16(parameters: Iterable[nn.Parameter], lr: float) -> None:
+    """The element count is an unsigned 16-bit integer: of 65,536 and more elements, only the excess is updated."""
+    for parameter, gradient in with_gradients(parameters):
+        parameter.sub_(lr * gradient.where(flat_indices(gradient) < parameter.numel() % 2**16, 0))
+
+
+@mutant("sgd_update", law="manual_update_of_many_and_large_parameters_matches_the_formula", category=Category.PROCESS)
+@torch.no_grad()
+def stops_at_first_empty_parameter(parameters: Iterable[nn.Parameter], lr: float) -> None:
+    """The update returns at the first parameter that has no elements."""
+    for parameter, gradient in with_gradients(parameters):
+        if not parameter.numel():
+            return
+        parameter.sub_(lr * gradient)
+
+
+@mutant("sgd_update", law="manual_update_of_mixed_dtypes_matches_the_formula", category=Category.NUMERICS)
+@torch.no_grad()
+def gradients_in_dtype_of_first_parameter(parameters: Iterable[nn.Parameter], lr: float) -> None:
+    """All gradients are converted to the dtype of the first parameter."""
+    pairs = list(with_gradients(parameters))
+    for parameter, gradient in pairs:
+        parameter.sub_((lr * gradient.to(pairs[0][0].dtype)).to(parameter.dtype))
+
+
+@mutant("sgd_update", law="manual_update_of_mixed_dtypes_matches_the_formula", category=Category.PROCESS)
+@torch.no_grad()
+def other_dtypes_left_out(parameters: Iterable[nn.Parameter], lr: float) -> None:
+    """Only the parameters that have the dtype of the first are updated."""
+    pairs = list(with_gradients(parameters))
+    for parameter, gradient in pairs:
+        if parameter.dtype == pairs[0][0].dtype:
+            parameter.sub_(lr * gradient)
+
+
+@mutant("sgd_update", law="nonfinite_gradient_reaches_its_own_element_only", category=Category.NUMERICS)
+@torch.no_grad()
+def nonfinite_gradients_replaced(parameters: Iterable[nn.Parameter], lr: float) -> None:
+    """NaN in a gradient becomes 0, and infinity the largest number, without a message."""
+    for parameter, gradient in with_gradients(parameters):
+        parameter.sub_(lr * gradient.nan_to_num())
+
+
+@mutant("sgd_update", law="nonfinite_gradient_reaches_its_own_element_only", category=Category.PROCESS)
+@torch.no_grad()
+def step_skipped_for_nonfinite_gradients(parameters: Iterable[nn.Parameter], lr: float) -> None:
+    """No parameter is updated if a gradient is not finite, as with a GradScaler, but without a message."""
+    pairs = list(with_gradients(parameters))
+    if all(gradient.isfinite().all() for _, gradient in pairs):
+        for parameter, gradient in pairs:
+            parameter.sub_(lr * gradient)
+
+
+@mutant("sgd_update", law="nonfinite_gradient_reaches_its_own_element_only", category=Category.NUMERICS)
+@torch.no_grad()
+def nan_spread_by_norm(parameters: Iterable[nn.Parameter], lr: float) -> None:
+    """Gradients beyond float32 are divided by their norm and multiplied by it, which spreads NaN and infinity."""
+    for parameter, gradient in with_gradients(parameters):
+        norm = gradient.double().norm()
+        safe = gradient if norm <= torch.finfo(torch.float32).max else (gradient / norm * norm).to(gradient.dtype)
+        parameter.sub_(lr * safe)
