@@ -20,6 +20,7 @@ from lenet import oracle
 from lenet.oracle import SHAPES, Budgeted
 from properties.case import LAYOUTS, Case
 from properties.comparison import assert_exact, assert_gradients, assert_same_bits, assert_within_budget
+from properties.laws.losses import UNEQUAL_LOGITS, cross_entropy_of, labelled_cases
 from properties.laws.networks import (
     BATCH_OF_17,
     BATCH_OF_33,
@@ -34,7 +35,7 @@ from properties.laws.networks import (
     with_exact_scaling,
 )
 from properties.stack import Stack, gradients
-from properties.strategies import cases
+from properties.strategies import LossOptions, cases, loss_options
 
 
 @pytest.mark.engine
@@ -76,6 +77,27 @@ def test_cross_entropy_gradients_agree_with_the_oracle(stack: Stack, targets: st
     F.cross_entropy(net(stack.images(case)), loss_targets).backward()
 
     assert_gradients(net, stack.exact(case, loss=oracle.cross_entropy).gradients)
+
+
+@example(case=UNEQUAL_LOGITS, options=LossOptions(weighted=True))
+@example(case=UNEQUAL_LOGITS, options=LossOptions("weights", "none", weighted=True, label_smoothing=0.1))
+@given(case=labelled_cases(), options=loss_options())
+def test_cross_entropy_options_have_the_gradients_of_their_formulas(
+    stack: Stack, case: Case, options: LossOptions
+) -> None:
+    """
+    With class weights, label smoothing, ignored images and each reduction, every gradient is within its budget.
+
+    What is not reduced is summed before the backward pass. With respect to the logits the exact gradient is that of the
+    formula in `test_cross_entropy_options_follow_their_formulas`; that of an ignored image is 0. Rejects: an ignored
+    image that has a gradient, a gradient of the mean that is divided by N, a gradient without the weights.
+    """
+    net, loss = stack.net(case), cross_entropy_of(stack, case, options)
+
+    loss(net(stack.images(case))).sum().backward()
+
+    exact = stack.solve(case, stack.images(case), torch.from_numpy(loss.weights), loss.exact)
+    assert_gradients(net, exact.gradients)
 
 
 @pytest.mark.engine
