@@ -709,6 +709,8 @@ KNOWN_ISSUES = (
                 steps=[True, True],
                 interval=2,
                 new_interval=1,
+                growth=2.0,
+                backoff=0.5,
             ),
         ),
     ),

@@ -33,6 +33,7 @@ KINDS = (
     "numerics",
     "interface",
     "scaling",
+    "data",
     "masked",
 )
 """The modules of mutants; the docstring of each says which part of training has the fault, and ends a diagnosis."""

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn, optim
 from torch.func import functional_call, grad_and_value
+from torch.utils import data
 from torch.utils.checkpoint import checkpoint
 
 import lenet
@@ -792,3 +793,21 @@ def step_by_functional_call(net: nn.Module, images: Tensor, targets: Tensor, lr:
         net.get_parameter(name).grad = gradient
     lenet.sgd_update(net.parameters(), lr)
     return loss.detach()
+
+
+@twin("torch.utils.data.DataLoader")
+class LoaderOfListedBatches(data.DataLoader):
+    """The batches are listed before each epoch, by a batch sampler with the same settings."""
+
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int = 1,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        generator: torch.Generator | None = None,
+        **options: Any,
+    ) -> None:
+        sampler = data.RandomSampler(dataset, generator=generator) if shuffle else data.SequentialSampler(dataset)
+        batches = data.BatchSampler(sampler, batch_size, drop_last)
+        super().__init__(dataset, batch_sampler=batches, generator=generator, **options)
