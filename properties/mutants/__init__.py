@@ -34,6 +34,7 @@ KINDS = (
     "interface",
     "scaling",
     "data",
+    "hooks",
     "masked",
 )
 """The modules of mutants; the docstring of each says which part of training has the fault, and ends a diagnosis."""
