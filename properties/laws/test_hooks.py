@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -81,6 +81,7 @@ def test_gradients_that_backward_hooks_return_are_used(stack: Stack, case: Case)
         assert_same_bits(gradient, 2 * unhooked[name], f"{name}.grad")
 
 
+@example(case=Case(), seed=1)
 @given(case=ordinary_cases(), seed=SEEDS)
 def test_values_that_forward_hooks_return_are_used(stack: Stack, case: Case, seed: int) -> None:
     """
@@ -106,6 +107,7 @@ HOOKS = ("forward_pre_hook", "forward_hook", "full_backward_pre_hook", "full_bac
 
 
 @pytest.mark.parametrize("kind", HOOKS)
+@example(prepended=[False, True, False], removed={1})
 @given(prepended=st.lists(st.booleans(), min_size=2, max_size=4), removed=st.sets(st.integers(0, 3)))
 def test_hooks_run_in_order_until_removed(stack: Stack, kind: str, prepended: list[bool], removed: set[int]) -> None:
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -52,9 +53,9 @@ def gradients_exchanged_in_hook(self: nn.Module, hook: Callable[..., Any], **opt
     category=Category.NUMERICS,
 )
 def gradient_normalized_in_hook(self: nn.Module, hook: Callable[..., Any], **options: Any) -> RemovableHandle:
-    """A full backward pre-hook gets the gradient divided by the number of images."""
+    """A full backward pre-hook gets the gradient divided by its number of elements."""
     return register_full_backward_pre_hook(
-        self, lambda module, outputs: hook(module, tuple(each / (len(each) + 1) for each in outputs)), **options
+        self, lambda module, outputs: hook(module, tuple(each / each.numel() for each in outputs)), **options
     )
 
 
@@ -104,7 +105,7 @@ def prepended_forward_hook_runs_last(
 def backward_hook_cannot_be_removed(self: nn.Module, hook: Callable[..., Any], **options: Any) -> RemovableHandle:
     """The handle of a full backward hook does not remove it."""
     register_full_backward_hook(self, hook, **options)
-    return RemovableHandle({})
+    return RemovableHandle(OrderedDict())
 
 
 # Activation checkpointing
