@@ -151,7 +151,8 @@ class LossOptions:
     A recipe for the options of `F.cross_entropy`.
 
     Targets are class "indices", of which about a third are ignored, or "weights" of the classes. If `weighted`, each
-    class has a weight of its own, from 1/4 to 4.
+    class has a weight of its own, from 1/4 to 4. An `ignore_index` that is the class of the first image is increased by
+    one, so that this image counts.
     """
 
     targets: str = "indices"
@@ -165,8 +166,9 @@ class LossOptions:
         return np.random.RandomState([seed, 8]).uniform(0.25, 4, 10) if self.weighted else np.ones(10)
 
     def kept(self, seed: int, batch: int) -> NDArray[np.bool_]:
-        """Return which of the images are not ignored, (N,)."""
+        """Return which of the images are not ignored, (N,); the first one never is."""
         kept: NDArray[np.bool_] = np.random.RandomState([seed, 9]).random_sample(batch) > 1 / 3
+        kept[:1] = True
         return kept
 
 

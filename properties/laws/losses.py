@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from hypothesis import assume
 from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
@@ -48,7 +47,7 @@ class CrossEntropy:
 
 
 def cross_entropy_of(stack: Stack, case: Case, options: LossOptions) -> CrossEntropy:
-    """Return the cross-entropy of the case with these options; discard an example in which all images are ignored."""
+    """Return the cross-entropy of the case, which has at least one image, with these options."""
     case, targets = cross_entropy_targets(stack, case, options.targets)
     arguments: dict[str, Any] = {"reduction": options.reduction, "label_smoothing": options.label_smoothing}
     by_class = stack.tensor(options.class_weights(case.seed))
@@ -57,11 +56,11 @@ def cross_entropy_of(stack: Stack, case: Case, options: LossOptions) -> CrossEnt
     mixture = (1 - options.label_smoothing) * float64(stack.targets(case)) + options.label_smoothing / 10
     weights, divisor = float64(by_class) * mixture, float(case.batch)
     if options.targets == "indices":
-        arguments["ignore_index"] = options.ignore_index
-        kept = (targets != options.ignore_index).cpu().numpy() & options.kept(case.seed, case.batch)
-        assume(kept.any())
+        ignored = options.ignore_index + int(targets[0] == options.ignore_index)  # so that the first image counts
+        arguments["ignore_index"] = ignored
+        kept = (targets != ignored).cpu().numpy() & options.kept(case.seed, case.batch)
         divisor = float(float64(by_class)[targets.cpu().numpy()][kept].sum())
-        targets = torch.where(torch.tensor(kept, device=stack.device), targets, options.ignore_index)
+        targets = torch.where(torch.tensor(kept, device=stack.device), targets, ignored)
         weights = weights * kept[:, None]
     return CrossEntropy(targets, arguments, weights, divisor)
 
