@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -106,9 +105,15 @@ def test_values_that_forward_hooks_return_are_used(stack: Stack, case: Case, see
 HOOKS = ("forward_pre_hook", "forward_hook", "full_backward_pre_hook", "full_backward_hook")
 
 
-@pytest.mark.parametrize("kind", HOOKS)
-@example(prepended=[False, True, False], removed={1})
-@given(prepended=st.lists(st.booleans(), min_size=2, max_size=4), removed=st.sets(st.integers(0, 3)))
+@example(kind="forward_pre_hook", prepended=[False, True, False], removed={1})
+@example(kind="forward_hook", prepended=[False, True, False], removed={1})
+@example(kind="full_backward_pre_hook", prepended=[False, True, False], removed={1})
+@example(kind="full_backward_hook", prepended=[False, True, False], removed={1})
+@given(
+    kind=st.sampled_from(HOOKS),
+    prepended=st.lists(st.booleans(), min_size=2, max_size=4),
+    removed=st.sets(st.integers(0, 3)),
+)
 def test_hooks_run_in_order_until_removed(stack: Stack, kind: str, prepended: list[bool], removed: set[int]) -> None:
     """
     Hooks run in the order in which they were registered, those with `prepend=True` first, until they are removed.

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -369,8 +369,9 @@ LOCATIONS: dict[str, Callable[[str], Any]] = {
 """Values of `map_location` for tensors that were saved on a device."""
 
 
-@pytest.mark.parametrize("mmap", [False, True], ids=["read", "mmap"])
-@given(case=cases(batches=(1,)), location=st.sampled_from(list(LOCATIONS)))
+@example(mmap=False, case=Case(), location="meta")
+@example(mmap=True, case=Case(), location="a name")
+@given(mmap=st.booleans(), case=cases(batches=(1,)), location=st.sampled_from(list(LOCATIONS)))
 def test_loaded_tensors_are_bit_identical_at_any_location(stack: Stack, mmap: bool, case: Case, location: str) -> None:
     """
     `torch.load` gives the saved tensors bit for bit, on the device that `map_location` names, read or mapped.
