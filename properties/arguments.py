@@ -10,9 +10,11 @@ import torch
 
 from lenet.exact_sgd import SGD
 from properties import case
-from properties.strategies import Placed, Vectors
+from properties.strategies import LossOptions, Placed, Vectors
 
-RECIPES: dict[str, type[Placed | SGD | Vectors]] = {recipe.__name__: recipe for recipe in (Placed, SGD, Vectors)}
+RECIPES: dict[str, type[LossOptions | Placed | SGD | Vectors]] = {
+    recipe.__name__: recipe for recipe in (LossOptions, Placed, SGD, Vectors)
+}
 DTYPES = {name: value for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
 NUMBERS = {"nan": float("nan"), "inf": float("inf")}
 

@@ -38,7 +38,7 @@ from lenet.training import sgd_update, train_step
 from properties.case import Case
 from properties.executed import Executed
 from properties.stack import float64, gradients, lay_out
-from properties.strategies import Placed, Vectors  # noqa: F401
+from properties.strategies import LossOptions, Placed, Vectors  # noqa: F401
 
 SUBJECT = ""
 DEVICE, DTYPE, THREADS = "cpu", torch.float32, 1

@@ -20,6 +20,7 @@ from hypothesis import seed
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine
 from hypothesis.strategies import SearchStrategy
+from numpy.typing import NDArray
 
 from lenet.exact_sgd import SGD
 from lenet.oracle import SHAPES, Array
@@ -171,6 +172,45 @@ def placed() -> SearchStrategy[Placed]:
     steps = st.lists(st.tuples(layout, layout, layout), min_size=1, max_size=3).map(tuple)
     names = st.sampled_from(["conv2.weight", "conv1.weight", "conv1.bias", "fc3.weight"])
     return st.builds(Placed, name=names, layouts=steps, seed=st.integers(0, 2**32 - 1))
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """
+    A recipe for the options of `F.cross_entropy`.
+
+    Targets are class "indices", of which about a third are ignored, or "weights" of the classes. If `weighted`, each
+    class has a weight of its own, from 1/4 to 4. An `ignore_index` that is the class of the first image is increased by
+    one, so that this image counts.
+    """
+
+    targets: str = "indices"
+    reduction: str = "mean"
+    weighted: bool = False
+    label_smoothing: float = 0.0
+    ignore_index: int = -100
+
+    def class_weights(self, seed: int) -> Array:
+        """Return the weight of each class, (10,)."""
+        return np.random.RandomState([seed, 8]).uniform(0.25, 4, 10) if self.weighted else np.ones(10)
+
+    def kept(self, seed: int, batch: int) -> NDArray[np.bool_]:
+        """Return which of the images are not ignored, (N,); the first one never is."""
+        kept: NDArray[np.bool_] = np.random.RandomState([seed, 9]).random_sample(batch) > 1 / 3
+        kept[:1] = True
+        return kept
+
+
+def loss_options() -> SearchStrategy[LossOptions]:
+    """Draw options of the cross-entropy; `ignore_index` is the default, an index beyond the classes, or one of them."""
+    return st.builds(
+        LossOptions,
+        targets=st.sampled_from(["indices", "weights"]),
+        reduction=st.sampled_from(["mean", "sum", "none"]),
+        weighted=st.booleans(),
+        label_smoothing=st.sampled_from([0.0, 0.1, 0.5]),
+        ignore_index=st.sampled_from([-100, 255, 3]),
+    )
 
 
 def settings() -> SearchStrategy[SGD]:

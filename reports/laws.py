@@ -29,6 +29,8 @@ CHAPTERS = {
     "nonfinite": "non-finite values",
     "errors": "errors",
     "mixed_precision": "mixed precision",
+    "data": "loading data",
+    "hooks": "hooks",
 }
 """The heading of each file `properties/laws/test_<chapter>.py`, in the order of the report."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from lenet import oracle
 from lenet.oracle import SHAPES, Budgeted
 from properties.case import LAYOUTS, Case
 from properties.comparison import assert_exact, assert_gradients, assert_same_bits, assert_within_budget
+from properties.laws.losses import UNEQUAL_LOGITS, cross_entropy_of, labelled_cases
 from properties.laws.networks import (
     BATCH_OF_17,
     BATCH_OF_33,
@@ -34,7 +36,7 @@ from properties.laws.networks import (
     with_exact_scaling,
 )
 from properties.stack import Stack, gradients
-from properties.strategies import cases
+from properties.strategies import LossOptions, cases, loss_options
 
 
 @pytest.mark.engine
@@ -76,6 +78,27 @@ def test_cross_entropy_gradients_agree_with_the_oracle(stack: Stack, targets: st
     F.cross_entropy(net(stack.images(case)), loss_targets).backward()
 
     assert_gradients(net, stack.exact(case, loss=oracle.cross_entropy).gradients)
+
+
+@example(case=UNEQUAL_LOGITS, options=LossOptions(weighted=True))
+@example(case=UNEQUAL_LOGITS, options=LossOptions("weights", "none", weighted=True, label_smoothing=0.1))
+@given(case=labelled_cases(), options=loss_options())
+def test_cross_entropy_options_have_the_gradients_of_their_formulas(
+    stack: Stack, case: Case, options: LossOptions
+) -> None:
+    """
+    With class weights, label smoothing, ignored images and each reduction, every gradient is within its budget.
+
+    What is not reduced is summed before the backward pass. With respect to the logits the exact gradient is that of the
+    formula in `test_cross_entropy_options_follow_their_formulas`; that of an ignored image is 0. Rejects: an ignored
+    image that has a gradient, a gradient of the mean that is divided by N, a gradient without the weights.
+    """
+    net, loss = stack.net(case), cross_entropy_of(stack, case, options)
+
+    loss(net(stack.images(case))).sum().backward()
+
+    exact = stack.solve(case, stack.images(case), torch.from_numpy(loss.weights), loss.exact)
+    assert_gradients(net, exact.gradients)
 
 
 @pytest.mark.engine
@@ -321,3 +344,64 @@ def test_relu_gradient_at_zero_is_zero(stack: Stack, case: Case, layer: str) -> 
             assert (gradient > 0).all() or not case.batch, (
                 f"{name}.grad has the element {float(gradient.min())}, expected > 0"
             )
+
+
+@given(case=ordinary_cases())
+def test_checkpointing_changes_no_bit(stack: Stack, case: Case) -> None:
+    """
+    A network called by `torch.utils.checkpoint` has the same logits and gradients, bit for bit.
+
+    With `use_reentrant=False`: the backward pass computes the forward pass again instead of keeping its results.
+    https://docs.pytorch.org/docs/stable/checkpoint.html Rejects: a recomputation from other images, images that get no
+    gradient.
+    """
+    net, plain = stack.net(case), stack.net(case)
+    images, plain_images = stack.images(case).requires_grad_(), stack.images(case).requires_grad_()
+    expected = plain(plain_images)
+    F.mse_loss(expected, stack.targets(case)).backward()
+
+    logits = torch.utils.checkpoint.checkpoint(net, images, use_reentrant=False)
+    F.mse_loss(logits, stack.targets(case)).backward()
+
+    assert_same_bits(logits, expected, "logits")
+    assert_same_bits(gradient_of(images), gradient_of(plain_images), "images.grad")
+    without = all_gradients(plain)
+    for name, gradient in all_gradients(net).items():
+        assert_same_bits(gradient, without[name], f"{name}.grad")
+
+
+@given(case=ordinary_cases(), seed=st.integers(0, 2**32 - 1))
+def test_checkpoint_recomputes_with_the_same_random_numbers(stack: Stack, case: Case, seed: int) -> None:
+    """
+    A checkpointed function that drops pixels at random drops the same ones when the backward pass computes it again.
+
+    So it has the gradients that it has without a checkpoint, although random numbers are drawn between the passes, and
+    the random state after the backward pass is that from before it. This is the default, `preserve_rng_state=True`.
+    Rejects: other random numbers in the recomputation, a random state that it leaves behind.
+    """
+    net, results = stack.net(case), []
+
+    def dropped(images: Tensor) -> Tensor:
+        logits: Tensor = net(F.dropout(images, 0.5))
+        return logits
+
+    with torch.random.fork_rng([stack.device] if stack.device.type == "cuda" else []):
+        for checkpointed in (False, True):
+            torch.manual_seed(seed)
+            images = stack.images(case).requires_grad_()
+            run = partial(torch.utils.checkpoint.checkpoint, dropped, use_reentrant=False) if checkpointed else dropped
+            loss = run(images).square().sum()
+            torch.rand(100, device=stack.device)
+            before = random_state(stack)
+            loss.backward()
+            assert torch.equal(random_state(stack), before), "the backward pass has changed the random state"
+            results.append({"images.grad": gradient_of(images)} | all_gradients(net))
+            net.zero_grad()
+
+    for name, gradient in results[1].items():
+        assert_same_bits(gradient, results[0][name], name)
+
+
+def random_state(stack: Stack) -> Tensor:
+    """Return the random state of the stack's device."""
+    return torch.cuda.get_rng_state(stack.device) if stack.device.type == "cuda" else torch.get_rng_state()

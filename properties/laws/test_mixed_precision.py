@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from dataclasses import asdict
 from typing import Any
 
@@ -16,11 +17,11 @@ from torch import Tensor, amp, nn, optim
 from lenet import oracle
 from lenet.engines.eager import deterministic_algorithms
 from lenet.exact_sgd import SGD
-from lenet.oracle import Answer
+from lenet.oracle import Answer, Loss
 from lenet.training import SGD_FORMS
 from properties.case import Case
 from properties.comparison import assert_exact, assert_gradients, assert_same_bits, assert_within_budget
-from properties.laws.networks import BATCH_OF_17, all_gradients, constant_images, expect_error
+from properties.laws.networks import BATCH_OF_17, all_gradients, constant_images, expect_error, ordinary_cases
 from properties.laws.optimizers import (
     FORM,
     assert_stepped,
@@ -31,7 +32,7 @@ from properties.laws.optimizers import (
     parameters_of,
 )
 from properties.stack import Stack, dtype_name, float64, precision_of
-from properties.strategies import Vectors, cases, settings, vectors
+from properties.strategies import Vectors, cases, learning_rates, settings, vectors
 
 AUTOCAST_DTYPE = pytest.mark.parametrize("autocast_dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
 SCALE = 2.0**10
@@ -43,7 +44,9 @@ def skip_unless_float32(stack: Stack) -> None:
         pytest.skip("autocast casts float32 only")
 
 
-def under_autocast(stack: Stack, case: Case, autocast_dtype: torch.dtype) -> tuple[nn.Module, Tensor, Tensor, Answer]:
+def under_autocast(
+    stack: Stack, case: Case, autocast_dtype: torch.dtype, loss: Loss = oracle.mse
+) -> tuple[nn.Module, Tensor, Tensor, Answer]:
     """
     Return a network, images and targets in float32, and the oracle's answer for autocast to a 16-bit dtype.
 
@@ -55,7 +58,7 @@ def under_autocast(stack: Stack, case: Case, autocast_dtype: torch.dtype) -> tup
     net = stack.net(case)
     net.load_state_dict(parameters)
     rounded = {name: float64(value.to(autocast_dtype)) for name, value in parameters.items()}
-    exact = oracle.solve(rounded, float64(images.to(autocast_dtype)), float64(targets), precision, seed=case.seed)
+    exact = oracle.solve(rounded, float64(images.to(autocast_dtype)), float64(targets), precision, case.seed, loss=loss)
     return net, images, targets, exact
 
 
@@ -86,6 +89,32 @@ def test_autocast_meets_its_claimed_precision(stack: Stack, autocast_dtype: torc
     wrong = {name: gradient.dtype for name, gradient in all_gradients(net).items() if gradient.dtype != torch.float32}
     assert not wrong, f"the gradients' dtypes are {wrong}, expected torch.float32"
     assert_within_budget(logits, exact.logits, "logits")
+    assert_gradients(net, exact.gradients)
+
+
+@AUTOCAST_DTYPE
+@given(loss=st.sampled_from(["mse", "cross-entropy"]), case=ordinary_cases())
+def test_autocast_computes_the_loss_in_float32(
+    stack: Stack, loss: str, autocast_dtype: torch.dtype, case: Case
+) -> None:
+    """
+    In an autocast region `F.mse_loss` and `F.cross_entropy` compute in float32, also from 16-bit logits.
+
+    PyTorch lists both among the operations that autocast to float32: https://docs.pytorch.org/docs/stable/amp.html. The
+    loss is within float32's budget of the exact loss of the very logits that it gets, and the gradients are within the
+    budget of the network's 16-bit dtype. Rejects: a loss that is computed in 16 bits, or returned in them.
+    """
+    skip_unless_float32(stack)
+    exact_loss = oracle.mse if loss == "mse" else oracle.cross_entropy
+    net, images, targets, exact = under_autocast(stack, case, autocast_dtype, exact_loss)
+
+    with torch.autocast(stack.device.type, dtype=autocast_dtype):
+        logits = net(images)
+        got = F.mse_loss(logits, targets) if loss == "mse" else F.cross_entropy(logits, targets)
+    got.backward()
+
+    assert got.dtype == torch.float32, f"the loss is {got.dtype}, expected torch.float32"
+    assert_within_budget(got, oracle.loss(float64(logits), float64(targets), stack.precision, exact_loss), "loss")
     assert_gradients(net, exact.gradients)
 
 
@@ -267,20 +296,23 @@ def test_grad_scaler_skips_step_with_nonfinite_gradients(
     steps=st.lists(st.booleans(), min_size=1, max_size=12),
     interval=st.integers(1, 4),
     new_interval=st.none() | st.integers(1, 4),
+    growth=st.sampled_from([2.0, 1.5]),
+    backoff=st.sampled_from([0.5, 0.75]),
 )
 def test_grad_scaler_grows_and_backs_off_as_documented(
-    stack: Stack, steps: list[bool], interval: int, new_interval: int | None
+    stack: Stack, steps: list[bool], interval: int, new_interval: int | None, growth: float, backoff: float
 ) -> None:
     """
-    A GradScaler's scale doubles after `growth_interval` consecutive steps and halves after a skipped step.
+    A GradScaler's scale grows after `growth_interval` consecutive steps and is reduced after a skipped step.
 
-    A skipped step restarts the count. The interval may change between two steps. Rejects: a count that a skipped step
-    does not reset, a count that has passed an interval that was shortened and never reaches it.
+    By the factors that it is given; float32 holds the products of up to twelve factors 3/2 and 3/4 exactly. A skipped
+    step restarts the count. The interval may change between two steps. Rejects: a factor that is not used, a count that
+    a skipped step does not reset, a count that has passed an interval that was shortened and never reaches it.
     """
     skip_if_not_unscaled(stack)
     (parameter,) = parameters_of(stack, Vectors())
     optimizer = optim.SGD([parameter], lr=0.0)
-    scaler = scaler_of(stack, growth_interval=interval)
+    scaler = scaler_of(stack, growth_interval=interval, growth_factor=growth, backoff_factor=backoff)
 
     scale, consecutive = SCALE, 0
     for step, finite in enumerate(steps):
@@ -291,10 +323,160 @@ def test_grad_scaler_grows_and_backs_off_as_documented(
         scaler.step(optimizer)
         scaler.update()
         consecutive = consecutive + 1 if finite else 0
-        scale = scale if finite else scale / 2
+        scale = scale if finite else scale * backoff
         if consecutive >= interval:
-            scale, consecutive = scale * 2, 0
+            scale, consecutive = scale * growth, 0
         assert scaler.get_scale() == scale, f"the scale after step {step + 1} is {scaler.get_scale()}, not {scale}"
+
+
+def scales_after(scaler: amp.GradScaler, parameter: nn.Parameter, steps: list[bool]) -> list[float]:
+    """Return the scale after each of these steps, whose gradient is finite or not."""
+    optimizer, scales = optim.SGD([parameter], lr=0.0), []
+    for finite in steps:
+        parameter.grad = torch.full_like(parameter, 1.0 if finite else float("inf"))
+        scaler.step(optimizer)
+        scaler.update()
+        scales.append(scaler.get_scale())
+    return scales
+
+
+STEPS = st.lists(st.booleans(), min_size=1, max_size=6)
+"""Steps of a GradScaler, with finite gradients or not."""
+
+
+@example(before=[False, True], after=[True, False], interval=2, used=False)
+@example(before=[False, True], after=[True, False], interval=2, used=True)
+@given(before=STEPS, after=STEPS, interval=st.integers(1, 4), used=st.booleans())
+def test_loaded_grad_scaler_continues_identically(
+    stack: Stack, before: list[bool], after: list[bool], interval: int, used: bool
+) -> None:
+    """
+    A GradScaler that loads another one's saved `state_dict` continues with the same scales.
+
+    The state is the scale, both factors, the interval and the count of consecutive steps. The scaler that loads it has
+    the default settings before, and it may have been used. Rejects: a count that starts again, a factor that is not
+    loaded, a scale that is loaded only before the first use.
+    """
+    skip_if_not_unscaled(stack)
+    (parameter,) = parameters_of(stack, Vectors())
+    scaler = scaler_of(stack, growth_interval=interval, growth_factor=1.5, backoff_factor=0.75)
+    other = scaler_of(stack) if used else amp.GradScaler(stack.device.type)
+    scales_after(scaler, parameter, before)
+
+    file = io.BytesIO()
+    torch.save(scaler.state_dict(), file)
+    other.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    other.scale(torch.zeros((), device=stack.device))
+
+    assert other.get_scale() == scaler.get_scale(), f"the scale is {other.get_scale()}, not {scaler.get_scale()}"
+    continued, expected = scales_after(other, parameter, after), scales_after(scaler, parameter, after)
+    assert continued == expected, f"the next scales are {continued}, expected {expected}"
+
+
+@FORM
+@example(overflowing=(True, False), seed=0, lr=0.5, unscale=False)
+@example(overflowing=(False, True), seed=0, lr=0.5, unscale=False)
+@given(
+    overflowing=st.sampled_from([(True, False), (False, True)]),
+    seed=st.integers(0, 2**32 - 1),
+    lr=learning_rates(),
+    unscale=st.booleans(),
+)
+def test_grad_scaler_skips_each_optimizer_separately(
+    stack: Stack, form: str, overflowing: tuple[bool, bool], seed: int, lr: float, unscale: bool
+) -> None:
+    """
+    Of two optimizers, the one whose gradients overflow skips its step, the other one steps, and the scale halves.
+
+    See "Working with Multiple Models, Losses, and Optimizers" in
+    https://docs.pytorch.org/docs/stable/notes/amp_examples.html. Rejects: one skipped step that skips all, a scale that
+    only the last optimizer's gradients reduce.
+    """
+    skip_if_not_unscaled(stack)
+    scaler, results = scaler_of(stack), []
+
+    for i, overflows in enumerate(overflowing):
+        vectors = Vectors((7, 1), seed=seed ^ i)
+        parameters = parameters_of(stack, vectors)
+        optimizer, before = optimizer_of(parameters, SGD(lr), form), parameters_of(stack, vectors)
+        give_gradients(stack, parameters, vectors)
+        exact = exact_step(stack, optimizer, parameters, [SGD(lr)] * 2)
+        scale_gradients(parameters, scaler)
+        if overflows:
+            parameters[-1].grad[0] = float("inf")
+        if unscale:
+            scaler.unscale_(optimizer)
+        results.append((overflows, optimizer, parameters, before, exact))
+    for _, optimizer, *_ in results:
+        scaler.step(optimizer)
+    scaler.update()
+
+    assert scaler.get_scale() == SCALE / 2, f"the scale is {scaler.get_scale()}, expected {SCALE / 2}"
+    for overflows, optimizer, parameters, before, exact in results:
+        if not overflows:
+            assert_stepped(optimizer, parameters, exact)
+            continue
+        for got, want in zip(parameters, before, strict=True):
+            assert_same_bits(got, want, "parameter of the optimizer whose gradients overflow")
+
+
+@given(exponent=st.integers(-4, 14), as_tensor=st.booleans(), finite=st.booleans())
+def test_grad_scaler_uses_the_scale_that_update_is_given(
+    stack: Stack, exponent: int, as_tensor: bool, finite: bool
+) -> None:
+    """
+    `GradScaler.update(new_scale)` sets the scale to a number, or to the present value of a tensor.
+
+    Whether or not the step before was skipped; the next step scales and unscales by it. "If new_scale was a tensor,
+    later in-place changes to that tensor will not further affect the scale": https://docs.pytorch.org/docs/stable/amp.html
+    Rejects: a factor that is applied to the new scale, a tensor that is kept.
+    """
+    skip_if_not_unscaled(stack)
+    (parameter,), scaler, new_scale = parameters_of(stack, Vectors()), scaler_of(stack), 2.0**exponent
+    given = torch.full((), new_scale, device=stack.device)
+    optimizer, before = optim.SGD([parameter], lr=1.0), parameter.detach().clone()
+
+    parameter.grad = torch.full_like(parameter, 0.0 if finite else float("inf"))
+    scaler.step(optimizer)
+    scaler.update(given if as_tensor else new_scale)
+    given.zero_()
+    scaled = scaler.scale(torch.ones((), device=stack.device))
+    parameter.grad = torch.full_like(parameter, new_scale)
+    scaler.step(optimizer)
+
+    assert_exact(scaled, torch.full_like(scaled, new_scale), "one, scaled")
+    assert_exact(parameter, before - 1, "parameter after a step with the gradient 1")
+
+
+@given(vectors=vectors(), lr=learning_rates(), max_norm=st.sampled_from([0.5, 4.0]))
+def test_clipping_after_unscale_equals_clipping_without_scale(
+    stack: Stack, vectors: Vectors, lr: float, max_norm: float
+) -> None:
+    """
+    After `scaler.unscale_(optimizer)`, the gradients and their norm are those without a scale, and are clipped alike.
+
+    Bit for bit, because the scale is a power of two; the step then does not unscale again. As in "Gradient clipping" of
+    https://docs.pytorch.org/docs/stable/notes/amp_examples.html. Rejects: an `unscale_` that only `step` carries out,
+    gradients that are left out.
+    """
+    skip_if_not_unscaled(stack)
+    plain, scaled = parameters_of(stack, vectors), parameters_of(stack, vectors)
+    optimizer, other = optim.SGD(plain, lr=lr), optim.SGD(scaled, lr=lr)
+    scaler, max_norm = scaler_of(stack), max_norm * 2.0**vectors.exponent
+    give_gradients(stack, plain, vectors)
+    give_gradients(stack, scaled, vectors)
+    scale_gradients(scaled, scaler)
+
+    scaler.unscale_(other)
+    norms = [nn.utils.clip_grad_norm_(parameters, max_norm) for parameters in (plain, scaled)]
+    clipped = [parameter.grad.clone() for parameter in scaled]
+    optimizer.step()
+    scaler.step(other)
+
+    assert_same_bits(norms[1], norms[0], "norm of the unscaled gradients")
+    for i, (got, want) in enumerate(zip(scaled, plain, strict=True)):
+        assert_same_bits(clipped[i], want.grad, f"clipped gradient {i}")
+        assert_same_bits(got, want, f"parameter {i}")
 
 
 def unscale_twice(scaler: amp.GradScaler, optimizer: optim.SGD) -> None:

@@ -6,22 +6,24 @@ import copy
 import io
 import pickle
 import random
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lenet.engines.eager import deterministic_algorithms
 from properties.case import Case
 from properties.comparison import assert_same_bits
-from properties.laws.networks import all_gradients, backward, new_network, skip_unless_reference
+from properties.laws.networks import all_gradients, backward, expect_error, new_network, skip_unless_reference
 from properties.stack import Stack, gradients
 from properties.strategies import cases, learning_rates
 
@@ -345,6 +347,102 @@ def test_load_with_assign_uses_the_given_tensors(stack: Stack, case: Case) -> No
     for tensor in state.values():
         tensor.zero_()
     assert not net(stack.images(case)).any(), "the logits are not zero after the given tensors are set to zero"
+
+
+@contextmanager
+def file_of(content: Any) -> Iterator[Path]:
+    """Return the path of a temporary file to which `torch.save` has written the content."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "state.pt"
+        torch.save(content, path)
+        yield path
+
+
+LOCATIONS: dict[str, Callable[[str], Any]] = {
+    "none": lambda device: None,
+    "a name": lambda device: device,
+    "a device": lambda device: torch.device(device),
+    "names by name": lambda device: {device: "cpu"},
+    "a function": lambda device: lambda storage, location: storage,
+    "meta": lambda device: "meta",
+}
+"""Values of `map_location` for tensors that were saved on a device."""
+
+
+@example(mmap=False, case=Case(), location="meta")
+@example(mmap=True, case=Case(), location="a name")
+@given(mmap=st.booleans(), case=cases(batches=(1,)), location=st.sampled_from(list(LOCATIONS)))
+def test_loaded_tensors_are_bit_identical_at_any_location(stack: Stack, mmap: bool, case: Case, location: str) -> None:
+    """
+    `torch.load` gives the saved tensors bit for bit, on the device that `map_location` names, read or mapped.
+
+    `map_location` is a name, a `torch.device`, a dictionary of names, or a function that is given each storage in the
+    CPU's memory; without it, tensors return to the device that they were saved on. On the device `meta` they have
+    shapes and dtypes only. https://docs.pytorch.org/docs/stable/generated/torch.load.html Rejects: a location that is
+    ignored, a file that is read up to its last element.
+    """
+    state, device = stack.net(case).state_dict(), str(stack.device)
+    expected = {"a function": "cpu", "names by name": "cpu", "meta": "meta"}.get(location, device)
+
+    with file_of(state) as path:
+        loaded = torch.load(path, map_location=LOCATIONS[location](device), mmap=mmap)
+
+    assert loaded.keys() == state.keys(), f"the file has {', '.join(loaded)}, expected {', '.join(state)}"
+    for name, value in state.items():
+        assert loaded[name].device == torch.device(expected), f"{name} is on {loaded[name].device}, not on {expected}"
+        if expected != "meta":
+            assert_same_bits(loaded[name], value, name)
+
+
+@given(case=cases(weights=("default", "sparse"), batches=FEW), lr=learning_rates())
+def test_training_leaves_a_mapped_file_unchanged(stack: Stack, case: Case, lr: float) -> None:
+    """
+    A network whose parameters are mapped from a file trains as one that has read them, and the file keeps every byte.
+
+    `torch.load(mmap=True)` maps the file privately (MAP_PRIVATE), so that what is written stays in memory. Rejects: a
+    mapping that is shared with the file, parameters that are read from the file again.
+    """
+    images, targets, nets = stack.images(case), stack.targets(case), []
+
+    with file_of(stack.net(case).state_dict()) as path:
+        content = path.read_bytes()
+        for mmap in (False, True):
+            nets.append(new_network(stack))
+            nets[-1].load_state_dict(torch.load(path, mmap=mmap), assign=True)
+            stack.subject.train_step(nets[-1], images, targets, lr)
+        assert path.read_bytes() == content, "training has changed the file from which the parameters are mapped"
+
+    for name, parameter in nets[1].named_parameters():
+        assert_same_bits(parameter, nets[0].get_parameter(name), name)
+
+
+class CodeInFile:
+    """An object whose unpickling calls a function, which creates a file."""
+
+    def __init__(self, created: Path) -> None:
+        self.created = created
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.created,)
+
+
+def test_load_runs_no_code_by_default(stack: Stack) -> None:
+    """
+    `torch.load` refuses a file that contains code, and does not run it, unless it is called with `weights_only=False`.
+
+    It raises `pickle.UnpicklingError`; the default is `weights_only=True` since PyTorch 2.6. Rejects: the former
+    default, which ran whatever a downloaded file contained.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path, created = Path(folder) / "state.pt", Path(folder) / "created"
+        torch.save({"weights": stack.tensor(np.ones(3)), "code": CodeInFile(created)}, path)
+
+        with expect_error(pickle.UnpicklingError, "", "torch.load of a file that contains code"):
+            torch.load(path)
+
+        assert not created.exists(), "torch.load has run the code in the file"
+        torch.load(path, weights_only=False)
+        assert created.exists(), "torch.load with weights_only=False has not run the code in the file"
 
 
 @given(

@@ -34,6 +34,8 @@ KINDS = (
     "numerics",
     "interface",
     "scaling",
+    "data",
+    "hooks",
     "masked",
 )
 """The modules of mutants; the docstring of each says which part of training has the fault, and ends a diagnosis."""

@@ -138,3 +138,118 @@ def cross_entropy_gradient_summed(logits: Tensor, targets: Tensor, **options: An
     if loss.requires_grad:
         loss.register_hook(lambda gradient: gradient * len(logits))
     return loss
+
+
+# Options of the losses
+
+
+@mutant(MSE, law="mse_loss_without_mean_is_exact_for_integers", category=Category.LOSS)
+def mse_sum_is_mean(logits: Tensor, targets: Tensor, reduction: str = "mean", **options: Any) -> Tensor:
+    """`reduction="sum"` gives the mean of the squared errors."""
+    return mse_loss(logits, targets, reduction=reduction.replace("sum", "mean"), **options)
+
+
+@mutant(MSE, law="mse_loss_without_mean_is_exact_for_integers", category=Category.TENSOR_SHAPE)
+def mse_of_each_image(logits: Tensor, targets: Tensor, reduction: str = "mean", **options: Any) -> Tensor:
+    """`reduction="none"` gives one number for each image, the sum over its classes."""
+    loss = mse_loss(logits, targets, reduction=reduction, **options)
+    return loss.sum(dim=1) if reduction == "none" else loss
+
+
+@mutant(MSE, law="mse_loss_without_mean_is_exact_for_integers", category=Category.LOSS)
+def mse_sum_with_gradient_of_mean(logits: Tensor, targets: Tensor, reduction: str = "mean", **options: Any) -> Tensor:
+    """`reduction="sum"` gives the sum of the squared errors, but its gradient is that of the mean."""
+    loss = mse_loss(logits, targets, reduction=reduction, **options)
+    if reduction == "sum" and loss.requires_grad:
+        loss.register_hook(lambda gradient: gradient / logits.numel())
+    return loss
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Return the logarithm of the softmax, in float32 for 16-bit logits."""
+    return F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=1)
+
+
+@mutant(CROSS_ENTROPY, law="cross_entropy_options_follow_their_formulas", category=Category.LOSS)
+def weighted_mean_divided_by_count(logits: Tensor, targets: Tensor, reduction: str = "mean", **options: Any) -> Tensor:
+    """With class weights, the mean divides by the number of images instead of by the sum of their weights."""
+    if reduction != "mean" or options.get("weight") is None:
+        return cross_entropy(logits, targets, reduction=reduction, **options)
+    return cross_entropy(logits, targets, reduction="none", **options).mean()
+
+
+@mutant(CROSS_ENTROPY, law="cross_entropy_options_follow_their_formulas", category=Category.LABELS)
+def ignored_images_counted(logits: Tensor, targets: Tensor, reduction: str = "mean", **options: Any) -> Tensor:
+    """Images whose label is ignored have a loss of zero but count in the mean."""
+    if reduction != "mean" or targets.is_floating_point() or options.get("weight") is not None:
+        return cross_entropy(logits, targets, reduction=reduction, **options)
+    return cross_entropy(logits, targets, reduction="sum", **options) / len(logits)
+
+
+@mutant(CROSS_ENTROPY, law="cross_entropy_options_follow_their_formulas", category=Category.LABELS)
+def only_default_index_ignored(logits: Tensor, targets: Tensor, ignore_index: int = -100, **options: Any) -> Tensor:
+    """`ignore_index` is not passed on if it is one of the ten classes, so that its images count."""
+    return cross_entropy(logits, targets, ignore_index=ignore_index if not 0 <= ignore_index < 10 else -100, **options)
+
+
+@mutant(CROSS_ENTROPY, law="cross_entropy_options_follow_their_formulas", category=Category.REGULARIZATION)
+def smoothing_leaves_out_true_class(
+    logits: Tensor, targets: Tensor, label_smoothing: float = 0.0, **options: Any
+) -> Tensor:
+    """The smoothed share is spread over the nine other classes instead of over all ten."""
+    return cross_entropy(logits, targets, label_smoothing=label_smoothing * 10 / 9, **options)
+
+
+@mutant(CROSS_ENTROPY, law="cross_entropy_options_follow_their_formulas", category=Category.REGULARIZATION)
+def smoothing_without_class_weights(
+    logits: Tensor, targets: Tensor, label_smoothing: float = 0.0, weight: Any = None, **options: Any
+) -> Tensor:
+    """The class weights are left out if labels are smoothed."""
+    weight = None if label_smoothing else weight
+    return cross_entropy(logits, targets, label_smoothing=label_smoothing, weight=weight, **options)
+
+
+@mutant(CROSS_ENTROPY, law="cross_entropy_options_follow_their_formulas", category=Category.LOSS)
+def class_weights_of_probabilities_ignored(
+    logits: Tensor, targets: Tensor, weight: Any = None, **options: Any
+) -> Tensor:
+    """The class weights are left out if the targets are probabilities."""
+    return cross_entropy(logits, targets, weight=None if targets.is_floating_point() else weight, **options)
+
+
+@mutant(CROSS_ENTROPY, law="cross_entropy_options_follow_their_formulas", category=Category.LOSS)
+def unreduced_losses_divided_by_count(
+    logits: Tensor, targets: Tensor, reduction: str = "mean", **options: Any
+) -> Tensor:
+    """`reduction="none"` gives each image's share of the mean."""
+    loss = cross_entropy(logits, targets, reduction=reduction, **options)
+    return loss / len(logits) if reduction == "none" else loss
+
+
+@mutant(
+    CROSS_ENTROPY, law="cross_entropy_options_have_the_gradients_of_their_formulas", category=Category.COMPUTATION_MODEL
+)
+def class_weights_after_detached_loss(logits: Tensor, targets: Tensor, weight: Any = None, **options: Any) -> Tensor:
+    """The loss has the class weights, but its gradient is that of the loss without them."""
+    plain = cross_entropy(logits, targets, **options)
+    return plain + (cross_entropy(logits, targets, weight=weight, **options) - plain).detach()
+
+
+@mutant(CROSS_ENTROPY, law="cross_entropy_options_have_the_gradients_of_their_formulas", category=Category.LABELS)
+def ignored_images_have_gradients(logits: Tensor, targets: Tensor, ignore_index: int = -100, **options: Any) -> Tensor:
+    """The value of the loss leaves ignored images out, but they get a gradient as if their class were 0."""
+    loss = cross_entropy(logits, targets, ignore_index=ignore_index, **options)
+    if targets.is_floating_point() or not (targets == ignore_index).any():
+        return loss
+    counted = cross_entropy(logits, torch.where(targets == ignore_index, 0, targets), **options)
+    return counted + (loss - counted).detach()
+
+
+@mutant(CROSS_ENTROPY, law="mean_loss_of_repeated_rows_equals_loss_of_one_row", category=Category.NUMERICS)
+def sum_of_class_weights_rounded(logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
+    """The sum of the class weights that the mean divides by is rounded to bfloat16."""
+    weight = options.get("weight")
+    if weight is None or targets.is_floating_point() or options.get("reduction", "mean") != "mean":
+        return cross_entropy(logits, targets, **options)
+    total = weight[targets.clamp(0)].sum().bfloat16().to(logits.dtype)
+    return cross_entropy(logits, targets, **options | {"reduction": "sum"}) / total

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, amp, optim
 from torch.amp.grad_scaler import OptState
 
@@ -164,6 +166,126 @@ class Float16GradientsAccepted(amp.GradScaler):
         return super()._unscale_grads_(optimizer, inv_scale, found_inf, allow_fp16=True)
 
 
+@mutant("torch.amp.GradScaler", law="grad_scaler_grows_and_backs_off_as_documented", category=Category.NUMERICS)
+class BackoffFactorIgnored(amp.GradScaler):
+    """The scale is halved after a skipped step, whatever the backoff factor."""
+
+    def update(self, *args: Any) -> None:
+        self.set_backoff_factor(0.5)
+        super().update(*args)
+
+
+@mutant("torch.amp.GradScaler", law="grad_scaler_grows_and_backs_off_as_documented", category=Category.NUMERICS)
+class ScaleRoundedToPowerOfTwo(amp.GradScaler):
+    """The scale is rounded up to a power of two after each update."""
+
+    def update(self, *args: Any) -> None:
+        super().update(*args)
+        self._scale.log2_().ceil_().exp2_()
+
+
+@mutant("torch.amp.GradScaler", law="loaded_grad_scaler_continues_identically", category=Category.API)
+class GrowthTrackerNotLoaded(amp.GradScaler):
+    """A loaded scaler counts consecutive steps from zero again."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict | {"_growth_tracker": 0})
+
+
+@mutant("torch.amp.GradScaler", law="loaded_grad_scaler_continues_identically", category=Category.API)
+class FactorsNotLoaded(amp.GradScaler):
+    """A loaded scaler keeps its own growth and backoff factors."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        factors = {"growth_factor": self.get_growth_factor(), "backoff_factor": self.get_backoff_factor()}
+        super().load_state_dict(state_dict | factors)
+
+
+@mutant("torch.amp.GradScaler", law="loaded_grad_scaler_continues_identically", category=Category.API)
+class UsedScalerKeepsItsScale(amp.GradScaler):
+    """`load_state_dict` sets the initial scale only, which a scaler that has been used does not read any more."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        scale = self.get_scale()
+        super().load_state_dict(state_dict)
+        if self._scale is not None:
+            self._scale.fill_(scale)
+
+
+@mutant("torch.amp.GradScaler", law="grad_scaler_skips_each_optimizer_separately", category=Category.OPTIMIZER)
+class OneOverflowSkipsAllOptimizers(amp.GradScaler):
+    """An optimizer also skips its step if the gradients of an optimizer that has stepped before it were infinite."""
+
+    def _maybe_opt_step(self, optimizer: Any, optimizer_state: Any, *args: Any, **options: Any) -> Any:
+        found = [
+            found for state in self._per_optimizer_states.values() for found in state["found_inf_per_device"].values()
+        ]
+        return None if any(found) else optimizer.step(*args, **options)
+
+
+@mutant("torch.amp.GradScaler", law="grad_scaler_skips_each_optimizer_separately", category=Category.OPTIMIZER)
+class OnlyLastOptimizerReducesScale(amp.GradScaler):
+    """The scale is reduced only if the optimizer that stepped last has skipped its step."""
+
+    def update(self, *args: Any) -> None:
+        last = next(reversed(self._per_optimizer_states))
+        self._per_optimizer_states = self._per_optimizer_states.__class__(
+            self._per_optimizer_states.default_factory, {last: self._per_optimizer_states[last]}
+        )
+        super().update(*args)
+
+
+@mutant("torch.amp.GradScaler", law="grad_scaler_uses_the_scale_that_update_is_given", category=Category.API)
+class NewScaleIsReducedAfterSkip(amp.GradScaler):
+    """After a skipped step, a new scale is multiplied by the backoff factor."""
+
+    def update(self, new_scale: Any = None) -> None:
+        states = list(self._per_optimizer_states.values())
+        skipped = any(found for state in states for found in state["found_inf_per_device"].values())
+        super().update(new_scale)
+        if new_scale is not None and skipped:
+            self._scale *= self.get_backoff_factor()
+
+
+@mutant(
+    "torch.amp.GradScaler", law="grad_scaler_uses_the_scale_that_update_is_given", category=Category.COMPUTATION_MODEL
+)
+class NewScaleTensorIsKept(amp.GradScaler):
+    """A tensor given as the new scale is kept itself, so that its later changes change the scale."""
+
+    def update(self, new_scale: Any = None) -> None:
+        super().update(new_scale)
+        if isinstance(new_scale, Tensor):
+            self._scale = new_scale
+
+
+@mutant("torch.amp.GradScaler", law="grad_scaler_uses_the_scale_that_update_is_given", category=Category.API)
+class NewScaleIgnored(amp.GradScaler):
+    """`update` ignores a new scale and adjusts its own."""
+
+    def update(self, new_scale: Any = None) -> None:
+        super().update()
+
+
+@mutant("torch.amp.GradScaler", law="clipping_after_unscale_equals_clipping_without_scale", category=Category.CLIPPING)
+class UnscaleDeferredToStep(amp.GradScaler):
+    """`unscale_` does nothing, and leaves the division to `step`, so that clipping gets scaled gradients."""
+
+    def unscale_(self, optimizer: optim.Optimizer) -> None:
+        if sys._getframe(1).f_code.co_name == "step":
+            super().unscale_(optimizer)
+
+
+@mutant("torch.amp.GradScaler", law="clipping_after_unscale_equals_clipping_without_scale", category=Category.CLIPPING)
+class ClippedGradientsUnscaledAgain(amp.GradScaler):
+    """`step` divides gradients that `unscale_` has divided by the scale again."""
+
+    def _maybe_opt_step(self, optimizer: Any, optimizer_state: Any, *args: Any, **options: Any) -> Any:
+        for gradient in gradients_of(optimizer):
+            gradient /= self.get_scale() if optimizer_state["stage"] is OptState.UNSCALED else 1.0
+        return super()._maybe_opt_step(optimizer, optimizer_state, *args, **options)
+
+
 def autocast_dtype() -> torch.dtype | None:
     """Return the autocast dtype on the CPU; None outside autocast regions."""
     return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
@@ -176,6 +298,45 @@ class AutocastIgnored(Net):
     def forward(self, images: Tensor) -> Tensor:
         with torch.autocast("cpu", enabled=False):
             return super().forward(images)
+
+
+mse_loss, cross_entropy = F.mse_loss, F.cross_entropy
+
+
+@mutant("torch.nn.functional.mse_loss", law="autocast_computes_the_loss_in_float32", category=Category.NUMERICS)
+def mse_loss_in_16_bits(logits: Tensor, targets: Tensor, *args: Any, **options: Any) -> Tensor:
+    """In an autocast region the mean squared error is computed in 16 bits and returned in float32."""
+    dtype = autocast_dtype()
+    if dtype is None:
+        return mse_loss(logits, targets, *args, **options)
+    with torch.autocast("cpu", enabled=False):
+        return mse_loss(logits.to(dtype), targets.to(dtype), *args, **options).float()
+
+
+@mutant("torch.nn.functional.cross_entropy", law="autocast_computes_the_loss_in_float32", category=Category.NUMERICS)
+def log_softmax_in_16_bits(logits: Tensor, targets: Tensor, *args: Any, **options: Any) -> Tensor:
+    """In an autocast region the logarithm of the softmax is stored in 16 bits."""
+    dtype = autocast_dtype()
+    if dtype is None or not targets.is_floating_point():
+        return cross_entropy(logits, targets, *args, **options)
+    with torch.autocast("cpu", enabled=False):
+        return -(targets * logits.to(dtype).log_softmax(dim=1)).sum() / len(logits)
+
+
+@mutant("torch.nn.functional.cross_entropy", law="autocast_computes_the_loss_in_float32", category=Category.NUMERICS)
+def cross_entropy_returned_in_16_bits(logits: Tensor, targets: Tensor, *args: Any, **options: Any) -> Tensor:
+    """The cross-entropy of 16-bit logits is computed in float32 and returned in 16 bits, even under autocast."""
+    return cross_entropy(logits, targets, *args, **options).to(logits.dtype)
+
+
+@mutant(
+    "torch.nn.functional.mse_loss", law="autocast_computes_the_loss_in_float32", category=Category.COMPUTATION_MODEL
+)
+def half_of_gradient_lost_in_cast(logits: Tensor, targets: Tensor, *args: Any, **options: Any) -> Tensor:
+    """In an autocast region the cast of the logits to float32 loses half of its gradient."""
+    if autocast_dtype() is None:
+        return mse_loss(logits, targets, *args, **options)
+    return mse_loss((logits + logits.detach()).float() / 2, targets, *args, **options)
 
 
 @mutant("Net", law="autocast_ends_with_its_region", category=Category.COMPUTATION_MODEL)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from functools import partial
+from mmap import MAP_SHARED
 from typing import Any, ClassVar, Self
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -428,6 +429,37 @@ class StateDictCopies(StagedNet):
 
     def state_dict(self, *args: Any, **options: Any) -> dict[str, Any]:
         return {name: value.clone() for name, value in super().state_dict(*args, **options).items()}
+
+
+load = torch.load
+
+
+@mutant("torch.load", law="load_runs_no_code_by_default", category=Category.API_CHANGE)
+def load_runs_code(file: Any, *args: Any, weights_only: bool = False, **options: Any) -> Any:
+    """`torch.load` runs the code in a file unless `weights_only=True` is given, as before PyTorch 2.6."""
+    return load(file, *args, weights_only=weights_only, **options)
+
+
+@mutant("torch.load", law="loaded_tensors_are_bit_identical_at_any_location", category=Category.GPU)
+def load_ignores_location(file: Any, map_location: Any = None, **options: Any) -> Any:
+    """`torch.load` ignores `map_location`."""
+    return load(file, **options)
+
+
+@mutant("torch.load", law="loaded_tensors_are_bit_identical_at_any_location", category=Category.API)
+def mapped_tensors_lose_last_element(file: Any, *args: Any, mmap: bool = False, **options: Any) -> Any:
+    """The last element of each tensor that is mapped from a file is zero, as if the file were one element short."""
+    content = load(file, *args, mmap=mmap, **options)
+    for tensor in content.values() if mmap else ():
+        tensor.view(-1)[-1] = 0
+    return content
+
+
+@mutant("torch.load", law="training_leaves_a_mapped_file_unchanged", category=Category.COMPUTATION_MODEL)
+def mapped_file_is_shared(file: Any, *args: Any, mmap: bool = False, **options: Any) -> Any:
+    """What is written to tensors that are mapped from a file is written to the file (MAP_SHARED)."""
+    with torch.serialization.set_default_mmap_options(MAP_SHARED):
+        return load(file, *args, mmap=mmap, **options)
 
 
 # Graphs and memory

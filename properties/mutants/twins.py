@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn, optim
 from torch.func import functional_call, grad_and_value
+from torch.utils import data
 from torch.utils.checkpoint import checkpoint
 
 import lenet
@@ -520,6 +521,12 @@ def mse_loss_by_hand(
     return ((input.to(accumulation_dtype(dtype)) - target) ** 2).mean().to(dtype)
 
 
+cross_entropy = F.cross_entropy
+
+REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"mean": torch.mean, "sum": torch.sum, "none": torch.clone}
+"""The reductions of a loss, by name."""
+
+
 @twin("torch.nn.functional.cross_entropy")
 def cross_entropy_in_two_steps(
     input: Tensor,
@@ -532,13 +539,19 @@ def cross_entropy_in_two_steps(
     label_smoothing: float = 0.0,
 ) -> Tensor:
     """Cross-entropy is a log-softmax followed by `nll_loss`, or by a weighted sum if the targets are probabilities."""
+    # What it does not compute itself is left to PyTorch: smoothed labels, and the rounding of autocast.
+    if label_smoothing or torch.is_autocast_enabled(input.device.type):
+        options = (weight, size_average, ignore_index, reduce, reduction, label_smoothing)
+        return cross_entropy(input, target, *options)
     log_probabilities = F.log_softmax(input.to(accumulation_dtype(input.dtype)), dim=1)
     if not target.is_floating_point():
+        weight = None if weight is None else weight.to(log_probabilities.dtype)
         options = (weight, size_average, ignore_index, reduce, reduction)
         return F.nll_loss(log_probabilities, target, *options).to(input.dtype)
     if target.shape != input.shape:
         raise ValueError(f"{tuple(target.shape)} probabilities for {tuple(input.shape)} logits")
-    return (-(target * log_probabilities).sum() / len(input)).to(input.dtype)
+    losses = -(target * log_probabilities * (1 if weight is None else weight)).sum(dim=1)
+    return REDUCTIONS[reduction](losses).to(input.dtype)
 
 
 @twin("torch.optim.SGD")
@@ -853,3 +866,21 @@ def step_by_functional_call(net: nn.Module, images: Tensor, targets: Tensor, lr:
         net.get_parameter(name).grad = gradient
     lenet.sgd_update(net.parameters(), lr)
     return loss.detach()
+
+
+@twin("torch.utils.data.DataLoader")
+class LoaderOfListedBatches(data.DataLoader):
+    """The batches are listed before each epoch, by a batch sampler with the same settings."""
+
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int = 1,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        generator: torch.Generator | None = None,
+        **options: Any,
+    ) -> None:
+        sampler = data.RandomSampler(dataset, generator=generator) if shuffle else data.SequentialSampler(dataset)
+        batches = data.BatchSampler(sampler, batch_size, drop_last)
+        super().__init__(dataset, batch_sampler=batches, generator=generator, **options)
