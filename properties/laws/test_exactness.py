@@ -274,13 +274,13 @@ PAIRS = [pair for pair in combinations(CARRIERS, 2) if not (pair[0] == "images" 
 @given(pair=st.sampled_from(PAIRS), logit=st.integers(0, 9), seed=st.integers(0, 2**32 - 1))
 def test_every_bit_of_two_factors_counts(stack: Stack, pair: tuple[str, str], logit: int, seed: int) -> None:
     """
-    A product or sum of two numbers with all bits of the precision reaches logits and gradients, rounded once to nearest.
+    The product or sum of two numbers with all bits of the precision is rounded once, to nearest.
 
     Two of these tensors have random significands: images, upstream gradient, weights and biases of the five layers. The
     other weights are one-hot, so that every sum has a single term that is not zero, or one and a bias. Nothing depends
     on the order of sums or on the width of intermediate results. If the engine claims to round operands (TF32), the
-    numbers have half of its bits, so that products are exact. Rejects: operands rounded to fewer bits in any layer, also
-    in the backward pass only; results that are truncated.
+    numbers have half of its bits, so that products are exact. Rejects: operands rounded to fewer bits in any layer,
+    also in the backward pass only; results that are truncated.
     """
     parameters, images, upstream = factors(stack, pair, logit, seed)
     exact = results(parameters, images, upstream)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
+import ctypes
+import gc
 import io
 import pickle
 import random
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from itertools import pairwise
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -451,6 +455,163 @@ def test_image_changes_take_effect_immediately(stack: Stack, case: Case, seed: i
     assert_same_bits(in_another_tensor, expected, "logits of new pixels in another tensor")
     assert_same_bits(repeated, before, "logits of the first tensor in a second pass")
     assert_same_bits(in_the_same_tensor, expected, "logits of new pixels in the same tensor")
+
+
+def tensor_on(memory: Tensor, values: Tensor) -> Tensor:
+    """
+    Write the values to the memory of a tensor of the same number of elements; return a new tensor on this memory.
+
+    Its address and version counter are those of all earlier ones, and so may be its `id`.
+    """
+    memory.copy_(values.flatten())
+    return torch.empty(0, dtype=values.dtype, device=values.device).set_(
+        memory.untyped_storage(), 0, values.shape, values.stride()
+    )
+
+
+@pytest.mark.engine
+@given(case=cases(batches=FEW), seed=st.integers(0, 2**32 - 1), grad=st.booleans())
+def test_reused_memory_of_images_is_read_again(stack: Stack, case: Case, seed: int, grad: bool) -> None:
+    """
+    New images at the address of earlier ones, which no longer exist, give the logits of a new network bit for bit.
+
+    The tensor is a new one with the address, the version counter and mostly the `id` of the earlier one. Equal images
+    at another address give the same logits. Rejects: a result that is cached by address, by address and version, or by
+    `id`.
+    """
+    case = replace(case, layout="contiguous")
+    first, second = stack.images(case), stack.images(replace(case, seed=seed))
+    net, new, memory = stack.net(case), stack.net(case), torch.empty_like(first).flatten()
+
+    with torch.set_grad_enabled(grad):
+        before, expected = net(tensor_on(memory, first)).clone(), new(second)
+        reused = net(tensor_on(memory, second)).clone()
+        elsewhere = net(first)
+
+    assert_same_bits(reused, expected, "logits of new images at the same address")
+    assert_same_bits(elsewhere, before, "logits of equal images at another address")
+
+
+def set_to_new_storage(net: nn.Module, state: dict[str, Tensor]) -> None:
+    """Let every parameter refer to new memory with the given values, by `set_`."""
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            parameter.set_(state[name].clone())
+
+
+def copy_under_inference_mode(net: nn.Module, state: dict[str, Tensor]) -> None:
+    """Copy the values into the parameters in place, under `inference_mode`."""
+    with torch.inference_mode():
+        for name, parameter in net.named_parameters():
+            parameter.copy_(state[name])
+
+
+def assign_data(net: nn.Module, state: dict[str, Tensor]) -> None:
+    """Assign new tensors with the given values to the parameters' `.data`."""
+    for name, parameter in net.named_parameters():
+        parameter.data = state[name].clone()
+
+
+def write_to_memory(net: nn.Module, state: dict[str, Tensor]) -> None:
+    """Replace every parameter by a new Parameter at the same address with the same version counter."""
+    for name, parameter in list(net.named_parameters()):
+        module, _, attribute = name.rpartition(".")
+        value = tensor_on(parameter.detach().flatten(), state[name])
+        setattr(net.get_submodule(module), attribute, nn.Parameter(value))
+
+
+MEMORY_METHODS: dict[str, Callable[[nn.Module, dict[str, Tensor]], None]] = {
+    "set_": set_to_new_storage,
+    "inference_mode": copy_under_inference_mode,
+    ".data = ...": assign_data,
+    "the same memory": write_to_memory,
+}
+
+
+@pytest.mark.engine
+@example(method="the same memory", old=Case(), case=Case(seed=1), grad=False)
+@given(
+    method=st.sampled_from(list(MEMORY_METHODS)), old=cases(batches=FEW), case=cases(batches=FEW), grad=st.booleans()
+)
+def test_weights_in_other_or_reused_memory_take_effect(
+    stack: Stack, method: str, old: Case, case: Case, grad: bool
+) -> None:
+    """
+    Weights that move to other memory, or change in place unseen by version counters, take effect at the next pass.
+
+    By `set_`, under `inference_mode`, by an assignment to `.data`, or by new Parameters at the same address. Logits and
+    gradients are those of a new network bit for bit. Rejects: transposed, cast or packed weights that are cached by
+    `id`, by address, or by address and version.
+    """
+    net, new = stack.net(old), stack.net(case)
+    with torch.set_grad_enabled(grad):
+        net(stack.images(old))
+
+    MEMORY_METHODS[method](net, new.state_dict())
+
+    with torch.set_grad_enabled(grad):
+        assert_same_bits(net(stack.images(case)), new(stack.images(case)), "logits")
+    backward(stack, net, case)
+    backward(stack, new, case)
+    assert_parameters_and_gradients(net, parameters_and_gradients(new))
+
+
+LEAK_STEPS = 100
+"""Steps between two measurements. What leaks once a step grows by 100, and so much between any two."""
+
+
+@pytest.mark.engine
+def test_training_leaks_no_memory(stack: Stack) -> None:
+    """
+    Passes and training steps leave the number of tensors and the allocated memory as they are after ten of them.
+
+    After each of three hundred steps on two images, and passes without backward. What is kept in every step grows
+    linearly: between each two of four measurements by one tensor, one of Python's memory blocks, or 64 bytes (PyTorch's
+    smallest allocation) a step. What grows in only one of the three intervals is not kept in every step. Rejects:
+    losses that are collected together with their graphs, a cache without a limit, a hook that each pass adds again.
+    """
+    case = Case(batch=2)
+    net, images, targets = stack.net(case), stack.images(case), stack.targets(case)
+
+    def steps(count: int) -> dict[str, int]:
+        for _ in range(count):
+            stack.subject.train_step(net, images, targets, 0.01)
+            net(images)
+        return memory_in_use(stack)
+
+    used = [steps(count) for count in (10, LEAK_STEPS, LEAK_STEPS, LEAK_STEPS)]
+
+    for name, unit in {"tensors": 1, "memory blocks of Python": 1, "bytes": 64}.items():
+        growth = [after[name] - before[name] for before, after in pairwise(used)]
+        assert min(growth) < LEAK_STEPS * unit, f"{LEAK_STEPS} steps increase the number of {name} by {min(growth):,}"
+
+
+def memory_in_use(stack: Stack) -> dict[str, int]:
+    """
+    Return the numbers of tensors, of Python's memory blocks, and of bytes that PyTorch and other libraries allocate.
+
+    On a CPU, the C library counts the bytes, if it can.
+    """
+    gc.collect()
+    allocated = torch.cuda.memory_allocated() if stack.device.type == "cuda" else bytes_of_c_library()
+    tensors = sum(issubclass(type(value), Tensor) for value in gc.get_objects())
+    return {"tensors": tensors, "memory blocks of Python": sys.getallocatedblocks(), "bytes": allocated}
+
+
+def bytes_of_c_library() -> int:
+    """Return the bytes allocated by `malloc` and the like, or 0 if the C library has no `mallinfo2` (glibc has)."""
+    try:
+        mallinfo = ctypes.CDLL(None).mallinfo2
+    except (AttributeError, OSError, TypeError):  # TypeError: Windows has no library without a name
+        return 0
+
+    class Counts(ctypes.Structure):
+        names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+        _fields_: ClassVar = [(name, ctypes.c_size_t) for name in names.split()]
+
+    mallinfo.restype = Counts
+    counts = mallinfo()
+    return int(counts.uordblks + counts.hblkhd)
 
 
 def bfloat16_autocast(stack: Stack, cache: bool = True) -> torch.autocast:
