@@ -578,21 +578,14 @@ def do_nothing(*_: Any) -> None:
 
 
 @mutant("Net", law="training_leaks_no_memory", category=Category.COMPUTATION_MODEL, dtype="float16")
-class OutputStoredOnContext(StagedNet):
-    """The last ReLU stores its output as an attribute of its context: a cycle that the garbage collector cannot see."""
+class PackedWeightsKept(StagedNet):
+    """fc2's weight is copied for each of its versions, and all copies are kept."""
 
-    class Relu(torch.autograd.Function):
-        """A ReLU that does not use `save_for_backward`."""
+    def __init__(self) -> None:
+        super().__init__()
+        self.packed: dict[int, Tensor] = {}
 
-        @staticmethod
-        def forward(ctx: Any, units: Tensor) -> Tensor:
-            ctx.output = torch.relu(units)
-            return ctx.output
-
-        @staticmethod
-        def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
-            return grad_outputs[0] * (ctx.output > 0)
-
-    def relu4(self, units: Tensor) -> Tensor:
-        output: Tensor = self.Relu.apply(units)
-        return output
+    def forward(self, images: Tensor) -> Tensor:
+        weight = self.fc2.weight
+        self.packed.setdefault(weight._version, weight.detach().clone())
+        return super().forward(images)
