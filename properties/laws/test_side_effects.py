@@ -503,7 +503,7 @@ def set_to_new_storage(net: nn.Module, state: dict[str, Tensor]) -> None:
     """Let every parameter refer to new memory with the given values, by `set_`."""
     with torch.no_grad():
         for name, parameter in net.named_parameters():
-            parameter.set_(state[name].clone())
+            parameter.set_(torch.empty_like(parameter).copy_(state[name]))
 
 
 def copy_under_inference_mode(net: nn.Module, state: dict[str, Tensor]) -> None:
@@ -516,7 +516,7 @@ def copy_under_inference_mode(net: nn.Module, state: dict[str, Tensor]) -> None:
 def assign_data(net: nn.Module, state: dict[str, Tensor]) -> None:
     """Assign new tensors with the given values to the parameters' `.data`."""
     for name, parameter in net.named_parameters():
-        parameter.data = state[name].clone()
+        parameter.data = torch.empty_like(parameter.data).copy_(state[name])
 
 
 def write_to_memory(net: nn.Module, state: dict[str, Tensor]) -> None:
