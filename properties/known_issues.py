@@ -301,6 +301,11 @@ def sixteen(case: Case, **others: Any) -> bool:
     return case.batch >= 16
 
 
+def sixteen_in_batch(batch: int, **others: Any) -> bool:
+    """A batch of 16 images or more: NNPACK computes."""
+    return batch >= 16
+
+
 def at_border(before: int, after: int, row: int, column: int, **others: Any) -> bool:
     """The pixel is in the first `before` or last `after` rows or columns: no pooling window contains it alone."""
     return min(row, column) < before or max(row, column) >= 32 - after
@@ -349,6 +354,9 @@ CONVOLUTIONS = r"conv[12]\.(weight|bias)"
 CONVOLUTION_GRADIENTS = rf"{CONVOLUTIONS}\.grad.*"
 BEFORE_FC3 = r"(conv[12]|fc[12])\.(weight|bias)"
 CONVOLUTIONS_WRONG = Wrong(CONVOLUTION_GRADIENTS)
+INEXACT_OR_FLIPPED = Wrong(r"logits|images\.grad|.*\.weight\.grad|conv[12]\.bias\.grad", finite)
+"""Features are inexact, so that another pixel of a pooling window may be the largest."""
+
 FEATURES_INEXACT = Wrong(r"(conv[12]\.(weight|bias)|fc[123]\.weight)\.grad.*")
 SATURATED = Wrong(CONVOLUTION_GRADIENTS, too_small)
 FLUSHED = Wrong("logits", zero)
@@ -884,6 +892,10 @@ KNOWN_ISSUES = (
                 expected_failure("large_batch_counts_are_exact", always, FEATURES_INEXACT, batch=batch)
                 for batch in (600, 4096)
             ),
+            expected_failure(
+                "batches_of_any_size_are_exact", sixteen_in_batch, INEXACT_OR_FLIPPED, batch=65, share=0.25, seed=0
+            ),
+            expected_failure("results_are_exact_with_any_number_of_threads", always, INEXACT_OR_FLIPPED),
             subnormals(sixteen, Wrong("logits", subnormal), batch=17),
             largest(sixteen, batch=17),
             expected_failure(

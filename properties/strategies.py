@@ -92,6 +92,21 @@ def cases(
     return st.deferred(choose)
 
 
+def batch_sizes() -> SearchStrategy[int]:
+    """
+    Draw batch sizes from 1 to 300: any, and more often multiples of 8 to 128, at which blocks end, and their neighbors.
+
+    A block's first multiple occurs most often, since an example's duration grows with its batch.
+    """
+
+    def near_multiples(block: int) -> SearchStrategy[int]:
+        multiple = st.one_of(st.just(1), st.just(1), st.integers(1, 300 // block))
+        return st.builds(lambda count, offset: block * count + offset, multiple, st.sampled_from((-1, 0, 1)))
+
+    near = st.sampled_from((8, 16, 32, 64, 128)).flatmap(near_multiples)
+    return st.one_of(*[near] * 7, st.integers(1, 300))
+
+
 SIZES = (1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 100, 150, 2400, 48_000)
 """Numbers of elements below, at and above the SIMD widths of every dtype, and of the network's larger parameters."""
 

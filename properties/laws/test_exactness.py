@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -12,8 +16,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lenet import oracle
+from lenet.oracle import SHAPES, Array
 from properties.case import Case
 from properties.comparison import assert_exact, assert_same_bits
+from properties.laws.exact_network import (
+    assert_whole_results,
+    network_of,
+    one_hot_parameters,
+    results,
+    whole_numbers,
+)
 from properties.laws.networks import (
     INTEGER_WEIGHTS,
     all_gradients,
@@ -24,7 +36,7 @@ from properties.laws.networks import (
     with_exact_sums,
 )
 from properties.stack import Stack, float64
-from properties.strategies import cases
+from properties.strategies import batch_sizes, cases
 
 
 def integer_cases() -> st.SearchStrategy[Case]:
@@ -208,3 +220,153 @@ def test_large_batch_counts_are_exact(stack: Stack, batch: int) -> None:
 def ones(stack: Stack, batch: int) -> Tensor:
     """Return images (N,1,32,32) whose pixels are all 1."""
     return torch.ones(batch, 1, 32, 32, device=stack.device, dtype=stack.dtype)
+
+
+SHARE = st.sampled_from((0.25, 0.5, 0.75))
+"""The share of a precision's bits that pixels get; upstream gradients get the rest."""
+
+
+@pytest.mark.engine
+@example(batch=31, share=0.5, seed=0)
+@example(batch=65, share=0.25, seed=0)
+@example(batch=129, share=0.75, seed=0)
+@given(batch=batch_sizes(), share=SHARE, seed=st.integers(0, 2**32 - 1))
+def test_batches_of_any_size_are_exact(stack: Stack, batch: int, share: float, seed: int) -> None:
+    """
+    For every batch size from 1 to 300, logits and gradients of positive integers are exact in all images.
+
+    The weights are one-hot, and pixels and upstream gradients (N,10) are so large that the sums need up to all bits of
+    the claimed precision. All images differ. The sums are judged where the precision holds all integers up to them: in
+    16 bits, some over large batches are not. Rejects: a fault at some batch sizes only, such as a last incomplete block
+    that is dropped; gradients of large batches in a narrower type.
+    """
+    parameters = one_hot_parameters(seed)
+    images, upstream = whole_numbers(stack, seed, batch, share)
+
+    assert_whole_results(stack, network_of(stack, parameters), parameters, images, upstream)
+
+
+@pytest.mark.engine
+def test_results_are_exact_with_any_number_of_threads(stack: Stack) -> None:
+    """
+    With one thread and with one for each core, but two at least, logits and gradients of positive integers are exact.
+
+    67 images: 315,168 outputs of conv1 are enough for several threads, and no number of threads divides them evenly.
+    Rejects: a block of the batch that only one thread adds to a gradient, a remainder that no thread computes.
+    """
+    parameters = one_hot_parameters(seed=0)
+    images, upstream = whole_numbers(stack, seed=0, batch=67, share=0.5)
+
+    for threads in (1, max(2, os.cpu_count() or 1)):
+        torch.set_num_threads(threads)  # restored after the law
+        assert_whole_results(stack, network_of(stack, parameters), parameters, images, upstream)
+
+
+CARRIERS = ("images", "upstream", *SHAPES)
+PAIRS = [pair for pair in combinations(CARRIERS, 2) if not (pair[0] == "images" and pair[1].endswith("bias"))]
+"""The tensors of which two have numbers with all bits. With pixels and a bias, rounding could select other pixels."""
+
+
+@pytest.mark.engine
+@example(pair=("images", "upstream"), logit=0, seed=0)
+@example(pair=("conv1.weight", "conv2.weight"), logit=0, seed=0)
+@example(pair=("fc1.weight", "fc2.weight"), logit=0, seed=0)
+@example(pair=("fc3.weight", "conv1.bias"), logit=0, seed=0)
+@example(pair=("conv2.bias", "fc1.bias"), logit=0, seed=0)
+@example(pair=("fc2.bias", "fc3.bias"), logit=0, seed=0)
+@given(pair=st.sampled_from(PAIRS), logit=st.integers(0, 9), seed=st.integers(0, 2**32 - 1))
+def test_every_bit_of_two_factors_counts(stack: Stack, pair: tuple[str, str], logit: int, seed: int) -> None:
+    """
+    The product or sum of two numbers with all bits of the precision is rounded once, to nearest.
+
+    Two of these tensors have random significands: images, upstream gradient, weights and biases of the five layers. The
+    other weights are one-hot, so that every sum has a single term that is not zero, or one and a bias. Nothing depends
+    on the order of sums or on the width of intermediate results. If the engine claims to round operands (TF32), the
+    numbers have half of its bits, so that products are exact. Rejects: operands rounded to fewer bits in any layer,
+    also in the backward pass only; results that are truncated.
+    """
+    parameters, images, upstream = factors(stack, pair, logit, seed)
+    exact = results(parameters, images, upstream)
+    net, pixels = network_of(stack, parameters), stack.tensor(images).requires_grad_()
+
+    logits = net(pixels)
+    logits.backward(stack.tensor(upstream))
+
+    assert_exact(logits, stack.tensor(exact.logits), "logits")
+    assert_exact(gradient_of(pixels), stack.tensor(exact.images), "images.grad")
+    for name, gradient in all_gradients(net).items():
+        assert_exact(gradient, stack.tensor(exact.gradients[name]), f"{name}.grad")
+
+
+def factors(stack: Stack, pair: tuple[str, str], logit: int, seed: int) -> tuple[dict[str, Array], Array, Array]:
+    """
+    Return parameters, two images and upstream gradients, of which the pair has numbers with all bits, the rest 0 and 1.
+
+    The first image has no upstream gradient, the second only that of one logit.
+    """
+    random, unit = np.random.RandomState([seed, 11]), stack.precision.coarsest_unit
+    bits = -int(np.log2(unit)) // (2 if stack.precision.operand_unit else 1)
+
+    def significands(shape: tuple[int, ...], below: float = 2.0) -> Array:
+        """Return random odd multiples of the last bit, from 1 to `below`."""
+        return (random.randint(2 ** (bits - 1), int(below * 2 ** (bits - 1)), shape) | 1) / 2.0 ** (bits - 1)
+
+    parameters = one_hot_parameters(seed)
+    for name in parameters.keys() & set(pair):
+        is_bias = name.endswith("bias")
+        parameters[name] = significands(SHAPES[name]) * (1.0 if is_bias else parameters[name])
+    images = np.full((2, 1, 32, 32), 0.0 if any(name.endswith("bias") for name in pair) else 1.0)
+    if "images" in pair:  # the pixels of a pooling window differ by more than any rounding
+        exponents = np.tile(random.permutation(16).reshape(4, 4) - 8, (8, 8))
+        images = significands((2, 1, 32, 32), below=1.5) * 2.0**exponents
+    upstream = np.zeros((2, 10))
+    upstream[1, logit] = significands(()) if "upstream" in pair else 1.0
+    return parameters, images, upstream
+
+
+@pytest.mark.engine
+@example(layer="fc1", share=1.0, seed=0)
+@given(
+    layer=st.sampled_from(("conv1", "conv2", "fc1", "fc2", "fc3")),
+    share=st.sampled_from((1.0, 0.5, 0.0)),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_long_sums_are_exact(stack: Stack, layer: str, share: float, seed: int) -> None:
+    """
+    Sums over all inputs of a layer are exact if the accumulator holds them, and are rounded once when they are stored.
+
+    Nine of ten weights of one layer are 1, those of the others one-hot, and the pixels positive integers. In float32
+    and float64 the sums need up to all bits, and the gradients of positive integers are exact as well. The 16-bit
+    precisions accumulate in float32: the sums are exact there, and logits are rounded to nearest once. On CUDA, PyTorch
+    reduces in 16 bits unless it is told not to, as it is here. Rejects: an accumulator that is narrower than claimed,
+    operands rounded to TF32 or split into parts, sums that are truncated.
+    """
+    random, parameters = np.random.RandomState([seed, 12]), one_hot_parameters(seed)
+    parameters[f"{layer}.weight"] = np.float64(random.random_sample(SHAPES[f"{layer}.weight"]) < 0.9)
+    terms = int(np.prod(SHAPES[f"{layer}.weight"][1:]))
+    net = network_of(stack, parameters)
+    if stack.precision.sum_precision and not stack.precision.operand_unit:
+        largest = min(1 / stack.precision.unit, stack.precision.largest / terms)
+        images = random.randint(1, int(largest) + 1, (4, 1, 32, 32)).astype(np.float64)
+        with without_reductions_in_16_bits():
+            logits = net(stack.tensor(images))
+        assert_exact(logits, stack.tensor(results(parameters, images, np.zeros((4, 10))).logits), "logits")
+    else:
+        images, upstream = whole_numbers(stack, seed, 1, share, terms)
+        assert_whole_results(stack, net, parameters, images, upstream)
+
+
+@contextmanager
+def without_reductions_in_16_bits() -> Iterator[None]:
+    """
+    Within this block, matrix products of 16-bit numbers on CUDA add up in float32 only.
+
+    See "Reduced Precision Reduction" in https://docs.pytorch.org/docs/stable/notes/cuda.html.
+    """
+    products = torch.backends.cuda.matmul
+    before = products.allow_fp16_reduced_precision_reduction, products.allow_bf16_reduced_precision_reduction
+    products.allow_fp16_reduced_precision_reduction = products.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        products.allow_fp16_reduced_precision_reduction, products.allow_bf16_reduced_precision_reduction = before

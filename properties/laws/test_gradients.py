@@ -21,6 +21,14 @@ from lenet import oracle
 from lenet.oracle import SHAPES, Budgeted
 from properties.case import LAYOUTS, Case
 from properties.comparison import assert_exact, assert_gradients, assert_same_bits, assert_within_budget
+from properties.laws.exact_network import (
+    assert_integers,
+    assert_whole_results,
+    network_of,
+    one_hot_parameters,
+    results,
+    whole_numbers,
+)
 from properties.laws.losses import UNEQUAL_LOGITS, cross_entropy_of, labelled_cases
 from properties.laws.networks import (
     BATCH_OF_17,
@@ -405,3 +413,42 @@ def test_checkpoint_recomputes_with_the_same_random_numbers(stack: Stack, case: 
 def random_state(stack: Stack) -> Tensor:
     """Return the random state of the stack's device."""
     return torch.cuda.get_rng_state(stack.device) if stack.device.type == "cuda" else torch.get_rng_state()
+
+
+@example(frozen=set(), images_too=True, seed=0)
+@example(frozen={"conv1.weight", "conv1.bias"}, images_too=True, seed=0)
+@example(frozen=set(SHAPES), images_too=True, seed=0)
+@example(frozen=set(SHAPES), images_too=False, seed=0)
+@given(frozen=st.sets(st.sampled_from(list(SHAPES))), images_too=st.booleans(), seed=st.integers(0, 2**32 - 1))
+def test_frozen_parameters_change_no_other_gradient(
+    stack: Stack, frozen: set[str], images_too: bool, seed: int
+) -> None:
+    """
+    Frozen parameters get no gradient; the gradients of all others and of the images stay exact.
+
+    Any of the ten parameters are frozen by `requires_grad_(False)`, and the images require a gradient or not. The
+    weights are one-hot, and pixels and upstream gradients positive integers. After `requires_grad_(True)`, all
+    gradients are exact. Rejects: an image gradient that stops when conv1 is frozen, a gradient that is computed only
+    together with another.
+    """
+    parameters = one_hot_parameters(seed)
+    images, upstream = whole_numbers(stack, seed, batch=2, share=0.5)
+    exact, net, pixels = results(parameters, images, upstream), network_of(stack, parameters), stack.tensor(images)
+    pixels.requires_grad_(images_too)
+    for name in frozen:
+        net.get_parameter(name).requires_grad_(False)
+
+    logits = net(pixels)
+    if frozen == SHAPES.keys() and not images_too:
+        assert not logits.requires_grad, "the logits require a gradient, but neither the images nor any parameter does"
+    else:
+        logits.backward(stack.tensor(upstream))
+
+    got = gradients(net)
+    assert got.keys() == SHAPES.keys() - frozen, f"{', '.join(got) or 'nothing'} has a gradient; frozen: {frozen}"
+    for name, gradient in got.items():
+        assert_integers(stack, gradient, exact.gradients[name], f"{name}.grad")
+    if images_too:
+        assert_integers(stack, gradient_of(pixels), exact.images, "images.grad")
+    net.requires_grad_()
+    assert_whole_results(stack, net, parameters, images, upstream)

@@ -20,6 +20,7 @@ from lenet import oracle
 from lenet.oracle import SHAPES, Array, Budgeted
 from properties.case import Case
 from properties.comparison import assert_gradients, assert_same_bits, assert_within_budget
+from properties.laws.exact_network import assert_integers, network_of, one_hot_parameters, results, whole_numbers
 from properties.laws.networks import all_gradients, backward, new_network, skip_unless_reference
 from properties.ledger import current_ledger
 from properties.stack import Stack, float64, gradients
@@ -27,6 +28,8 @@ from properties.strategies import cases
 
 STEP_SIZES = (2.0**-10, 2.0**-16, 2.0**-22)
 """Steps of the finite differences, largest first: large ones amplify rounding less, small ones flip fewer decisions."""
+
+FACTORS = [name for name in SHAPES if name.endswith("weight")]
 
 UNSUPPORTED = re.compile(
     "don't yet support saved tensor hooks|must override the setup_context staticmethod|memory_format. inside vmap"
@@ -283,3 +286,32 @@ def test_autograd_grad_matches_backward(stack: Stack, case: Case) -> None:
     for (name, _), gradient in zip(net.named_parameters(), returned, strict=True):
         assert_same_bits(gradient, written[name], f"the gradient of {name}")
     assert_gradients(net, stack.exact(case).gradients)
+
+
+@example(factor="images", seed=0)
+@given(factor=st.sampled_from(["images", *FACTORS]), seed=st.integers(0, 2**32 - 1))
+def test_second_derivatives_are_exact(stack: Stack, factor: str, seed: int) -> None:
+    """
+    Double backward gives exact second derivatives in every dtype, by any layer's weight or by the images.
+
+    Without biases, sum(upstream * logits) is a product of its five weights and the images (N,1,32,32), as long as no
+    decision flips. So the derivative of one factor's gradient, times that factor, is the gradient of each other factor,
+    and 0 for its own (Euler's theorem on homogeneous functions). A bias has such a derivative if it precedes the
+    factor, and otherwise 0. The numbers are integers: nothing is rounded. Rejects: a backward pass that is detached or
+    cannot be differentiated in some dtype, or whose derivative is wrong.
+    """
+    parameters = one_hot_parameters(seed)
+    images, upstream = whole_numbers(stack, seed, batch=2, share=0.5)
+    exact, net, pixels = results(parameters, images, upstream), network_of(stack, parameters), stack.tensor(images)
+    leaves = dict(net.named_parameters()) | {"images": pixels.requires_grad_()}
+
+    logits = net(pixels)
+    (first,) = torch.autograd.grad(logits, leaves[factor], stack.tensor(upstream), create_graph=True)
+    assert first.requires_grad, f"the gradient of {factor} has no graph: it cannot be differentiated again"
+    second = torch.autograd.grad(first, leaves.values(), leaves[factor].detach(), materialize_grads=True)
+
+    names = ["images", *SHAPES]
+    for name, got in zip(leaves, second, strict=True):
+        constant = name == factor or (name.endswith("bias") and names.index(name) > names.index(factor))
+        value = exact.images if name == "images" else exact.gradients[name]
+        assert_integers(stack, got, 0 * value if constant else value, f"{factor}'s second derivative by {name}")

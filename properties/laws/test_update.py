@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -242,9 +243,30 @@ def test_training_step_agrees_with_the_oracle(stack: Stack, case: Case, earlier:
     step must discard. Rejects: `zero_grad` that is missing or late, two backward passes, an update before backward, a
     frozen parameter, the loss after the update.
     """
-    net, answer = stack.net(case), stack.exact(case)
-    before = {name: float64(p).copy() for name, p in net.named_parameters()}
+    net = stack.net(case)
     stack.loss(net, earlier).backward()
+
+    assert_training_step(stack, net, case, lr)
+
+
+@pytest.mark.engine
+def test_training_step_is_correct_with_any_number_of_threads(stack: Stack) -> None:
+    """
+    With one thread and with one for each core, but two at least, `train_step` agrees with the oracle.
+
+    Loss and parameters are within budget. The 37,632 outputs of conv1 and the 48,000 weights of fc1 are enough for
+    several threads. Rejects: a gradient or an update to which only one thread contributes.
+    """
+    case = Case(batch=8)
+    for threads in (1, max(2, os.cpu_count() or 1)):
+        torch.set_num_threads(threads)  # restored after the law
+        assert_training_step(stack, stack.net(case), case, lr=0.5)
+
+
+def assert_training_step(stack: Stack, net: nn.Module, case: Case, lr: float) -> None:
+    """Take a training step; assert that the loss and the parameters are within budget of the oracle's."""
+    __tracebackhide__ = True
+    answer, before = stack.exact(case), {name: float64(p).copy() for name, p in net.named_parameters()}
 
     loss = stack.subject.train_step(net, stack.images(case), stack.targets(case), lr)
 

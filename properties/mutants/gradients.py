@@ -331,6 +331,51 @@ class BackwardNotDifferentiable(StagedNet):
         return with_altered_gradient(super().relu4(units), Tensor.detach)
 
 
+@mutant("Net", law="second_derivatives_are_exact", category=Category.COMPUTATION_MODEL, dtype="bfloat16")
+class BackwardNotDifferentiableIn16Bits(StagedNet):
+    """In 16 bits, the gradient of fc2's output is detached, so that second derivatives treat it as a constant."""
+
+    def relu4(self, units: Tensor) -> Tensor:
+        units = super().relu4(units)
+        return with_altered_gradient(units, Tensor.detach) if units.element_size() == 2 else units
+
+
+@mutant("Net", law="second_derivatives_are_exact", category=Category.COMPUTATION_MODEL)
+class InputGradientNotDifferentiable(StagedNet):
+    """The gradient with respect to the images is detached, so that it cannot be differentiated."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(with_altered_gradient(images, Tensor.detach))
+
+
+@mutant("Net", law="frozen_parameters_change_no_other_gradient", category=Category.COMPUTATION_MODEL)
+class InputGradientStopsAtFrozenConv1(StagedNet):
+    """The images get no gradient if conv1 is frozen, as if no earlier layer could need one."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        frozen = not any(parameter.requires_grad for parameter in self.conv1.parameters())
+        return super().forward(images.detach() if frozen else images)
+
+
+@mutant("Net", law="frozen_parameters_change_no_other_gradient", category=Category.COMPUTATION_MODEL, dtype="float16")
+class BiasGradientOnlyWithWeightGradient(StagedNet):
+    """The gradient of fc2's bias is computed together with that of its weight, and not if the weight is frozen."""
+
+    def relu3(self, units: Tensor) -> Tensor:
+        bias, weight = self.fc2.bias, self.fc2.weight
+        self.fc2.forward = lambda inputs: F.linear(inputs, weight, bias if weight.requires_grad else bias.detach())
+        return super().relu3(units)
+
+
+@mutant("Net", law="frozen_parameters_change_no_other_gradient", category=Category.API, dtype="float64")
+class ForwardUnfreezesParameters(StagedNet):
+    """The forward pass sets `requires_grad=True` on all parameters."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.requires_grad_()
+        return super().forward(images)
+
+
 @mutant(
     "Net", law="forward_over_reverse_matches_reverse_over_reverse", category=Category.COMPUTATION_MODEL, dtype="float64"
 )

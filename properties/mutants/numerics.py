@@ -245,6 +245,159 @@ class LargeBatchRemainderHasNoGradient(AlteredLogits):
         return torch.cat([logits[:whole], logits[whole:].detach()]) if whole else logits
 
 
+# Bits
+
+
+def round_to_bits(numbers: Tensor, bits: int) -> Tensor:
+    """Round to this number of significant bits."""
+    mantissa, exponent = torch.frexp(numbers.detach().double())
+    return with_gradient_of(numbers, torch.ldexp(torch.round(mantissa * 2**bits) / 2**bits, exponent).to(numbers.dtype))
+
+
+def round_to_18_bits(numbers: Tensor) -> Tensor:
+    """Round to 18 significant bits, 6 fewer than float32 has."""
+    return round_to_bits(numbers, 18)
+
+
+def truncate(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert to a dtype, toward zero."""
+    nearest, toward_zero = numbers.to(dtype), torch.zeros((), dtype=dtype, device=numbers.device)
+    return torch.where(nearest.abs().to(numbers.dtype) > numbers.abs(), nearest.nextafter(toward_zero), nearest)
+
+
+@mutant("Net", law="every_bit_of_two_factors_counts", category=Category.NUMERICS)
+class OperandsRoundedTo18Bits(StagedNet):
+    """The operands of all five layers are rounded to 18 significant bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for layer in self.children():
+            layer.register_forward_hook(self.alter)
+
+    @staticmethod
+    def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return with_rounded_operands(layer, inputs[0], round_to_18_bits)
+
+
+@mutant("Net", law="every_bit_of_two_factors_counts", category=Category.NUMERICS, dtype="float64")
+class Fc1OperandsRoundedTo18Bits(AlteredLayer):
+    """The operands of fc1 are rounded to 18 significant bits."""
+
+    layer_name = "fc1"
+
+    @staticmethod
+    def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return with_rounded_operands(layer, inputs[0], round_to_18_bits)
+
+
+@mutant("Net", law="every_bit_of_two_factors_counts", category=Category.NUMERICS, dtype="bfloat16")
+class Conv2ResultsTruncated(AlteredLayer):
+    """In 16 bits, conv2's results are computed in float32 and truncated instead of rounded."""
+
+    layer_name = "conv2"
+
+    @staticmethod
+    def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        wide = F.conv2d(inputs[0].float(), layer.weight.float(), layer.bias.float())
+        return output if output.element_size() > 2 else with_gradient_of(output, truncate(wide, output.dtype))
+
+
+@mutant("Net", law="long_sums_are_exact", category=Category.NUMERICS)
+class Fc1SumsRoundedTo20Bits(AlteredLayer):
+    """fc1 accumulates in 20 significant bits: the sum over each hundred inputs is rounded to them."""
+
+    layer_name = "fc1"
+
+    @staticmethod
+    def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        total = torch.zeros_like(output)
+        for units, weight in zip(inputs[0].split(100, 1), layer.weight.split(100, 1), strict=True):
+            total = round_to_bits(total + F.linear(units, weight), 20)
+        return with_gradient_of(output, total + layer.bias)
+
+
+@mutant("Net", law="long_sums_are_exact", category=Category.NUMERICS)
+class Fc1InTwoBfloat16Parts(AlteredLayer):
+    """fc1 multiplies its inputs in two parts of 8 bits each, as for matrix units that have only bfloat16."""
+
+    layer_name = "fc1"
+
+    @staticmethod
+    def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        def in_parts(numbers: Tensor) -> Tensor:
+            first = numbers.bfloat16().to(numbers.dtype)
+            return first + (numbers - first).bfloat16().to(numbers.dtype)
+
+        return with_rounded_operands(layer, inputs[0], in_parts)
+
+
+@mutant("Net", law="long_sums_are_exact", category=Category.NUMERICS, dtype="float16")
+class Fc1StoresPartialSums(AlteredLayer):
+    """fc1 stores the sum over each hundred inputs in the dtype of the images, and adds up the stored sums."""
+
+    layer_name = "fc1"
+
+    @staticmethod
+    def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        total = torch.zeros_like(output)
+        for units, weight in zip(inputs[0].split(100, 1), layer.weight.split(100, 1), strict=True):
+            total = total + F.linear(units, weight)
+        return with_gradient_of(output, total + layer.bias)
+
+
+@mutant("Net", law="long_sums_are_exact", category=Category.NUMERICS, dtype="bfloat16")
+class Fc1SumsTruncated(AlteredLayer):
+    """In 16 bits, fc1's sums are truncated instead of rounded when they are stored."""
+
+    layer_name = "fc1"
+
+    @staticmethod
+    def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        wide = F.linear(inputs[0].float(), layer.weight.float(), layer.bias.float())
+        return output if output.element_size() > 2 else with_gradient_of(output, truncate(wide, output.dtype))
+
+
+# Threads
+
+
+def with_gradient_of_first_thread(tensor: Tensor) -> Tensor:
+    """With more than one thread, pass the gradient of only the first thread's block of rows back."""
+    rows = -(-len(tensor) // torch.get_num_threads())
+    return torch.cat([tensor[:rows], tensor[rows:].detach()])
+
+
+@mutant("Net", law="results_are_exact_with_any_number_of_threads", category=Category.NUMERICS)
+class WeightGradientOfFirstThread(AlteredLayer):
+    """With several threads, only the first one's block of the batch is reduced into the gradient of fc2's weight."""
+
+    layer_name = "fc2"
+
+    @staticmethod
+    def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        others = F.linear(inputs[0], layer.weight.detach(), layer.bias) - output.detach()  # zeros, with a gradient
+        return with_gradient_of_first_thread(F.linear(inputs[0].detach(), layer.weight)) + layer.bias.detach() + others
+
+
+@mutant("Net", law="results_are_exact_with_any_number_of_threads", category=Category.BATCH)
+class RemainderOfThreadsLost(AlteredLogits):
+    """With several threads, each computes an equal number of images, and a remainder gets the logits of the first."""
+
+    def alter(self, logits: Tensor) -> Tensor:
+        whole = len(logits) // torch.get_num_threads() * torch.get_num_threads()
+        return torch.cat([logits[:whole], logits[:1].expand(len(logits) - whole, -1)]) if whole else logits
+
+
+@mutant("sgd_update", law="training_step_is_correct_with_any_number_of_threads", category=Category.NUMERICS)
+def update_by_first_thread(parameters: Iterable[nn.Parameter], lr: float) -> None:
+    """With several threads, only the first one updates its block of a parameter with 32,768 elements or more."""
+    with torch.no_grad():
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parallel = parameter.numel() >= 2**15
+                rows = -(-len(parameter) // torch.get_num_threads()) if parallel else len(parameter)
+                parameter[:rows].sub_(lr * parameter.grad[:rows])
+
+
 # Pixels
 
 
@@ -293,6 +446,62 @@ class LastImageOfOddBatchZeroed(AlteredImages):
         if len(images) < 3 or len(images) % 2 == 0:
             return images
         return torch.cat([images[:-1], torch.zeros_like(images[-1:])])
+
+
+@mutant("Net", law="batches_of_any_size_are_exact", category=Category.BATCH)
+class LastOf31Stale(AlteredLogits):
+    """If the last block of 32 images lacks one, the last image has the logits of the one before it."""
+
+    def alter(self, logits: Tensor) -> Tensor:
+        return torch.cat([logits[:-1], logits[-2:-1]]) if len(logits) % 32 == 31 else logits
+
+
+@mutant("Net", law="batches_of_any_size_are_exact", category=Category.BATCH, dtype="float64")
+class InputGradientStopsAfter128(AlteredImages):
+    """The gradient with respect to the images is zero from the 129th image on."""
+
+    def alter(self, images: Tensor) -> Tensor:
+        return torch.cat([images[:128], images[128:].detach()])
+
+
+@mutant("Net", law="batches_of_any_size_are_exact", category=Category.BATCH, dtype="bfloat16")
+class Image65HasNoBiasGradient(AlteredLayer):
+    """In a batch of 65 images, the last one adds nothing to the gradient of conv1's bias."""
+
+    layer_name = "conv1"
+
+    @staticmethod
+    def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        if len(output) != 65:
+            return output
+        bias = layer.bias.expand(65, -1)[:, :, None, None]
+        bias = torch.cat([bias[:64], bias[64:].detach()])
+        return output + (bias - bias.detach()) - (layer.bias - layer.bias.detach())[:, None, None]
+
+
+@mutant("Net", law="batches_of_any_size_are_exact", category=Category.NUMERICS)
+class LargeBatchInputGradientInTf32(AlteredImages):
+    """From 64 images on, the gradient with respect to the images is rounded to TF32."""
+
+    def alter(self, images: Tensor) -> Tensor:
+        return with_altered_gradient(images, round_to_tf32) if len(images) >= 64 else images
+
+
+@mutant("Net", law="batches_of_any_size_are_exact", category=Category.NUMERICS, dtype="float16")
+class LargeBatchGradientInBfloat16(AlteredLayer):
+    """From 64 images on, the gradients of fc1's parameters are rounded to bfloat16."""
+
+    layer_name = "fc1"
+
+    @staticmethod
+    def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        if len(output) < 64:
+            return output
+        weight, bias = (
+            with_altered_gradient(p, lambda gradient: gradient.bfloat16().to(gradient.dtype))
+            for p in (layer.weight, layer.bias)
+        )
+        return with_parameters(layer, inputs[0], weight, bias)
 
 
 # Memory layout
@@ -482,3 +691,85 @@ class WrongFromSeventeenthImage(StagedNet):
     def forward(self, images: Tensor) -> Tensor:
         logits = super().forward(images)
         return torch.cat([logits[:16], logits[:1].expand(max(0, len(images) - 16), -1)])
+
+
+# Small errors
+
+
+def rounded_to_18_bits(numbers: Tensor) -> Tensor:
+    """Round to 18 significant bits; return dtypes with fewer unchanged."""
+    if numbers.dtype.itemsize < 4:
+        return numbers
+    mantissa, exponent = torch.frexp(numbers.detach())
+    return with_gradient_of(numbers, torch.ldexp((mantissa * 2**18).round() / 2**18, exponent))
+
+
+def rounded_toward_zero(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return float64 numbers in a dtype, rounded toward zero; those of float64 become one unit roundoff smaller."""
+    if dtype == torch.float64:
+        return numbers * (1 - 2.0**-53)
+    nearest = numbers.to(dtype)
+    smaller = (nearest.view(torch.int32 if dtype == torch.float32 else torch.int16) - 1).view(dtype)
+    return torch.where(nearest.double().abs() > numbers.abs(), smaller, nearest)
+
+
+NARROW = {"bfloat16": "the dtype has fewer than 18 bits", "float16": "the dtype has fewer than 18 bits"}
+
+
+@mutant("Net", law="typical_errors_are_small", category=Category.NUMERICS, unseen=NARROW)
+class Fc1OperandsOf18Bits(AlteredLayer):
+    """fc1's operands are rounded to 18 bits. No number is as wrong as THRESHOLD budgets."""
+
+    layer_name = "fc1"
+
+    @staticmethod
+    def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return with_rounded_operands(layer, inputs[0], rounded_to_18_bits).to(output.dtype)
+
+
+TOO_SMALL = {"bfloat16": "1e-6 is below its precision", "float16": "1e-6 is below its precision"}
+
+
+@mutant("Net", law="typical_errors_are_small", category=Category.NUMERICS, unseen=TOO_SMALL)
+class WeightErrorOf1eMinus6(StagedNet):
+    """All weights have a relative error of 1e-6."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for layer in (self.conv1, self.conv2, self.fc1, self.fc2, self.fc3):
+            layer.register_forward_hook(self.alter)
+
+    @staticmethod
+    def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return with_parameters(layer, inputs[0], layer.weight * (1 + 1e-6), layer.bias)
+
+
+@mutant("Net", law="errors_have_no_bias_toward_zero", category=Category.NUMERICS)
+class Fc1SumsTruncated(AlteredLayer):
+    """fc1 rounds its sum toward zero after every 16 terms."""
+
+    layer_name = "fc1"
+
+    @staticmethod
+    def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        total = torch.zeros_like(output.detach(), dtype=torch.float64)
+        columns = layer.weight.detach().double().split(16, dim=1)
+        for part, weight in zip(inputs[0].detach().double().split(16, dim=1), columns, strict=True):
+            total = rounded_toward_zero(total + part @ weight.T, output.dtype).double()
+        return with_gradient_of(output, (total + layer.bias.detach()).to(output.dtype))
+
+
+@mutant("Net", law="errors_have_no_bias_toward_zero", category=Category.NUMERICS)
+class ResultsTruncated(StagedNet):
+    """All layers round their results toward zero instead of to nearest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for layer in (self.conv1, self.conv2, self.fc1, self.fc2, self.fc3):
+            layer.register_forward_hook(self.alter)
+
+    @staticmethod
+    def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        operands = inputs[0].detach(), layer.weight.detach(), layer.bias.detach()
+        exact = with_parameters(layer, *(operand.double() for operand in operands))
+        return with_gradient_of(output, rounded_toward_zero(exact, output.dtype))

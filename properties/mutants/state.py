@@ -225,6 +225,48 @@ class LogitsCachedByTensor(StagedNet):
         return cached[2].clone()
 
 
+class WithCachedLogits(StagedNet):
+    """Without gradients, logits are cached for the images that `key` identifies, while the weights stay the same."""
+
+    cached: tuple[Any, Tensor] | None = None
+
+    def key(self, images: Tensor) -> Any:
+        raise NotImplementedError
+
+    def forward(self, images: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            return super().forward(images)
+        weights = [(id(p), p._version, p.data_ptr()) for p in self.parameters()]
+        key = self.key(images), images.shape, weights
+        if self.cached is None or self.cached[0] != key:
+            self.cached = key, super().forward(images)
+        return self.cached[1].clone()
+
+
+@mutant("Net", law="reused_memory_of_images_is_read_again", category=Category.COMPUTATION_MODEL)
+class LogitsCachedByAddressAndVersion(WithCachedLogits):
+    """Without gradients, logits are cached by the images' address and version: later images may have the same."""
+
+    def key(self, images: Tensor) -> Any:
+        return images.data_ptr(), images._version
+
+
+@mutant("Net", law="reused_memory_of_images_is_read_again", category=Category.COMPUTATION_MODEL, dtype="bfloat16")
+class LogitsCachedById(WithCachedLogits):
+    """Without gradients, logits are cached by the `id` and version of the images: later ones may have the same."""
+
+    def key(self, images: Tensor) -> Any:
+        return id(images), images._version
+
+
+@mutant("Net", law="reused_memory_of_images_is_read_again", category=Category.COMPUTATION_MODEL, dtype="float16")
+class LogitsCachedByAddress(WithCachedLogits):
+    """Without gradients, logits are cached by the images' address."""
+
+    def key(self, images: Tensor) -> Any:
+        return images.data_ptr()
+
+
 class WithParameterCopies(StagedNet):
     """Compute with copies of the parameters where `uses_copies` is true; copy again when `cache_key` changes."""
 
@@ -258,6 +300,34 @@ class PackedWeightsNotRefreshed(WithParameterCopies):
 
     def cache_key(self) -> Any:
         return None
+
+
+@mutant("Net", law="weights_in_other_or_reused_memory_take_effect", category=Category.COMPUTATION_MODEL)
+class WeightsCopiedByAddressAndVersion(WithParameterCopies):
+    """Without gradients, copies of the weights are used until an address or a version counter changes."""
+
+    def cache_key(self) -> Any:
+        return [(parameter.data_ptr(), parameter._version) for parameter in self.parameters()]
+
+
+@mutant(
+    "Net", law="weights_in_other_or_reused_memory_take_effect", category=Category.COMPUTATION_MODEL, dtype="float64"
+)
+class WeightsCopiedByIdAndVersion(WithParameterCopies):
+    """Without gradients, copies of the weights are used until a Parameter is replaced or a version counter changes."""
+
+    def cache_key(self) -> Any:
+        return [(id(parameter), parameter._version) for parameter in self.parameters()]
+
+
+@mutant(
+    "Net", law="weights_in_other_or_reused_memory_take_effect", category=Category.COMPUTATION_MODEL, dtype="bfloat16"
+)
+class WeightsCopiedByAddress(WithParameterCopies):
+    """Without gradients, copies of the weights are used until an address changes."""
+
+    def cache_key(self) -> Any:
+        return [parameter.data_ptr() for parameter in self.parameters()]
 
 
 @mutant("Net", law="same_call_gives_same_bits", category=Category.NUMERICS)
@@ -494,3 +564,60 @@ class UninitializedWorkspaceRead(StagedNet):
 
 WORKSPACE_SIZE = 2**24
 """Elements of the workspace, 64 MiB in float32: above the 32 MiB up to which the C library reuses freed memory."""
+
+
+# Leaks
+
+_losses: list[Tensor] = []
+
+
+@mutant("train_step", law="training_leaks_no_memory", category=Category.COMPUTATION_MODEL)
+def losses_kept_with_graphs(net: nn.Module, images: Tensor, targets: Tensor, lr: float) -> Tensor:
+    """Every step's loss is kept in a list together with its graph."""
+    net.zero_grad()
+    loss = F.mse_loss(net(images), targets)
+    _losses.append(loss)
+    loss.backward()
+    sgd_update(net.parameters(), lr)
+    return loss.detach()
+
+
+@mutant("Net", law="training_leaks_no_memory", category=Category.COMPUTATION_MODEL, dtype="float64")
+class LogitsKept(StagedNet):
+    """Every pass keeps its logits in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.history: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = super().forward(images)
+        self.history.append(logits.detach())
+        return logits
+
+
+@mutant("Net", law="training_leaks_no_memory", category=Category.API, dtype="bfloat16")
+class HookAddedInEveryPass(StagedNet):
+    """Every pass adds a hook to fc3, which does nothing and is never removed."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.fc3.register_forward_hook(do_nothing)
+        return super().forward(images)
+
+
+def do_nothing(*_: Any) -> None:
+    """Return None, which leaves a hooked value as it is."""
+
+
+@mutant("Net", law="training_leaks_no_memory", category=Category.COMPUTATION_MODEL, dtype="float16")
+class PackedWeightsKept(StagedNet):
+    """fc2's weight is copied for each of its versions, and all copies are kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.packed: dict[int, Tensor] = {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        weight = self.fc2.weight
+        self.packed.setdefault(weight._version, weight.detach().clone())
+        return super().forward(images)
