@@ -745,7 +745,7 @@ class WeightErrorOf1eMinus6(StagedNet):
 
 
 @mutant("Net", law="errors_have_no_bias_toward_zero", category=Category.NUMERICS)
-class Fc1SumsTruncated(AlteredLayer):
+class Fc1SumsRoundedTowardZero(AlteredLayer):
     """fc1 rounds its sum toward zero after every 16 terms."""
 
     layer_name = "fc1"
