@@ -76,7 +76,7 @@ class FusedStepMakesOlderGraphsInfinite(optim.SGD):
         result = super().step(closure)
         if is_fused(self):
             for parameter in parameters_of(self):
-                parameter.detach().numpy().fill(float("inf"))  # unnoticed by autograd
+                parameter.data.fill_(float("inf"))  # unnoticed by autograd
         return result
 
 

@@ -273,13 +273,14 @@ class SumsReversedUnderNoGrad(WithParameterCopies):
 
 
 class WithAutocastCopies(WithParameterCopies):
-    """Compute with copies in the autocast dtype within an autocast region."""
+    """Compute with copies in the autocast dtype within an autocast region, which leaves float64 as it is."""
 
     def uses_copies(self, images: Tensor) -> bool:
         return torch.is_autocast_enabled(images.device.type)
 
     def copy(self, parameter: Tensor) -> Tensor:
-        return parameter.to(torch.get_autocast_dtype(parameter.device.type))
+        region = torch.get_autocast_dtype(parameter.device.type)
+        return parameter.to(torch.float64 if parameter.dtype is torch.float64 else region, copy=True)
 
 
 @mutant("Net", law="weight_changes_take_effect_within_autocast", category=Category.COMPUTATION_MODEL)
