@@ -108,8 +108,8 @@ def mutant(
     """
     Return a decorator that registers a mutant: a `part` of a subject with the fault that its docstring states.
 
-    `law`, without its prefix `test_`, is the law that must reject it in `dtype`. In each other dtype, some law must,
-    unless `unseen` has the reason why the fault cannot be seen there.
+    `law`, without its prefix `test_`, is the law that must reject it in `dtype`. In each other dtype in which that law
+    judges, some law must, unless `unseen` has the reason why the fault cannot be seen there.
     """
     return lambda faulty: _register(faulty, part, f"test_{law}", str(category), dtype, unseen or {})
 

@@ -23,6 +23,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from types import FrameType
@@ -179,6 +180,23 @@ def rejecting(broken: Kills, variant: Variant) -> set[str]:
 def _is_rejection(kill: Mapping[str, Any] | None) -> bool:
     """Whether a law failed by its own assertion, and not by a crash, a timeout or a flaky result."""
     return kill is not None and kill["failure_kind"] == "assertion"
+
+
+def reasons_of_skips(entries: Iterable[Entry]) -> dict[str, dict[str, str]]:
+    """Return, by law and dtype, why a law judges no subject in a dtype."""
+    reasons: dict[str, dict[str, str]] = defaultdict(dict)
+    for entry in sorted(entries, key=lambda entry: entry["outcome"] != "skipped"):
+        if entry["outcome"] == "skipped":
+            reasons[entry["law"]][dtype_of(entry)] = entry["reason"].removeprefix("Skipped: ")
+        else:
+            reasons[entry["law"]].pop(dtype_of(entry), None)
+    return reasons
+
+
+def with_reasons(variant: Variant, broken: Mapping[str, Kills], reasons: Mapping[str, str]) -> Variant:
+    """Return the mutant, unseen also where its law does not judge, for these reasons, unless another law rejects it."""
+    skipped = {dtype: reason for dtype, reason in reasons.items() if not rejecting(broken[dtype], variant)}
+    return replace(variant, unseen=skipped | dict(variant.unseen))
 
 
 def problems(
@@ -363,6 +381,8 @@ def main(arguments: list[str]) -> int:
     for entry in references:
         if entry["outcome"] != "skipped" and not options.names:
             judged[dtype_of(entry)].add(entry["law"])
+    reasons = reasons_of_skips(references + named)
+    chosen = [with_reasons(variant, broken, reasons.get(variant.law, {})) for variant in chosen]
     variants = [variant for variant in chosen if variant.law or not options.first_kill]
     found = problems(variants, broken, references, judged)
     lines = summary(variants, by_dtype(named), broken, dtypes)

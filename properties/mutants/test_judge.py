@@ -26,7 +26,9 @@ from properties.mutants.__main__ import (
     kills,
     main,
     problems,
+    reasons_of_skips,
     select,
+    with_reasons,
 )
 from properties.mutants.plugin import _digest
 
@@ -123,6 +125,22 @@ def test_mutant_that_survives_in_another_dtype_is_a_problem_unless_that_is_expla
     assert problems([explained], by_dtype([REJECTED, rejected_there]), [], wanted) == [
         f"{MUTANT.spec} is rejected in bfloat16 by test_other: remove it from `unseen`"
     ]
+
+
+def test_mutant_is_unseen_where_its_law_does_not_judge_unless_another_rejects_it() -> None:
+    skipped = [
+        entry(MUTANT.spec, MUTANT.law, dtype=dtype) | {"outcome": "skipped", "reason": "Skipped: too coarse"}
+        for dtype in ("float64", "bfloat16", "float16")
+    ]
+    judged = [
+        entry("lenet", MUTANT.law, dtype="float64"),
+        entry(MUTANT.spec, "test_other", "assertion", dtype="float16"),
+    ]
+
+    reasons = reasons_of_skips([*skipped, *judged])
+
+    assert reasons[MUTANT.law] == {"bfloat16": "too coarse", "float16": "too coarse"}
+    assert with_reasons(MUTANT, by_dtype(judged), reasons[MUTANT.law]).unseen == {"bfloat16": "too coarse"}
 
 
 def test_law_that_rejects_no_mutant_in_one_dtype_is_a_problem_unless_that_is_explained(
