@@ -22,11 +22,11 @@ def with_gradient_of(graph: Tensor, value: Tensor) -> Tensor:
 
 
 def round_to_tf32(numbers: Tensor) -> Tensor:
-    """Round float32 values to TF32's 11 significant bits; return other dtypes unchanged."""
-    if numbers.dtype != torch.float32:
+    """Round float32 and float64 values to TF32's 11 significant bits; return 16-bit values unchanged."""
+    if numbers.dtype.itemsize < 4:
         return numbers
-    bits = numbers.detach().view(torch.int32)
-    return with_gradient_of(numbers, (bits + 2**12 & -(2**13)).view(torch.float32))
+    bits = numbers.detach().float().view(torch.int32)
+    return with_gradient_of(numbers, (bits + 2**12 & -(2**13)).view(torch.float32).to(numbers.dtype))
 
 
 def with_parameters(layer: nn.Module, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
