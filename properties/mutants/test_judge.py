@@ -184,6 +184,39 @@ def test_mutants_are_judged_in_other_dtypes_by_the_laws_that_rejected_them_and_t
     assert runs["mutants", "bfloat16"] == [sorted([*twin, *own, *others])]
 
 
+def test_table_has_the_laws_that_reject_each_mutant_in_every_dtype(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def judge(specs: list[str], subjects_by_law: Any, profile: str, dtypes: str, *options: str) -> list[Any]:
+        pairs = subjects_by_law or {MUTANT.law: specs, "test_other": specs}
+        return [
+            entry(spec, law, "assertion" if spec == MUTANT.spec else "", dtype=dtype) | {"parts": [MUTANT.part]}
+            for law, own in pairs.items()
+            for spec in own
+            for dtype in dtypes.split(",")
+        ]
+
+    monkeypatch.setattr(__main__, "judge", judge)
+    monkeypatch.setattr(__main__, "select", lambda names: [replace(MUTANT, unseen={"float16": "11 bits"}), TWIN])
+
+    assert main(["--output", str(tmp_path / "table.json")]) == 1
+
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f"PROBLEM: {MUTANT.spec} is rejected in float16 by test_other, test_update: remove it from `unseen`"
+    )
+    table = json.loads((tmp_path / "table.json").read_text())
+    row, both = table["mutants"][MUTANT.spec], {MUTANT.law, "test_other"}
+    assert row["broken"].keys() == both
+    assert {dtype: set(laws) for dtype, laws in row["other_dtypes"].items()} == dict.fromkeys(
+        ("float64", "bfloat16", "float16"), both
+    )
+    assert row["unseen"] == {"float16": "11 bits"}
+    assert table["twins"][TWIN.spec]["broken"] == {}
+    assert {dtype: set(laws) for dtype, laws in table["judged"].items()} == dict.fromkeys(
+        ("float32", "float64", "bfloat16", "float16"), both
+    )
+
+
 def test_dtypes_are_chosen_for_first_kills_only(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["--dtype", "float64"], ["--first-kill", "--dtype", "float65"]):
         with pytest.raises(SystemExit, match="2"):
