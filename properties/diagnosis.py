@@ -6,7 +6,8 @@ table of the laws that each mutant violates. The similarity of two sets of viola
 index: the weight of the laws in both sets divided by the weight of the laws in either. A law has weight -log(p), where
 p is the fraction of mutants that violate it (Spärck Jones 1972, "A statistical interpretation of term specificity and
 its application in retrieval"): a law that few mutants violate counts more. If only some laws were run, the mutants are
-compared by these alone, and the diagnosis says how many they are.
+compared by these alone, and the diagnosis says how many they are. Like is compared with like: the laws that a subject
+violates in one dtype with those that each mutant violates in it.
 """
 
 from __future__ import annotations
@@ -64,14 +65,18 @@ def mutant_table() -> dict[str, Any]:
     return table
 
 
-def diagnose(entries: Iterable[Mapping[str, Any]]) -> Diagnosis:
-    """Return the diagnosis of a subject from its entries in a run's record; a law that does not apply counts as run."""
+def diagnose(entries: Iterable[Mapping[str, Any]], dtype: str) -> Diagnosis:
+    """
+    Return the diagnosis of a subject from its entries in one dtype in a run's record.
+
+    A law that does not apply counts as run.
+    """
     run = [entry for entry in entries if not reason_not_judged(entry)]
     chapters = {entry["law"]: entry["chapter"] for entry in run if entry["outcome"] != "skipped"}
     violated = {entry["law"] for entry in run if is_violated(entry)}
     of, counts = Counter(chapters.values()), Counter(chapters[law] for law in violated)
     table = mutant_table()
-    near = nearest(violated, {mutant: laws & chapters.keys() for mutant, laws in violations(table).items()})
+    near = nearest(violated, {mutant: laws & chapters.keys() for mutant, laws in violations(table, dtype).items()})
     return Diagnosis(
         {chapter: (counts[chapter], of[chapter]) for chapter in of},
         likely_place(near, table),
@@ -88,9 +93,13 @@ def most_specific_first(laws: Iterable[str]) -> list[str]:
     return sorted(set(laws), key=lambda law: (counts[law], law))
 
 
-def violations(table: Mapping[str, Any]) -> dict[str, set[str]]:
-    """Return the laws that each mutant violates."""
-    return {mutant: set(row["broken"]) for mutant, row in table["mutants"].items()}
+def violations(table: Mapping[str, Any], dtype: str = "") -> dict[str, set[str]]:
+    """Return the laws that each mutant violates in a dtype, by default its own; without mutants that violate none."""
+    by_mutant = {
+        mutant: set(row["broken"] if not dtype or dtype == row["dtype"] else row.get("other_dtypes", {}).get(dtype, ()))
+        for mutant, row in table["mutants"].items()
+    }
+    return {mutant: laws for mutant, laws in by_mutant.items() if laws}
 
 
 def nearest(violated: Collection[str], by_mutant: Mapping[str, Collection[str]]) -> list[tuple[str, float]]:
@@ -114,12 +123,16 @@ def likely_place(near: list[tuple[str, float]], table: Mapping[str, Any]) -> str
     return str(table["kinds"][kinds.most_common(1)[0][0]]) if kinds else ""
 
 
-def correct_diagnoses(table: Mapping[str, Any]) -> int:
-    """Return the number of mutants whose fault's place is correct if diagnosed from all other mutants."""
-    by_mutant = violations(table)
+def correct_diagnoses(table: Mapping[str, Any], dtype: str = "") -> tuple[int, int]:
+    """
+    Return the number of mutants whose fault's place is correct if diagnosed from all other mutants, and of all.
+
+    In the dtype, or in each mutant's own; a mutant that no law rejects there is left out.
+    """
+    by_mutant = violations(table, dtype)
     correct = 0
     for mutant, laws in by_mutant.items():
         others = {other: theirs for other, theirs in by_mutant.items() if other != mutant}
         place = likely_place(nearest(laws, others), table)
         correct += place == table["kinds"][table["mutants"][mutant]["kind"]]
-    return correct
+    return correct, len(by_mutant)

@@ -14,6 +14,12 @@ LEFT_OUT = "left out by --skip-laws: "
 """What the reason of a skipped law begins with if the user has listed it."""
 
 
+def dtype_of(entry: Mapping[str, Any]) -> str:
+    """Return the name of the dtype of the entry's stack; empty if it has no stack."""
+    found = re.search(r" in (\w+)(?:, judged as \w+)?$", entry["stack"])
+    return found[1] if found else ""
+
+
 def reason_left_out(entry: Mapping[str, Any]) -> str:
     """Return the user's reason for leaving the law out; empty if it was not left out."""
     reason: str = entry["reason"]

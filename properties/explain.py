@@ -86,7 +86,9 @@ def _rejected(law: str) -> list[str]:
     own = {spec: mutant for spec, mutant in mutants.items() if mutant["law"] == law}
     others = [_name(spec) for spec, mutant in mutants.items() if law in mutant["broken"] and spec not in own]
     lines = ["mutants, of which this law must reject each:"]
-    lines += [line for spec, mutant in own.items() for line in _item(f"{_name(spec)}: {mutant['statement']}")]
+    for spec, mutant in own.items():
+        unseen = [f" No law sees it in {dtype}: {reason}." for dtype, reason in mutant.get("unseen", {}).items()]
+        lines += _item(f"{_name(spec)}: {mutant['statement']}{''.join(unseen)}")
     if others:
         text = f"also violated by {len(others)} of the other {len(mutants) - len(own)}: {', '.join(others)}"
         lines += textwrap.wrap(text, WIDTH, subsequent_indent="  ")

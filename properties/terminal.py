@@ -15,7 +15,7 @@ import pytest
 from lenet.oracle import THRESHOLD
 from lenet.table import plural
 from properties.diagnosis import Diagnosis, diagnose, most_specific_first
-from properties.entries import is_violated, outcome, reason_left_out, reason_not_judged, seen_deviations
+from properties.entries import dtype_of, is_violated, outcome, reason_left_out, reason_not_judged, seen_deviations
 from properties.record import PROPERTY, RECORD, Entry
 
 SHOWN = 10
@@ -213,13 +213,13 @@ def _diagnoses(entries: list[Entry]) -> dict[str, Diagnosis]:
     """
     Return the diagnosis of each subject that violated a law.
 
-    From its float32 entries, the dtype in which the mutants were judged, if it violated a law there; else from all
-    entries.
+    From its entries in one dtype: float32, in which most mutants were judged by all laws, if it violated a law there.
     """
     found = {}
     for subject, own in _by(entries, "subject").items():
-        float32 = [entry for entry in own if entry["stack"].endswith(" in float32")]
-        for some in (float32, own):
-            if subject not in found and any(map(is_violated, some)):
-                found[subject] = diagnose(some)
+        violated = sorted(
+            {dtype_of(entry) for entry in own if is_violated(entry)}, key=lambda dtype: dtype != "float32"
+        )
+        for dtype in violated[:1]:
+            found[subject] = diagnose([entry for entry in own if dtype_of(entry) == dtype], dtype)
     return found

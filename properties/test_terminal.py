@@ -83,6 +83,25 @@ def test_laws_that_were_not_judged_are_one_line_for_each_reason() -> None:
     ]
 
 
+def test_fault_is_diagnosed_in_float32_if_it_shows_there_and_else_in_another_dtype(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(terminal, "diagnose", lambda entries, dtype: (dtype, [entry["law"] for entry in entries]))
+    stacks = [("a", "bfloat16"), ("a", "float32"), ("b", "bfloat16"), ("c", "float32, judged as tf32")]
+    entries = [
+        entry(law, outcome, subject, stack=f"{subject} on cpu in {dtype}")
+        for subject, dtype in stacks
+        for law, outcome in [("law", "failed"), ("other", "passed")]
+    ]
+    entries.append(entry("law", subject="b", stack="b on cpu in float32"))
+
+    assert terminal._diagnoses(entries) == {
+        "a": ("float32", ["law", "other"]),
+        "b": ("bfloat16", ["law", "other"]),
+        "c": ("float32", ["law", "other"]),
+    }
+
+
 def test_violated_laws_are_listed_the_most_specific_first() -> None:
     failed = [entry(law, "failed") for law in ("common", "rare", "new", "new")]
 

@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from benchmarks.roofline import data_sheet
 from lenet.fingerprint import FORMAT, headline
 from lenet.training_comparison import OPTIMIZER_LABELS
-from properties.diagnosis import mutant_table
+from properties.diagnosis import mutant_table, violations
 from reports import figures, sentences, verdict
 from reports.glossary import GLOSSARY
 from reports.history import by_machine, differences
@@ -68,6 +68,7 @@ def render(run: Run) -> dict[str, str]:
     }
     pictures |= _training_pictures(run.training) if run.training else {}
     values = {"run": run, "pictures": pictures, "glossary": GLOSSARY, "table": table, "format": FORMAT}
+    values["mutants_by_dtype"] = mutants_by_dtype(table)
     templates = {"index.html": "page.html", "summary.md": "summary.md"}
     texts = {name: environment().get_template(template).render(values) for name, template in templates.items()}
     return texts | {"picture.svg": pictures["overview"]}
@@ -134,6 +135,15 @@ def throughput_groups(run: Run) -> list[list[Timing]]:
     timings = [timing for timing in run.timings if timing.operation in figures.LINES]
     groups = dict.fromkeys(timing.configuration[:3] for timing in timings)
     return [[timing for timing in timings if timing.configuration[:3] == group] for group in groups]
+
+
+def mutants_by_dtype(table: dict[str, Any]) -> list[tuple[str, int, int, int]]:
+    """For each dtype: how many laws judge in it, how many mutants they reject there, and how many they cannot."""
+    mutants = table["mutants"].values()
+    return [
+        (dtype, len(laws), len(violations(table, dtype)), sum(dtype in mutant["unseen"] for mutant in mutants))
+        for dtype, laws in table.get("judged", {}).items()
+    ]
 
 
 @cache

@@ -14,7 +14,7 @@ from reports.commands import report
 from reports.conftest import EVIL, ROOFLINE, Files, Page, entry, page, parsed, timing, write
 from reports.glossary import GLOSSARY
 from reports.loading import load
-from reports.page import environment
+from reports.page import environment, mutants_by_dtype
 
 
 def test_page_begins_with_the_verdict(tmp_path: Path, files: Files, capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,6 +185,14 @@ def test_long_counterexample_is_clipped_in_the_summary(tmp_path: Path, files: Fi
 
     assert report([str(tmp_path)]) == 1
     assert len((tmp_path / "summary.md").read_text()) < 10_000
+
+
+def test_mutants_are_counted_by_dtype() -> None:
+    seen = {"dtype": "float32", "broken": {"law": {}}, "other_dtypes": {"bfloat16": {"law": {}}}, "unseen": {}}
+    unseen = seen | {"other_dtypes": {"bfloat16": {}}, "unseen": {"bfloat16": "it is rounded"}}
+    table = {"judged": {"float32": ["law", "other"], "bfloat16": ["law"]}, "mutants": {"seen": seen, "unseen": unseen}}
+
+    assert mutants_by_dtype(table) == [("float32", 2, 2, 0), ("bfloat16", 1, 1, 1)]
 
 
 def test_known_issues_are_listed_with_the_laws_that_show_them(tmp_path: Path, files: Files) -> None:

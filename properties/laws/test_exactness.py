@@ -197,12 +197,10 @@ def test_large_batch_counts_are_exact(stack: Stack, batch: int) -> None:
     """
     With one-hot weights and pixels that are all 1, every gradient of the summed logits is an exact count.
 
-    The counts are multiples of the batch size, 600 or 4,096. They are judged where the dtype holds them exactly; in
-    float64 at 600 only, because no batch that fits in memory exceeds its exact counts. Rejects: an accumulator that is
-    too narrow and saturates at 256 or 2,048, a batch that is truncated or counted twice.
+    The counts are multiples of the batch size, 600 or 4,096. They are judged where the dtype holds them exactly.
+    Rejects: an accumulator that is too narrow and saturates at 256 or 2,048, a batch that is truncated or counted
+    twice.
     """
-    if stack.dtype is torch.float64 and batch > 600:
-        pytest.skip("no batch that fits in memory exceeds the exact counts of float64")
     case = Case(weights="one-hot")
     one_image = (case.parameters(stack.precision), np.ones((1, 1, 32, 32)), np.ones((1, 10)), stack.precision)
     exact = oracle.solve(*one_image, loss=oracle.dot).gradients

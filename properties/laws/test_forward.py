@@ -37,6 +37,7 @@ def test_logits_agree_with_the_oracle(stack: Stack, case: Case) -> None:
 
 @pytest.mark.engine
 @example(case=Case())
+@example(case=Case(batch=0))
 @example(case=Case(images="huge", batch=2))
 @example(case=BATCH_OF_17)
 @example(case=BATCH_OF_33)

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from types import SimpleNamespace
 from typing import Any
@@ -39,6 +39,10 @@ KINDS = (
     "masked",
 )
 """The modules of mutants; the docstring of each says which part of training has the fault, and ends a diagnosis."""
+
+
+BLIND: dict[str, dict[str, str]] = {}
+"""The laws that reject no mutant in a dtype in which they judge: by law and dtype, why no mutant is missing."""
 
 
 class Category(StrEnum):
@@ -79,7 +83,8 @@ class Variant:
     statement: str  # its docstring: the fault, or what differs and why it is correct
     law: str = ""
     category: str = ""
-    dtype: str = "float32"
+    dtype: str = "float32"  # in which all laws judge it
+    unseen: Mapping[str, str] = field(default_factory=dict)  # the other dtypes in which no law rejects it, and why
 
     @property
     def kind(self) -> str:
@@ -100,13 +105,16 @@ class Variant:
 _registered: list[Variant] = []
 
 
-def mutant(part: str, law: str, category: Category, dtype: str = "float32") -> Callable[[Any], Any]:
+def mutant(
+    part: str, law: str, category: Category, dtype: str = "float32", unseen: Mapping[str, str] | None = None
+) -> Callable[[Any], Any]:
     """
     Return a decorator that registers a mutant: a `part` of a subject with the fault that its docstring states.
 
-    `law`, without its prefix `test_`, is the law that must reject it in `dtype`.
+    `law`, without its prefix `test_`, is the law that must reject it in `dtype`. In each other dtype in which that law
+    judges, some law must, unless `unseen` has the reason why the fault cannot be seen there.
     """
-    return lambda faulty: _register(faulty, part, f"test_{law}", str(category), dtype)
+    return lambda faulty: _register(faulty, part, f"test_{law}", str(category), dtype, unseen or {})
 
 
 def twin(part: str) -> Callable[[Any], Any]:

@@ -76,10 +76,12 @@ class ImagesMovedToNetworkDevice(StagedNet):
 
 @mutant("Net", law="non_tensor_input_raises", category=Category.TYPE_CHECK)
 class ArraysConvertedToTensors(StagedNet):
-    """NumPy arrays and lists are converted to tensors."""
+    """NumPy arrays and lists are converted to tensors of the network's dtype."""
 
     def forward(self, images: Tensor) -> Tensor:
-        return super().forward(torch.as_tensor(images))
+        if not isinstance(images, Tensor):
+            images = torch.as_tensor(images, dtype=self.fc3.weight.dtype)
+        return super().forward(images)
 
 
 @mutant("Net", law="network_is_unchanged_after_an_error", category=Category.PROCESS)

@@ -22,11 +22,11 @@ def with_gradient_of(graph: Tensor, value: Tensor) -> Tensor:
 
 
 def round_to_tf32(numbers: Tensor) -> Tensor:
-    """Round float32 values to TF32's 11 significant bits; return other dtypes unchanged."""
-    if numbers.dtype != torch.float32:
+    """Round float32 and float64 values to TF32's 11 significant bits; return 16-bit values unchanged."""
+    if numbers.dtype.itemsize < 4:
         return numbers
-    bits = numbers.detach().view(torch.int32)
-    return with_gradient_of(numbers, (bits + 2**12 & -(2**13)).view(torch.float32))
+    bits = numbers.detach().float().view(torch.int32)
+    return with_gradient_of(numbers, (bits + 2**12 & -(2**13)).view(torch.float32).to(numbers.dtype))
 
 
 def with_parameters(layer: nn.Module, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class AlteredLogits(StagedNet):
 # Precision
 
 
-@mutant("Net", law="logits_agree_with_the_oracle", category=Category.NUMERICS)
+@mutant("Net", law="logits_agree_with_the_oracle", category=Category.NUMERICS, unseen={"float16": "nothing is rounded"})
 class Conv1InFloat16(AlteredLayer):
     """conv1 is computed in float16, in the forward and the backward pass."""
 
@@ -101,7 +101,12 @@ class Conv1InFloat16(AlteredLayer):
         return with_rounded_operands(layer, inputs[0], Tensor.half).to(output.dtype)
 
 
-@mutant("Net", law="logits_agree_with_the_oracle", category=Category.NUMERICS)
+@mutant(
+    "Net",
+    law="logits_agree_with_the_oracle",
+    category=Category.NUMERICS,
+    unseen=dict.fromkeys(("bfloat16", "float16"), "TF32 has no fewer bits"),
+)
 class Conv2InTf32(AlteredLayer):
     """conv2's operands are rounded to TF32, which is cuDNN's default."""
 
@@ -112,7 +117,9 @@ class Conv2InTf32(AlteredLayer):
         return with_rounded_operands(layer, inputs[0], round_to_tf32).to(output.dtype)
 
 
-@mutant("Net", law="logits_agree_with_the_oracle", category=Category.NUMERICS)
+@mutant(
+    "Net", law="logits_agree_with_the_oracle", category=Category.NUMERICS, unseen={"bfloat16": "nothing is rounded"}
+)
 class Fc1ForwardInBfloat16(AlteredLayer):
     """fc1 is computed in bfloat16 in the forward pass only."""
 
@@ -123,7 +130,12 @@ class Fc1ForwardInBfloat16(AlteredLayer):
         return with_gradient_of(output, with_rounded_operands(layer, inputs[0], Tensor.bfloat16).to(output.dtype))
 
 
-@mutant("Net", law="gradients_agree_with_the_oracle", category=Category.NUMERICS)
+@mutant(
+    "Net",
+    law="gradients_agree_with_the_oracle",
+    category=Category.NUMERICS,
+    unseen=dict.fromkeys(("bfloat16", "float16"), "TF32 has no fewer bits"),
+)
 class Fc2BackwardInTf32(AlteredLayer):
     """fc2's operands are rounded to TF32 in the backward pass only."""
 
@@ -134,7 +146,12 @@ class Fc2BackwardInTf32(AlteredLayer):
         return with_gradient_of(with_rounded_operands(layer, inputs[0], round_to_tf32).to(output.dtype), output)
 
 
-@mutant("Net", law="gradients_agree_with_the_oracle", category=Category.NUMERICS)
+@mutant(
+    "Net",
+    law="gradients_agree_with_the_oracle",
+    category=Category.NUMERICS,
+    unseen={"bfloat16": "the weights round to their exact values"},
+)
 class Fc3WeightErrorOf1eMinus3(AlteredLayer):
     """fc3's weights have a relative error of 1e-3."""
 
@@ -145,7 +162,12 @@ class Fc3WeightErrorOf1eMinus3(AlteredLayer):
         return with_parameters(layer, inputs[0], layer.weight * (1 + 1e-3), layer.bias)
 
 
-@mutant("Net", law="gradients_agree_with_the_oracle", category=Category.NUMERICS)
+@mutant(
+    "Net",
+    law="gradients_agree_with_the_oracle",
+    category=Category.NUMERICS,
+    unseen=dict.fromkeys(("bfloat16", "float16"), "the weights round to their exact values"),
+)
 class Conv1WeightErrorOf1eMinus5(AlteredLayer):
     """conv1's weights have a relative error of 1e-5."""
 
@@ -156,7 +178,13 @@ class Conv1WeightErrorOf1eMinus5(AlteredLayer):
         return with_parameters(layer, inputs[0], layer.weight * (1 + 1e-5), layer.bias)
 
 
-@mutant("Net", law="gradients_agree_with_the_oracle", category=Category.NUMERICS, dtype="float64")
+@mutant(
+    "Net",
+    law="gradients_agree_with_the_oracle",
+    category=Category.NUMERICS,
+    dtype="float64",
+    unseen=dict.fromkeys(("bfloat16", "float16"), "the weights round to their exact values"),
+)
 class Conv1WeightErrorOf1eMinus6(AlteredLayer):
     """conv1's weights have a relative error of 1e-6, far above the precision of float64."""
 
@@ -175,11 +203,10 @@ class Conv1ByFourierTransform(AlteredLayer):
 
     @staticmethod
     def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        if output.dtype not in (torch.float32, torch.float64):
-            return output
-        filters = torch.fft.rfft2(layer.weight[:, 0], s=(32, 32)).conj()
-        maps = torch.fft.irfft2(torch.fft.rfft2(inputs[0]) * filters, s=(32, 32))[..., :28, :28]
-        return maps + layer.bias[:, None, None]
+        wide = torch.promote_types(output.dtype, torch.float32)  # PyTorch has no Fourier transforms in 16 bits on a CPU
+        filters = torch.fft.rfft2(layer.weight[:, 0].to(wide), s=(32, 32)).conj()
+        maps = torch.fft.irfft2(torch.fft.rfft2(inputs[0].to(wide)) * filters, s=(32, 32))[..., :28, :28]
+        return maps.to(output.dtype) + layer.bias[:, None, None]
 
 
 @mutant("Net", law="same_call_gives_same_bits", category=Category.NUMERICS)
@@ -197,7 +224,9 @@ class LogitsRoundedStochastically(AlteredLogits):
         return with_gradient_of(logits, logits + spacing * (random - 0.5).to(logits.dtype).sign())
 
 
-@mutant("sgd_update", law="integer_updates_are_exact", category=Category.NUMERICS)
+@mutant(
+    "sgd_update", law="integer_updates_are_exact", category=Category.NUMERICS, unseen={"bfloat16": "nothing is rounded"}
+)
 def update_product_in_bfloat16(parameters: Iterable[nn.Parameter], lr: float) -> None:
     """The product of learning rate and gradient is computed in bfloat16, where integers are exact only up to 256."""
     with torch.no_grad():
@@ -210,6 +239,7 @@ def update_product_in_bfloat16(parameters: Iterable[nn.Parameter], lr: float) ->
     "torch.nn.functional.cross_entropy",
     law="cross_entropy_gradients_agree_with_the_oracle",
     category=Category.NUMERICS,
+    unseen={"bfloat16": "nothing is rounded", "float16": "the error, up to 4 roundings, is below 8 budgets"},
 )
 def cross_entropy_backward_in_bfloat16(logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
     """The gradient of the cross-entropy loss is rounded to bfloat16."""
@@ -427,7 +457,12 @@ class ReluSaturatesAt10000(StagedNet):
         return F.relu(maps).clamp(max=1e4)
 
 
-@mutant("Net", law="without_biases_logits_scale_with_images", category=Category.NUMERICS)
+@mutant(
+    "Net",
+    law="without_biases_logits_scale_with_images",
+    category=Category.NUMERICS,
+    unseen={"float16": "1e-9 is less than half of the smallest number"},
+)
 class EpsilonAddedToLogits(AlteredLogits):
     """Every logit is increased by 1e-9, like a denominator that is protected against division by zero."""
 

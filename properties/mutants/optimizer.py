@@ -200,7 +200,12 @@ class MomentumBufferSharedByShape(StagedSGD):
         return super().apply_momentum(parameter, gradient, group)
 
 
-@mutant("torch.optim.SGD", law="sgd_steps_match_the_formula", category=Category.NUMERICS)
+@mutant(
+    "torch.optim.SGD",
+    law="sgd_steps_match_the_formula",
+    category=Category.NUMERICS,
+    unseen={"bfloat16": "nothing is rounded"},
+)
 class MomentumBufferInBfloat16(StagedSGD):
     """Momentum buffers are rounded to bfloat16 to save memory."""
 
@@ -308,7 +313,12 @@ class MomentumLostOnLoad(StagedSGD):
         super().load_state_dict(state_dict | {"state": {}})
 
 
-@mutant("torch.optim.SGD", law="loaded_optimizer_state_continues_bit_for_bit", category=Category.NUMERICS)
+@mutant(
+    "torch.optim.SGD",
+    law="loaded_optimizer_state_continues_bit_for_bit",
+    category=Category.NUMERICS,
+    unseen={"bfloat16": "nothing is rounded"},
+)
 class MomentumSavedInBfloat16(StagedSGD):
     """Momentum buffers are saved in bfloat16."""
 

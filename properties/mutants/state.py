@@ -330,7 +330,12 @@ class WeightsCopiedByAddress(WithParameterCopies):
         return [parameter.data_ptr() for parameter in self.parameters()]
 
 
-@mutant("Net", law="same_call_gives_same_bits", category=Category.NUMERICS)
+@mutant(
+    "Net",
+    law="same_call_gives_same_bits",
+    category=Category.NUMERICS,
+    unseen={"bfloat16": "both orders, summed in float32, round to the same bfloat16"},
+)
 class SumsReversedUnderNoGrad(WithParameterCopies):
     """Passes without gradients sum fc2's products in reverse order: equally accurate, but with different last bits."""
 
@@ -344,13 +349,14 @@ class SumsReversedUnderNoGrad(WithParameterCopies):
 
 
 class WithAutocastCopies(WithParameterCopies):
-    """Compute with copies in the autocast dtype within an autocast region."""
+    """Compute with copies in the autocast dtype within an autocast region, which leaves float64 as it is."""
 
     def uses_copies(self, images: Tensor) -> bool:
         return torch.is_autocast_enabled(images.device.type)
 
     def copy(self, parameter: Tensor) -> Tensor:
-        return parameter.to(torch.get_autocast_dtype(parameter.device.type))
+        region = torch.get_autocast_dtype(parameter.device.type)
+        return parameter.to(torch.float64 if parameter.dtype is torch.float64 else region, copy=True)
 
 
 @mutant("Net", law="weight_changes_take_effect_within_autocast", category=Category.COMPUTATION_MODEL)
@@ -369,13 +375,21 @@ class AutocastCacheIgnoresGradMode(WithAutocastCopies):
         return [(id(parameter), parameter._version, parameter.data_ptr()) for parameter in self.parameters()]
 
 
-@mutant("torch.clear_autocast_cache", law="autocast_cache_ends_with_its_region", category=Category.UPSTREAM)
+@mutant(
+    "torch.clear_autocast_cache",
+    law="autocast_cache_ends_with_its_region",
+    category=Category.UPSTREAM,
+    unseen=dict.fromkeys(("float64", "bfloat16", "float16"), "autocast caches casts of float32 only"),
+)
 def autocast_cache_not_cleared() -> None:
     """The cached casts of an autocast region are not cleared when it ends."""
 
 
 @mutant(
-    "torch.set_autocast_cache_enabled", law="weight_changes_take_effect_within_autocast", category=Category.UPSTREAM
+    "torch.set_autocast_cache_enabled",
+    law="weight_changes_take_effect_within_autocast",
+    category=Category.UPSTREAM,
+    unseen=dict.fromkeys(("float64", "bfloat16", "float16"), "autocast caches casts of float32 only"),
 )
 def autocast_cache_enabled_ignored(enabled: bool) -> None:
     """An autocast region ignores `cache_enabled` and always caches casts."""
@@ -475,7 +489,7 @@ class LoadIgnoresAssign(StagedNet):
         return super().load_state_dict(state_dict, strict)
 
 
-@mutant("Net", law="copies_are_bit_identical", category=Category.NUMERICS)
+@mutant("Net", law="copies_are_bit_identical", category=Category.NUMERICS, unseen={"float16": "nothing is rounded"})
 class PickleRoundsToFloat16(StagedNet):
     """Unpickling and deep copying round the parameters to float16."""
 
@@ -485,7 +499,7 @@ class PickleRoundsToFloat16(StagedNet):
             parameter.data.copy_(parameter.data.half())
 
 
-@mutant("Net", law="copies_are_bit_identical", category=Category.NUMERICS)
+@mutant("Net", law="copies_are_bit_identical", category=Category.NUMERICS, unseen={"float16": "nothing is rounded"})
 class StateDictRoundsToFloat16(StagedNet):
     """The tensors of the state_dict are rounded to float16, as for a smaller file."""
 

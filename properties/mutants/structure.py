@@ -278,13 +278,17 @@ class Fc3BiasIsBuffer(StagedNet):
 
 
 class LinearWithPlainBias(nn.Linear):
-    """A linear layer whose bias is a plain tensor that requires a gradient, saved and loaded by custom methods."""
+    """A linear layer whose bias is a plain tensor that requires a gradient, moved and loaded by custom methods."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs)
         bias = self.bias.data
         del self.bias
         self.bias = bias.requires_grad_()
+
+    def _apply(self, change: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self.bias.data = change(self.bias.data)
+        return super()._apply(change, recurse)
 
     def _save_to_state_dict(self, state: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(state, prefix, keep_vars)

@@ -15,7 +15,7 @@ from lenet.oracle import PRECISIONS
 from lenet.subject import CONTRACT
 from properties import mutants as catalogue
 from properties.diagnosis import correct_diagnoses, mutant_table
-from properties.mutants import KINDS, Category, Variant, all_mutants, all_twins
+from properties.mutants import BLIND, KINDS, Category, Variant, all_mutants, all_twins
 
 EVERYTHING = all_mutants() + all_twins()
 VARIANTS = pytest.mark.parametrize("variant", EVERYTHING, ids=lambda variant: f"{variant.kind}:{variant.name}")
@@ -52,6 +52,13 @@ def test_mutant_names_a_law_a_category_and_a_dtype(mutant: Variant) -> None:
     assert mutant.law in LAWS
     assert mutant.category in set(Category)
     assert mutant.dtype in PRECISIONS
+    assert mutant.unseen.keys() <= PRECISIONS.keys() - {mutant.dtype}
+    assert all(re.fullmatch(r"\S.*[^.]", reason) for reason in mutant.unseen.values()), "a phrase, without a stop"
+
+
+def test_laws_without_a_kill_in_a_dtype_have_a_reason() -> None:
+    assert BLIND.keys() <= LAWS
+    assert all(reasons and reasons.keys() <= PRECISIONS.keys() for reasons in BLIND.values())
 
 
 @pytest.mark.parametrize("twin", all_twins(), ids=lambda twin: twin.name)
@@ -100,5 +107,5 @@ def test_readme_states_the_numbers_of_the_table() -> None:
     assert rows == [(kind, str(killed[kind]), str(total[kind])) for kind in KINDS]
     counts = {(str(len(table[group])), group) for group in ("laws", "mutants", "twins")}
     assert set(re.findall(r"(\d+) (laws|mutants|twins)", readme)) == counts
-    assert f"correct for {correct_diagnoses(table)} of {len(mutants)} mutants" in readme
+    assert "correct for {} of {} mutants".format(*correct_diagnoses(table)) in readme
     assert f"after a median of {median(examples):g} example, and after {max(examples)} in the worst case." in readme

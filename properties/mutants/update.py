@@ -52,7 +52,12 @@ def learning_rate_doubled(parameters: Iterable[nn.Parameter], lr: float) -> None
         parameter.sub_(2 * lr * gradient)
 
 
-@mutant("sgd_update", law="manual_update_matches_the_formula", category=Category.NUMERICS)
+@mutant(
+    "sgd_update",
+    law="manual_update_matches_the_formula",
+    category=Category.NUMERICS,
+    unseen={"bfloat16": "nothing is rounded"},
+)
 @torch.no_grad()
 def gradients_rounded_to_bfloat16(parameters: Iterable[nn.Parameter], lr: float) -> None:
     """Gradients are rounded to bfloat16 before the update."""
@@ -60,7 +65,12 @@ def gradients_rounded_to_bfloat16(parameters: Iterable[nn.Parameter], lr: float)
         parameter.sub_(lr * gradient.bfloat16().to(gradient.dtype))
 
 
-@mutant("sgd_update", law="every_training_update_matches_the_formula", category=Category.NUMERICS)
+@mutant(
+    "sgd_update",
+    law="every_training_update_matches_the_formula",
+    category=Category.NUMERICS,
+    unseen=dict.fromkeys(("bfloat16", "float16"), "the product of rate and gradient is rounded as coarsely"),
+)
 @torch.no_grad()
 def learning_rate_in_float16(parameters: Iterable[nn.Parameter], lr: float) -> None:
     """The learning rate is stored as a float16 tensor, which rounds 0.1 to 0.09998."""
@@ -69,7 +79,13 @@ def learning_rate_in_float16(parameters: Iterable[nn.Parameter], lr: float) -> N
         parameter.sub_(rate * gradient)
 
 
-@mutant("sgd_update", law="manual_update_matches_the_formula", category=Category.NUMERICS, dtype="float64")
+@mutant(
+    "sgd_update",
+    law="manual_update_matches_the_formula",
+    category=Category.NUMERICS,
+    dtype="float64",
+    unseen=dict.fromkeys(("float32", "bfloat16", "float16"), "the product of rate and gradient is rounded as coarsely"),
+)
 @torch.no_grad()
 def learning_rate_in_float32(parameters: Iterable[nn.Parameter], lr: float) -> None:
     """The learning rate is a tensor of the default dtype, float32, even if the parameters are float64."""
