@@ -164,8 +164,8 @@ def run_pytest(
     Run pytest with these plugins; return 0 if all passed, 1 if not, 2 after an error, 130 after Ctrl-C.
 
     Of the user's environment, neither configuration files, conftest.py files and plugins, nor PYTEST_ADDOPTS apply.
-    Hypothesis's files are written to the folder of results. `command` are the words that the record names, `own_plugins`
-    plugin objects that are registered in this process alone.
+    Hypothesis's files are written to the folder of results. `command` are the words that the record names.
+    `own_plugins` are objects that are registered as plugins in this process alone.
     """
     for name in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS"):
         os.environ.pop(name, None)

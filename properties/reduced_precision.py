@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
@@ -141,13 +142,16 @@ def linear(fault: Fault, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor
 def conv2d(fault: Fault, inputs: Tensor, weight: Tensor, bias: Tensor, *_: Any) -> Tensor:
     """Return `F.conv2d` with the fault, of stride 1 and without padding, (N,C,H,W) and (O,C,5,5) -> (N,O,H-4,W-4)."""
     x, w, b = (_cast(tensor, torch.float64, fault, stores=False) for tensor in (inputs, weight, bias))
-    patches = x.unfold(2, 5, 1).unfold(3, 5, 1).permute(0, 2, 3, 1, 4, 5)  # N,H-4,W-4,C,5,5
-    rows = patches.reshape(-1, w[0].numel())
-    maps = (_product(rows, w.flatten(1).mT, fault) + b).reshape(*patches.shape[:3], len(w))
+    batch, _, height, width = x.shape
+    rows = F.unfold(x, 5).mT.reshape(-1, w[0].numel())  # N*(H-4)*(W-4),25*C
+    maps = (_product(rows, w.flatten(1).mT, fault) + b).reshape(batch, height - 4, width - 4, len(w))
     return _cast(maps.permute(0, 3, 1, 2).contiguous(), inputs.dtype, fault, stores=True)
 
 
 def with_fault(subject: Subject, fault: Fault) -> Subject:
     """Return the subject with faulty layers."""
-    layers = {"torch.nn.functional.conv2d": partial(conv2d, fault), "torch.nn.functional.linear": partial(linear, fault)}
+    layers = {
+        "torch.nn.functional.conv2d": partial(conv2d, fault),
+        "torch.nn.functional.linear": partial(linear, fault),
+    }
     return replace(subject, spec=f"{subject.spec} with {fault.kind} of {fault.bits} bits", replaces=layers)
