@@ -232,13 +232,14 @@ def main(arguments: list[str]) -> int:
         print("\n".join(f"PROBLEM: {name}" for name in collector.failed))
         return code or 1
     if options.output:
-        about: dict[str, Any] = {
+        about = {
             "seed": SEED,
-            "random examples": DRAWN,
             "probability": PROBABILITY,
+            "random examples": DRAWN,
             "measured examples": EXAMPLES,
+            "shapes": SHAPES,
+            "kinds": KINDS,
         }
-        about |= {"shapes": SHAPES, "kinds": KINDS}
         content = stamp(shlex.join(["lenet-properties", *command])) | about | result
         with write_atomically(options.output) as file:
             file.write(json.dumps(content, indent=1).encode() + b"\n")
