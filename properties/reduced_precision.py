@@ -139,7 +139,7 @@ def linear(fault: Fault, inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor
     return _cast(_product(x, w.mT, fault) + b, inputs.dtype, fault, stores=True)
 
 
-def conv2d(fault: Fault, inputs: Tensor, weight: Tensor, bias: Tensor, *_: Any) -> Tensor:
+def conv2d(fault: Fault, inputs: Tensor, weight: Tensor, bias: Tensor, *options: Any) -> Tensor:
     """Return `F.conv2d` with the fault, of stride 1 and without padding, (N,C,H,W) and (O,C,5,5) -> (N,O,H-4,W-4)."""
     x, w, b = (_cast(tensor, torch.float64, fault, stores=False) for tensor in (inputs, weight, bias))
     batch, _, height, width = x.shape

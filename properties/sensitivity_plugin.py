@@ -155,7 +155,8 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
     """Keep the laws that compare within budget; one worker runs all of a dtype, so that they share oracle answers."""
     items[:] = [item for item in items if compares_within_budget(_function(item))]
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(dtype_name(item.callspec.params["stack"].dtype)))
+        stack: Any = item.callspec.params["stack"]
+        item.add_marker(pytest.mark.xdist_group(dtype_name(stack.dtype)))
 
 
 def _function(item: pytest.Function) -> Callable[..., Any]:
