@@ -45,8 +45,8 @@ PROPERTY = "sensitivity"
 """The name under which a report's user_properties hold what was measured of an item."""
 
 SEED = 18
-EXAMPLES = 8
-"""Random examples that are measured: 14 % of them are five or six."""
+EXAMPLES = 24
+"""Random examples that are measured: 14 % of them are three or four."""
 
 PROBABILITY = 0.95
 DRAWN = 20
