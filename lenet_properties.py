@@ -42,6 +42,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "repro-check": ("properties.mutants.reproduced", "check the stand-alone counterexamples, on mutants"),
         "source-mutants": ("properties.mutants.source", "mutate the source of lenet"),
         "calibrate": ("properties.calibration", "measure the errors of correct results in budgets"),
+        "sensitivity": ("properties.sensitivity", "measure how small a fault each law sees"),
         "gate-trial": ("benchmarks.gate_trial", "measure the false alarms and the power of the gate"),
     },
 }

@@ -309,9 +309,10 @@ class _Rounding:
         """
         Return the gate's output (R,N,...), with the errors of decisions that too few replicas may flip.
 
-        As in `widen`: if a margin m has the spread s, then errors of k * s change the output by k * s - m.
+        As in `widen`: if a margin m has the spread s, then errors of k * s change the output by k * s - m. A single
+        perturbed replica, as in training, is a run of its own, whose outputs have the errors that they have.
         """
-        if self.precision is None or len(gate.z) == 1:
+        if self.precision is None or len(gate.z) == 1 or self.replicas == 1:
             return gate.output
         margin, spread = gate.margins
         needed = np.maximum(spread - margin / THRESHOLD, 0.0).max(axis=-1)

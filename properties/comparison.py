@@ -112,6 +112,8 @@ def assert_within_budget(got: Tensor, exact: Budgeted, what: str) -> None:
     __tracebackhide__ = True
     actual, ledger = float64(got), current_ledger()
     _assert_shape(actual.shape, exact.value.shape, what)
+    if ledger.observe:
+        ledger.observe(what, actual, exact)
     ratio = exact.ratio(actual)
     different = ratio > THRESHOLD
     mismatch = _unexplained(what, actual, exact.value, different, THRESHOLD * exact.budget, ratio)

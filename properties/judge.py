@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
     own, rest = partition(arguments)
     options = _parser().parse_args(own)
     try:
-        laws = _selected(options.law) if options.law else [str(LAWS)]
+        laws = selected(options.law) if options.law else [str(LAWS)]
     except ValueError as error:
         print(f"error: --law {error}", file=sys.stderr)
         return USAGE_ERROR
@@ -146,7 +146,7 @@ def _seconds(text: str) -> str:
     return text
 
 
-def _selected(patterns: Sequence[str]) -> list[str]:
+def selected(patterns: Sequence[str]) -> list[str]:
     """Return pytest's ids of the laws that these names match; one may be followed by its parameters in brackets."""
     chosen = []
     for pattern in patterns:
@@ -157,12 +157,15 @@ def _selected(patterns: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(chosen))
 
 
-def run_pytest(words: Sequence[str], command: Sequence[str], plugins: Sequence[str] = PLUGINS) -> int:
+def run_pytest(
+    words: Sequence[str], command: Sequence[str], plugins: Sequence[str] = PLUGINS, own_plugins: Sequence[object] = ()
+) -> int:
     """
     Run pytest with these plugins; return 0 if all passed, 1 if not, 2 after an error, 130 after Ctrl-C.
 
     Of the user's environment, neither configuration files, conftest.py files and plugins, nor PYTEST_ADDOPTS apply.
     Hypothesis's files are written to the folder of results. `command` are the words that the record names.
+    `own_plugins` are objects that are registered as plugins in this process alone.
     """
     for name in ("PYTEST_ADDOPTS", "PYTEST_PLUGINS"):
         os.environ.pop(name, None)
@@ -171,7 +174,7 @@ def run_pytest(words: Sequence[str], command: Sequence[str], plugins: Sequence[s
         os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(make_folder(RESULTS.absolute() / "hypothesis"))
     own = ["-c", os.devnull, f"--rootdir={LAWS.parents[1]}", *SETTINGS.split()]
     own += [word for plugin in plugins for word in ("-p", plugin)]
-    code = pytest.main([*own, *words], plugins=[_Command(shlex.join(["lenet-properties", *command]))])
+    code = pytest.main([*own, *words], plugins=[_Command(shlex.join(["lenet-properties", *command])), *own_plugins])
     if code == pytest.ExitCode.NO_TESTS_COLLECTED:
         print("error: nothing matches the options", file=sys.stderr)
     return EXIT_CODES.get(pytest.ExitCode(code), USAGE_ERROR)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lenet.oracle import Array
+from lenet.oracle import Array, Budgeted
 
 if TYPE_CHECKING:
     from properties.case import Case
@@ -48,6 +48,7 @@ class Ledger:
     possible: list[tuple[KnownIssue, ExpectedFailure]] = field(default_factory=list)  # of which these occur
     shown: list[ExpectedFailure] = field(default_factory=list)  # what has explained anything in any example
     graphs_before: int = field(default_factory=compiled_graphs)
+    observe: Callable[[str, Array, Budgeted], None] | None = None  # called at each comparison within budget
 
     # The latest example:
     drawn: dict[str, Any] = field(default_factory=dict)  # its arguments, without the stack

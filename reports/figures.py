@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from benchmarks.engine_times import AGAIN
+from lenet.oracle import PRECISIONS
+from properties.law_index import short
 from reports.laws import CHAPTERS, Law
 from reports.run import Run, Timing
 
@@ -265,6 +267,50 @@ def mutants(table: dict[str, Any]) -> str:
         axes.tick_params(axis="x", rotation=60)
         axes.set(xlabel=f"{len(columns)} mutants, by kind of fault", ylabel=f"{len(laws)} laws, by chapter")
         return _svg(figure)
+
+
+DTYPES = {
+    "float64": ("#000000", "o"),
+    "float32": ("#0072B2", "s"),
+    "float16": ("#E69F00", "D"),
+    "bfloat16": ("#D55E00", "^"),
+}
+"""The color and marker of each dtype."""
+
+
+def sensitivity(laws: dict[str, Any]) -> str:
+    """
+    A row per law, a marker per dtype: the smallest relative error of a tensor that the law sees, log scale.
+
+    The line from the marker ends at the tensor in which only a larger error is seen, or at 1 if none is seen in some.
+    Dashed: the unit roundoff of each dtype.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9.0, 1.2 + 0.19 * len(laws)), layout="constrained")
+        axes = figure.subplots()
+        for position, (dtype, (color, marker)) in enumerate(DTYPES.items()):
+            seen = {law: _scaled(dtypes[dtype]) for law, dtypes in laws.items() if dtype in dtypes}
+            rows = np.array([row for row, law in enumerate(laws) if min(seen.get(law, [1.0])) < 1])
+            rows = rows + 0.15 * (position - 1.5)
+            ranges = [(min(errors), max(errors)) for errors in seen.values() if min(errors) < 1]
+            if ranges:
+                smallest, largest = zip(*ranges, strict=True)
+                axes.hlines(rows, smallest, largest, color=color, linewidth=0.8, alpha=0.6)
+                axes.plot(smallest, rows, marker, color=color, markersize=4, label=dtype)
+            axes.axvline(PRECISIONS[dtype].unit, color=color, linestyle="--", linewidth=0.8)
+        axes.set_yticks(range(len(laws)), [short(law).replace("_", " ") for law in laws], fontsize=7)
+        axes.set(xscale="log", ylim=(len(laws) - 0.5, -0.5), xlim=(1e-17, 1.5))
+        axes.set_xticks([10.0**-k for k in range(16, -1, -4)], [f"1e-{k}" if k else "1" for k in range(16, -1, -4)])
+        axes.minorticks_off()
+        axes.set_xlabel("relative error of a scaled tensor (dashed: unit roundoff)")
+        figure.legend(frameon=False, loc="outside upper center", ncols=len(DTYPES), fontsize=8)
+        return _svg(figure)
+
+
+def _scaled(entry: dict[str, Any]) -> list[float]:
+    """The smallest relative error that is seen in each tensor of a law if all elements are scaled, at most 1."""
+    errors = (tensor["scaled"] for tensor in entry["tensors"].values())
+    return [1.0 if error is None else min(error, 1.0) for error in errors]
 
 
 def _label_groups(axis: Any, draw_line: Any, names: list[str]) -> None:

@@ -13,7 +13,9 @@ from markupsafe import Markup, escape
 
 from benchmarks.roofline import data_sheet
 from lenet.fingerprint import FORMAT, headline
+from lenet.oracle import PRECISIONS
 from lenet.training_comparison import OPTIMIZER_LABELS
+from properties import sensitivity
 from properties.diagnosis import mutant_table, violations
 from reports import figures, sentences, verdict
 from reports.glossary import GLOSSARY
@@ -44,6 +46,8 @@ def environment() -> Environment:
         "significant": _significant,
     }
     environment.globals |= {"sentences": sentences, "verdict": verdict}
+    environment.globals |= {"bits_of": sensitivity.bits_of, "best_of": sensitivity.best_of, "precisions": PRECISIONS}
+    environment.globals |= {"significant_bits": sensitivity.SIGNIFICANT_BITS}
     return environment
 
 
@@ -64,11 +68,13 @@ def render(run: Run) -> dict[str, str]:
         "engines": figures.engines(forward) if forward else "",
         "gate": figures.slowdowns(gate["benchmarks"], gate["delta"]) if gate else "",
         "mutants": _mutants(),
+        "sensitivity": _sensitivity(),
         "network": figures.network(),
     }
     pictures |= _training_pictures(run.training) if run.training else {}
     values = {"run": run, "pictures": pictures, "glossary": GLOSSARY, "table": table, "format": FORMAT}
     values["mutants_by_dtype"] = mutants_by_dtype(table)
+    values["sensitivity"] = sensitivity.published()
     templates = {"index.html": "page.html", "summary.md": "summary.md"}
     texts = {name: environment().get_template(template).render(values) for name, template in templates.items()}
     return texts | {"picture.svg": pictures["overview"]}
@@ -149,6 +155,11 @@ def mutants_by_dtype(table: dict[str, Any]) -> list[tuple[str, int, int, int]]:
 @cache
 def _mutants() -> str:
     return figures.mutants(mutant_table())
+
+
+@cache
+def _sensitivity() -> str:
+    return figures.sensitivity(sensitivity.published()["laws"])
 
 
 def _issue_url(reference: str) -> str:

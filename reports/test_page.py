@@ -230,6 +230,28 @@ def test_laws_by_engine_are_listed_by_title(tmp_path: Path, files: Files) -> Non
     assert "compiled, float32" in page(tmp_path)
 
 
+def test_smallest_errors_that_laws_see_are_shown(tmp_path: Path, files: Files) -> None:
+    write(tmp_path, files)
+    report([str(tmp_path)])
+
+    text = parsed(tmp_path).text
+    assert "How small a fault is seen" in text
+    assert "test_logits_agree_with_the_oracle" in text
+    assert "1.1e-16" in text  # the unit roundoff of float64
+
+
+def test_error_that_is_not_seen_in_a_tensor_is_drawn_at_1() -> None:
+    def entry(*errors: float | None) -> dict[str, Any]:
+        return {"tensors": {str(number): {"scaled": error} for number, error in enumerate(errors)}}
+
+    laws = {"test_first": {"float32": entry(1e-6, None)}, "test_second": {"float64": entry(None)}, "test_third": {}}
+    picture = figures.sensitivity(laws)
+
+    shown = "".join(Xml.fromstring(picture).itertext())
+    assert all(word in shown for word in ("first", "second", "third", "float32", "unit roundoff"))
+    assert "float64" not in shown
+
+
 def test_gate_and_its_trial_are_shown(tmp_path: Path, gated: Files) -> None:
     write(tmp_path, gated)
 

@@ -138,12 +138,15 @@ def directional_derivative(stack: Stack, gradient: Budgeted, tangent: Tensor) ->
     """
     Return the directional derivative: the gradient times the tangent, summed over all elements.
 
-    Each element of the gradient is within its budget, so the sum is within the sum of the budgets.
+    The tangent is drawn at random, independently of the gradient's errors. So their products with it have random signs
+    and add up like the root of the sum of squares, even if all errors have one cause. The budget is infinite where the
+    sum of all products' magnitudes may be out of range.
     """
     weights = float64(tangent)
-    budget = np.sum(gradient.budget * np.abs(weights))
-    largest_sum = oracle.budgeted(np.sum(np.abs(gradient.value * weights)), budget, stack.precision)
-    return Budgeted(np.sum(gradient.value * weights), largest_sum.budget)
+    budget = np.sqrt(np.sum((gradient.budget * weights) ** 2))
+    largest_budget = np.sum(gradient.budget * np.abs(weights))
+    largest_sum = oracle.budgeted(np.sum(np.abs(gradient.value * weights)), largest_budget, stack.precision)
+    return Budgeted(np.sum(gradient.value * weights), np.where(np.isinf(largest_sum.budget), np.inf, budget))
 
 
 @given(case=smooth_cases(), name=parameter_names(), seed=st.integers(0, 2**32 - 1))

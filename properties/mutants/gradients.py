@@ -422,6 +422,21 @@ class ReluForwardDerivativeMissing(StagedNet):
         return self.ReluWithoutJvp.apply(units)
 
 
+@mutant("Net", law="forward_mode_agrees_with_the_oracle", category=Category.COMPUTATION_MODEL, dtype="bfloat16")
+class ReluForwardDerivativeZero(StagedNet):
+    """In forward mode, the derivative of the last ReLU is 0 everywhere; in reverse mode it is correct."""
+
+    class ReluWithZeroJvp(Relu):
+        """A ReLU whose forward-mode derivative is 0 everywhere."""
+
+        @staticmethod
+        def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+            return torch.zeros_like(tangent)
+
+    def relu4(self, units: Tensor) -> Tensor:
+        return self.ReluWithZeroJvp.apply(units)
+
+
 @mutant("Net", law="per_sample_gradients_sum_to_batch_gradient", category=Category.COMPUTATION_MODEL)
 class VmapRuleUsesFirstMask(StagedNet):
     """Under `vmap`, the last ReLU applies the mask of the first image to all images."""

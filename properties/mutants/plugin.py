@@ -9,15 +9,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
-import hashlib
 import json
 import os
 import pkgutil
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from types import FunctionType, NoneType
 from typing import Any
 from unittest import mock
 
@@ -26,12 +23,9 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from lenet import oracle
 from lenet.subject import CONTRACT, Subject
+from properties.caching import cache_oracle
 from properties.mutants import all_mutants, all_twins
-
-CACHE_SIZE = 400
-"""Number of oracle answers that each process caches, about 1 MB each: more than the examples of one law need."""
 
 TERMINAL = os.dup(2)
 """A copy of the stderr file descriptor from before pytest captures it."""
@@ -51,8 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
     path = config.getoption("subjects_by_law")
     config.stash[SUBJECTS_BY_LAW] = json.loads(path.read_text()) if path else {}
     if hasattr(config, "workerinput"):
-        for name in ("solve", "accumulated_gradients"):
-            setattr(oracle, name, cached(getattr(oracle, name)))
+        cache_oracle()
     else:
         config.pluginmanager.register(Progress())
 
@@ -138,51 +131,6 @@ def recording(part: str, used: set[str]) -> Any:
         return call(*args, **options)
 
     return type(own.__name__, (own,), {"__init__": record_and_call}) if isinstance(own, type) else record_and_call
-
-
-def cached(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function with a cache of its last `CACHE_SIZE` answers, keyed by a digest of the arguments' values."""
-    answers: OrderedDict[bytes, Any] = OrderedDict()
-
-    @functools.wraps(function)
-    def answer(*args: Any, **options: Any) -> Any:
-        key = _digest((args, options))
-        if key not in answers:
-            answers[key] = function(*args, **options)
-        answers.move_to_end(key)
-        if len(answers) > CACHE_SIZE:
-            answers.popitem(last=False)
-        return answers[key]
-
-    return answer
-
-
-def _digest(arguments: Any) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-
-    def update(value: Any) -> None:
-        if isinstance(value, np.ndarray):
-            digest.update(f"{value.dtype}{value.shape}".encode())
-            digest.update(np.ascontiguousarray(value))
-        elif isinstance(value, dict):
-            update(list(value.items()))
-        elif isinstance(value, (list, tuple)):
-            digest.update(f"{type(value)}{len(value)}".encode())
-            for part in value:
-                update(part)
-        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-            digest.update(type(value).__qualname__.encode())
-            update(vars(value))
-        elif isinstance(value, FunctionType):
-            digest.update(value.__qualname__.encode())
-            update([cell.cell_contents for cell in value.__closure__ or ()])
-        elif isinstance(value, (str, int, float, NoneType)):
-            digest.update(f"{type(value)}{value!r}".encode())
-        else:
-            raise TypeError(f"cannot digest {value!r}: the oracle's arguments are arrays, plain numbers and functions")
-
-    update(arguments)
-    return digest.digest()
 
 
 class Progress:

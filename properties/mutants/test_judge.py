@@ -17,6 +17,7 @@ import pytest
 from lenet import oracle
 from lenet.processes import descendants
 from lenet.testing import holds_soon, is_running
+from properties.caching import digest_of
 from properties.mutants import Variant, __main__
 from properties.mutants.__main__ import (
     ROOT,
@@ -30,7 +31,6 @@ from properties.mutants.__main__ import (
     select,
     with_reasons,
 )
-from properties.mutants.plugin import _digest
 
 MUTANT = Variant("properties.mutants.update:sign", "sgd_update", "It adds.", "test_update", "a category")
 TWIN = Variant("properties.mutants.twins:foreach", "sgd_update", "One call updates all parameters.")
@@ -254,8 +254,8 @@ def test_different_oracle_arguments_have_different_digests() -> None:
     arguments += [oracle.Budgeted(np.arange(n), np.ones(n)) for n in (9_000, 9_001)]
     arguments += [oracle.Budgeted(np.where(np.arange(9_000) == n, 1, 0), np.ones(9_000)) for n in (4_000, 5_000)]
 
-    assert len({_digest(argument) for argument in arguments}) == len(arguments)
-    assert _digest([scaled(0.5), {"a": ones.copy()}]) == _digest([scaled(0.5), {"a": ones}])
+    assert len({digest_of(argument) for argument in arguments}) == len(arguments)
+    assert digest_of([scaled(0.5), {"a": ones.copy()}]) == digest_of([scaled(0.5), {"a": ones}])
 
 
 SUBJECTS = """
