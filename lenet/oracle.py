@@ -684,7 +684,7 @@ def _mean(terms: Array, count: int, rounding: _Rounding, repeats: int) -> Array:
 
 def _estimate(replicas: Array, precision: Precision) -> Budgeted:
     """Return the exact replica, a scalar or rows, with the budget that the perturbed ones give."""
-    square = _mean_square(replicas[1:-1] - replicas[0])
+    square = np.where(np.isnan(replicas[0]), 0.0, _mean_square(replicas[1:-1] - replicas[0]))
     return budgeted(replicas[0], np.sqrt(_increased(square, _mean_over_row)), precision)
 
 

@@ -122,6 +122,7 @@ def test_empty_batch_has_nan_loss_and_zero_gradients(parameters: dict[str, Array
     answer = oracle.solve(parameters, np.zeros((0, 1, 32, 32)), np.zeros((0, 10)), PRECISIONS["float32"])
 
     assert np.isnan(answer.loss.value)
+    assert answer.loss.ratio(np.array([np.nan, 0.0])).tolist() == [0.0, np.inf]
     assert answer.logits.value.shape == (0, 10)
     assert not any(gradient.value.any() or gradient.budget.any() for gradient in answer.gradients.values())
 
