@@ -65,18 +65,19 @@ def mutant_table() -> dict[str, Any]:
     return table
 
 
-def diagnose(entries: Iterable[Mapping[str, Any]], dtype: str) -> Diagnosis:
+def diagnose(entries: Iterable[Mapping[str, Any]]) -> Diagnosis:
     """
     Return the diagnosis of a subject from its entries in one dtype in a run's record.
 
-    A law that does not apply counts as run.
+    It is compared with what each mutant violates in the dtype in which all laws judged it. A law that does not apply
+    counts as run.
     """
     run = [entry for entry in entries if not reason_not_judged(entry)]
     chapters = {entry["law"]: entry["chapter"] for entry in run if entry["outcome"] != "skipped"}
     violated = {entry["law"] for entry in run if is_violated(entry)}
     of, counts = Counter(chapters.values()), Counter(chapters[law] for law in violated)
     table = mutant_table()
-    near = nearest(violated, {mutant: laws & chapters.keys() for mutant, laws in violations(table, dtype).items()})
+    near = nearest(violated, {mutant: laws & chapters.keys() for mutant, laws in violations(table).items()})
     return Diagnosis(
         {chapter: (counts[chapter], of[chapter]) for chapter in of},
         likely_place(near, table),
@@ -123,13 +124,9 @@ def likely_place(near: list[tuple[str, float]], table: Mapping[str, Any]) -> str
     return str(table["kinds"][kinds.most_common(1)[0][0]]) if kinds else ""
 
 
-def correct_diagnoses(table: Mapping[str, Any], dtype: str = "") -> tuple[int, int]:
-    """
-    Return the number of mutants whose fault's place is correct if diagnosed from all other mutants, and of all.
-
-    In the dtype, or in each mutant's own; a mutant that no law rejects there is left out.
-    """
-    by_mutant = violations(table, dtype)
+def correct_diagnoses(table: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the number of mutants whose fault's place is correct if diagnosed from all other mutants, and of all."""
+    by_mutant = violations(table)
     correct = 0
     for mutant, laws in by_mutant.items():
         others = {other: theirs for other, theirs in by_mutant.items() if other != mutant}

@@ -221,5 +221,5 @@ def _diagnoses(entries: list[Entry]) -> dict[str, Diagnosis]:
             {dtype_of(entry) for entry in own if is_violated(entry)}, key=lambda dtype: dtype != "float32"
         )
         for dtype in violated[:1]:
-            found[subject] = diagnose([entry for entry in own if dtype_of(entry) == dtype], dtype)
+            found[subject] = diagnose([entry for entry in own if dtype_of(entry) == dtype])
     return found

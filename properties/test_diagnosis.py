@@ -56,32 +56,28 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_likely_place_is_that_of_the_most_similar_mutant() -> None:
-    assert diagnose(entries("logits", "loss", "backward", "kink"), "float32").place == "The activations."
-    assert diagnose(entries("backward"), "float32").place == "The backward pass."
-    assert diagnose(entries("step", "backward"), "float32").place == "The update."  # which fewer mutants violate
+    assert diagnose(entries("logits", "loss", "backward", "kink")).place == "The activations."
+    assert diagnose(entries("backward")).place == "The backward pass."
+    assert diagnose(entries("step", "backward")).place == "The update."  # which fewer mutants violate
 
 
 @pytest.mark.usefixtures("small")
-def test_violations_are_compared_with_those_of_mutants_in_the_same_dtype() -> None:
-    violated = entries("logits", "loss", "backward")
-
-    assert diagnose(violated, "float32").nearest[0] == ("activation:ReluMissing", 1.0)
-    assert [name for name, _ in diagnose(violated, "bfloat16").nearest] == ["gradients:Doubled"]
-    assert diagnose(entries("step"), "bfloat16").place == ""
+def test_mutant_with_the_same_violations_is_the_nearest() -> None:
+    assert diagnose(entries("logits", "loss", "backward")).nearest[0] == ("activation:ReluMissing", 1.0)
 
 
 @pytest.mark.usefixtures("small")
 def test_laws_that_were_not_run_do_not_affect_similarity() -> None:
     few = {law: chapter for law, chapter in CHAPTERS.items() if law != "logits"}
 
-    near = diagnose(entries("loss", "backward", chapters=few), "float32").nearest
+    near = diagnose(entries("loss", "backward", chapters=few)).nearest
 
     assert near[0] == ("activation:ReluMissing", 1.0)
 
 
 @pytest.mark.usefixtures("small")
 def test_violations_unlike_those_of_any_mutant_have_no_place() -> None:
-    found = diagnose(entries("unknown", chapters=CHAPTERS | {"unknown": "side_effects"}), "float32")
+    found = diagnose(entries("unknown", chapters=CHAPTERS | {"unknown": "side_effects"}))
 
     assert (found.place, found.nearest) == ("", [])
     assert found.lines("mine.py")[0] == "mine.py violates laws in side_effects (1 of 1)"
@@ -89,7 +85,7 @@ def test_violations_unlike_those_of_any_mutant_have_no_place() -> None:
 
 @pytest.mark.usefixtures("small")
 def test_diagnosis_lists_chapters_with_and_without_violations() -> None:
-    lines = diagnose(entries("backward", "kink"), "float32").lines("mine.py:Net")
+    lines = diagnose(entries("backward", "kink")).lines("mine.py:Net")
 
     assert lines[0] == "mine.py:Net violates laws in gradients (2 of 2)"
     assert lines[1] == "  violates no law in forward, update"
@@ -103,11 +99,11 @@ def test_diagnosis_of_some_laws_says_on_how_many_it_rests() -> None:
     stopped = entries("kink", "step")
     stopped[-2]["message"] = "RuntimeError: not judged: the GPU no longer works"
 
-    assert "rests on" not in diagnose([*entries("backward"), skipped], "float32").lines("mine")[-1]
-    assert diagnose(entries("backward")[:3], "float32").lines("mine")[-1] == (
+    assert "rests on" not in diagnose([*entries("backward"), skipped]).lines("mine")[-1]
+    assert diagnose(entries("backward")[:3]).lines("mine")[-1] == (
         "  the diagnosis rests on 3 of 6 laws; it is reliable only if all were judged"
     )
-    found = diagnose(stopped, "float32")
+    found = diagnose(stopped)
     assert found.violated == {"forward": (0, 2), "gradients": (0, 1), "update": (1, 1)}
     assert found.run == 4
 
@@ -135,7 +131,6 @@ def test_most_frequent_place_wins_among_equally_similar_mutants() -> None:
 
 def test_mutants_are_diagnosed_from_the_others() -> None:
     assert correct_diagnoses(TABLE) == (4, 5)  # no other mutant violates a law that Sign violates
-    assert correct_diagnoses(TABLE, "bfloat16") == (0, 1)
 
 
 def test_diagnosis_beats_naming_the_most_frequent_kind() -> None:

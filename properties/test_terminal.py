@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from properties import diagnosis, terminal
+from properties.entries import dtype_of
 from properties.terminal import SHOWN, unfolded
 
 MUTANTS: dict[str, Any] = {"m:One": {"broken": ["common", "rare"]}, "m:Two": {"broken": ["common"]}}
@@ -86,7 +87,9 @@ def test_laws_that_were_not_judged_are_one_line_for_each_reason() -> None:
 def test_fault_is_diagnosed_in_float32_if_it_shows_there_and_else_in_another_dtype(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(terminal, "diagnose", lambda entries, dtype: (dtype, [entry["law"] for entry in entries]))
+    monkeypatch.setattr(
+        terminal, "diagnose", lambda entries: ({dtype_of(e) for e in entries}, [e["law"] for e in entries])
+    )
     stacks = [("a", "bfloat16"), ("a", "float32"), ("b", "bfloat16"), ("c", "float32, judged as tf32")]
     entries = [
         entry(law, outcome, subject, stack=f"{subject} on cpu in {dtype}")
@@ -96,9 +99,9 @@ def test_fault_is_diagnosed_in_float32_if_it_shows_there_and_else_in_another_dty
     entries.append(entry("law", subject="b", stack="b on cpu in float32"))
 
     assert terminal._diagnoses(entries) == {
-        "a": ("float32", ["law", "other"]),
-        "b": ("bfloat16", ["law", "other"]),
-        "c": ("float32", ["law", "other"]),
+        "a": ({"float32"}, ["law", "other"]),
+        "b": ({"bfloat16"}, ["law", "other"]),
+        "c": ({"float32"}, ["law", "other"]),
     }
 
 
