@@ -26,6 +26,7 @@ CHAPTERS = {
     "module": "modules and parameters",
     "training": "training in any order",
     "learning": "learning",
+    "statistics": "typical and mean errors",
     "nonfinite": "non-finite values",
     "errors": "errors",
     "mixed_precision": "mixed precision",
