@@ -66,6 +66,19 @@ class AlteredLayer(StagedNet):
         raise NotImplementedError
 
 
+class AlteredLayers(StagedNet):
+    """The reference with an altered output of each layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for layer in self.children():
+            layer.register_forward_hook(self.alter)
+
+    @staticmethod
+    def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
 class AlteredImages(StagedNet):
     """The reference applied to altered images."""
 
@@ -289,27 +302,25 @@ def round_to_18_bits(numbers: Tensor) -> Tensor:
     return round_to_bits(numbers, 18)
 
 
+NARROW = {"bfloat16": "the dtype has fewer than 18 bits", "float16": "the dtype has fewer than 18 bits"}
+
+
 def truncate(numbers: Tensor, dtype: torch.dtype) -> Tensor:
     """Convert to a dtype, toward zero."""
     nearest, toward_zero = numbers.to(dtype), torch.zeros((), dtype=dtype, device=numbers.device)
     return torch.where(nearest.abs().to(numbers.dtype) > numbers.abs(), nearest.nextafter(toward_zero), nearest)
 
 
-@mutant("Net", law="every_bit_of_two_factors_counts", category=Category.NUMERICS)
-class OperandsRoundedTo18Bits(StagedNet):
+@mutant("Net", law="every_bit_of_two_factors_counts", category=Category.NUMERICS, unseen=NARROW)
+class OperandsRoundedTo18Bits(AlteredLayers):
     """The operands of all five layers are rounded to 18 significant bits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        for layer in self.children():
-            layer.register_forward_hook(self.alter)
 
     @staticmethod
     def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         return with_rounded_operands(layer, inputs[0], round_to_18_bits)
 
 
-@mutant("Net", law="every_bit_of_two_factors_counts", category=Category.NUMERICS, dtype="float64")
+@mutant("Net", law="every_bit_of_two_factors_counts", category=Category.NUMERICS, dtype="float64", unseen=NARROW)
 class Fc1OperandsRoundedTo18Bits(AlteredLayer):
     """The operands of fc1 are rounded to 18 significant bits."""
 
@@ -731,48 +742,24 @@ class WrongFromSeventeenthImage(StagedNet):
 # Small errors
 
 
-def rounded_to_18_bits(numbers: Tensor) -> Tensor:
-    """Round to 18 significant bits; return dtypes with fewer unchanged."""
-    if numbers.dtype.itemsize < 4:
-        return numbers
-    mantissa, exponent = torch.frexp(numbers.detach())
-    return with_gradient_of(numbers, torch.ldexp((mantissa * 2**18).round() / 2**18, exponent))
-
-
 def rounded_toward_zero(numbers: Tensor, dtype: torch.dtype) -> Tensor:
     """Return float64 numbers in a dtype, rounded toward zero; those of float64 become one unit roundoff smaller."""
     if dtype == torch.float64:
         return numbers * (1 - 2.0**-53)
-    nearest = numbers.to(dtype)
-    smaller = (nearest.view(torch.int32 if dtype == torch.float32 else torch.int16) - 1).view(dtype)
-    return torch.where(nearest.double().abs() > numbers.abs(), smaller, nearest)
-
-
-NARROW = {"bfloat16": "the dtype has fewer than 18 bits", "float16": "the dtype has fewer than 18 bits"}
+    return truncate(numbers, dtype)
 
 
 @mutant("Net", law="typical_errors_are_small", category=Category.NUMERICS, unseen=NARROW)
-class Fc1OperandsOf18Bits(AlteredLayer):
+class Fc1OperandsOf18Bits(Fc1OperandsRoundedTo18Bits):
     """fc1's operands are rounded to 18 bits. No number is as wrong as THRESHOLD budgets."""
-
-    layer_name = "fc1"
-
-    @staticmethod
-    def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        return with_rounded_operands(layer, inputs[0], rounded_to_18_bits).to(output.dtype)
 
 
 TOO_SMALL = {"bfloat16": "1e-6 is below its precision", "float16": "1e-6 is below its precision"}
 
 
 @mutant("Net", law="typical_errors_are_small", category=Category.NUMERICS, unseen=TOO_SMALL)
-class WeightErrorOf1eMinus6(StagedNet):
+class WeightErrorOf1eMinus6(AlteredLayers):
     """All weights have a relative error of 1e-6."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        for layer in (self.conv1, self.conv2, self.fc1, self.fc2, self.fc3):
-            layer.register_forward_hook(self.alter)
 
     @staticmethod
     def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
@@ -795,13 +782,8 @@ class Fc1SumsRoundedTowardZero(AlteredLayer):
 
 
 @mutant("Net", law="errors_have_no_bias_toward_zero", category=Category.NUMERICS)
-class ResultsTruncated(StagedNet):
+class ResultsTruncated(AlteredLayers):
     """All layers round their results toward zero instead of to nearest."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        for layer in (self.conv1, self.conv2, self.fc1, self.fc2, self.fc3):
-            layer.register_forward_hook(self.alter)
 
     @staticmethod
     def alter(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
