@@ -26,7 +26,6 @@ from properties.testing import run
 SAME_ANSWERS = "compares answers of the subject with each other, which are equally wrong"
 STRUCTURE = "looks at shapes, dtypes, graphs, memory, errors or side effects, and at no value that is computed"
 PYTORCH = "judges PyTorch's own operators, modules or optimizers, which these subjects do not replace"
-NOT_TRIED = "is new, and has not been tried with these subjects yet"
 BEFORE_LAST_LAYER = "looks at outputs of conv1 and conv2, which these subjects compute correctly"
 
 HOLDS = {
@@ -46,7 +45,12 @@ HOLDS = {
         uninitialized_memory_is_not_read logits_depend_only_on_their_own_image functional_call_matches_the_network
         manual_and_optimizer_updates_agree_at_powers_of_two manual_and_optimizer_training_agree_at_powers_of_two
         gradients_match_finite_differences hessian_vector_products_match_finite_differences
-        forward_over_reverse_matches_reverse_over_reverse
+        forward_over_reverse_matches_reverse_over_reverse averaged_model_computes_with_its_averages
+        checkpoint_recomputes_with_the_same_random_numbers checkpointing_changes_no_bit
+        clipping_after_unscale_equals_clipping_without_scale loaded_grad_scaler_continues_identically
+        reused_memory_of_images_is_read_again training_leaves_a_mapped_file_unchanged
+        weights_in_other_or_reused_memory_take_effect full_backward_hooks_receive_the_gradients
+        gradients_that_backward_hooks_return_are_used values_that_forward_hooks_return_are_used
     """,
     STRUCTURE: """
         gradients_accumulate_in_place wrong_channel_count_raises wrong_dimension_count_raises
@@ -59,7 +63,8 @@ HOLDS = {
         optimizer_step_leaves_gradients_unchanged optimizer_step_writes_only_its_parameter
         forward_leaves_images_and_parameters_unchanged forward_leaves_global_state_unchanged
         training_step_changes_only_the_network no_graph_is_recorded_under_no_grad_or_inference_mode
-        state_dict_shares_memory_with_parameters
+        state_dict_shares_memory_with_parameters hooks_run_in_order_until_removed
+        manual_update_writes_only_its_parameter training_leaks_no_memory
     """,
     PYTORCH: """
         class_index_out_of_range_raises mismatched_target_count_raises missing_state_dict_entry_raises_by_name
@@ -71,36 +76,15 @@ HOLDS = {
         max_pooling_is_exact_for_nonfinite_values optimizer_leaves_given_group_dicts_unchanged
         groups_do_not_share_a_learning_rate_tensor invalid_optimizer_settings_raise
         backward_after_step_raises_or_uses_saved_values
-    """,
-    NOT_TRIED: """
-        autocast_computes_the_loss_in_float32 averaged_model_computes_with_its_averages
-        averaged_model_follows_its_formula batches_of_any_size_are_exact
-        checkpoint_recomputes_with_the_same_random_numbers checkpointing_changes_no_bit
-        clip_grad_norm_scales_by_the_total_norm clip_grad_value_clips_each_element
-        clipping_after_unscale_equals_clipping_without_scale clipping_without_gradients_does_nothing
-        compiled_step_uses_the_current_learning_rate cosine_annealing_follows_its_formula
-        cross_entropy_options_follow_their_formulas cross_entropy_options_have_the_gradients_of_their_formulas
-        errors_have_no_bias_toward_zero every_bit_of_two_factors_counts
-        every_image_has_the_same_weight_in_training_step exponential_average_of_integers_is_exact
-        frozen_parameters_change_no_other_gradient full_backward_hooks_receive_the_gradients
-        grad_scaler_skips_each_optimizer_separately grad_scaler_uses_the_scale_that_update_is_given
-        gradients_that_backward_hooks_return_are_used hooks_run_in_order_until_removed lambda_lr_follows_its_formula
-        load_runs_no_code_by_default loaded_grad_scaler_continues_identically loaded_samples_are_unchanged
-        loaded_tensors_are_bit_identical_at_any_location loader_yields_every_sample_once_an_epoch
-        long_lived_optimizer_steps_by_the_formula long_sums_are_exact manual_update_is_correct_in_any_memory_layout
-        manual_update_of_many_and_large_parameters_matches_the_formula
-        manual_update_of_mixed_dtypes_matches_the_formula manual_update_writes_only_its_parameter
-        many_and_large_parameters_step_by_the_formula mse_loss_without_mean_is_exact_for_integers
-        nonfinite_gradient_reaches_its_own_element_only nonfinite_total_norm_is_returned_or_raises
-        one_cycle_reaches_its_documented_rates optimizer_trains_a_network_that_has_another_dtype
-        optimizer_trains_a_network_that_has_loaded_a_state
-        parameters_of_mixed_dtypes_and_devices_step_by_the_formula results_are_exact_with_any_number_of_threads
-        resumed_schedule_continues_exactly reused_memory_of_images_is_read_again saved_average_continues_bit_for_bit
-        second_derivatives_are_exact seed_determines_the_order_of_each_epoch step_lr_follows_its_formula
-        training_leaks_no_memory training_leaves_a_mapped_file_unchanged
-        training_step_is_correct_with_any_number_of_threads typical_errors_are_small
-        update_of_slices_writes_only_them values_that_forward_hooks_return_are_used
-        weights_in_other_or_reused_memory_take_effect workers_draw_different_random_numbers
+        averaged_model_follows_its_formula clip_grad_norm_scales_by_the_total_norm clip_grad_value_clips_each_element
+        clipping_without_gradients_does_nothing cosine_annealing_follows_its_formula
+        exponential_average_of_integers_is_exact
+        lambda_lr_follows_its_formula load_runs_no_code_by_default
+        loaded_samples_are_unchanged loaded_tensors_are_bit_identical_at_any_location
+        loader_yields_every_sample_once_an_epoch mse_loss_without_mean_is_exact_for_integers
+        nonfinite_total_norm_is_returned_or_raises one_cycle_reaches_its_documented_rates
+        resumed_schedule_continues_exactly saved_average_continues_bit_for_bit seed_determines_the_order_of_each_epoch
+        step_lr_follows_its_formula workers_draw_different_random_numbers
     """,
     BEFORE_LAST_LAYER: """
         pooled_feature_maps_equal_next_layer_inputs nan_spreads_exactly_over_its_receptive_field
@@ -113,11 +97,16 @@ HOLDS_FOR_ZEROS = {
     "load_with_assign_uses_the_given_tensors": SAME_ANSWERS,
     "scaled_micro_batches_step_like_unscaled_ones": SAME_ANSWERS,
     "input_gradient_is_zero_for_other_images": "the gradient is zero",
+    "cross_entropy_options_follow_their_formulas": "the loss is that of the subject's own logits",
     "every_training_update_matches_the_formula": "the gradients are zeros, so that the parameters must not change",
 }
 HOLDS_FOR_NANS = {"nan_pixel_makes_all_logits_of_its_image_nan": "the logits are NaN"}
 
 JUDGED_IN = {
+    "autocast_computes_the_loss_in_float32": ["float32"],
+    "compiled_step_uses_the_current_learning_rate": ["float32"],
+    "grad_scaler_skips_each_optimizer_separately": ["float32", "float64", "bfloat16"],
+    "grad_scaler_uses_the_scale_that_update_is_given": ["float32", "float64", "bfloat16"],
     "autocast_meets_its_claimed_precision": ["float32"],
     "autocast_preserves_representable_values": ["float32"],
     "training_on_digits_matches_the_oracle": ["float32", "float64"],

@@ -143,9 +143,11 @@ def placed_parameters(stack: Stack, placed: Placed) -> Iterator[tuple[nn.Paramet
 @contextmanager
 def unchanged_outside(views: Sequence[Tensor]) -> Iterator[None]:
     """Assert that the block leaves the rest of the tensors that these are views of unchanged."""
-    bases = [view._base for view in views if view._base is not None]
-    outside = [base.isnan() for base in bases]  # masks of the elements next to the view
-    for base, mask in zip(bases, outside, strict=True):
+    placed = [(view, view._base) for view in views if view._base is not None]
+    bases = [base for _, base in placed]
+    outside = [torch.ones_like(base, dtype=torch.bool) for base in bases]  # masks of the elements next to the view
+    for (view, base), mask in zip(placed, outside, strict=True):
+        mask.as_strided(view.shape, view.stride(), view.storage_offset()).fill_(False)
         base[mask] = 1.0
     yield
     for base, mask in zip(bases, outside, strict=True):

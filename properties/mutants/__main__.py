@@ -66,7 +66,8 @@ def judge(
 
     Each law judges the variants that `subjects_by_law` lists for it, or all if that is None.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    in_memory = Path("/dev/shm")  # a shared mapping of a file on a busy disk can block until the time limit
+    with tempfile.TemporaryDirectory(dir=in_memory if writable(in_memory) else None) as folder:
         command = [sys.executable, "-m", "pytest", str(ROOT / "properties/laws"), "-n", "2", "-q", "--tb=line"]
         command += ["-p", "no:cacheprovider", "-p", "properties.mutants.plugin", f"--timeout={TIMEOUT}", *options]
         command += ["--hypothesis-profile", profile, "--device", "cpu", "--dtype", dtype, "--record", folder]
@@ -76,6 +77,7 @@ def judge(
             path.write_text(json.dumps({law: sorted(specs) for law, specs in subjects_by_law.items()}))
             command += ["--subjects-by-law", str(path)]
         environment = {name: value for name, value in os.environ.items() if name != "LENET_SUBJECT"}
+        environment["TMPDIR"] = folder
         run = subprocess.run(
             command,
             cwd=ROOT,

@@ -7,11 +7,12 @@ symptoms of the issue (`properties/symptoms.py`), and must still reject what is 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, amp, optim
+from torch import Tensor, amp, nn, optim
 
 from properties.mutants import Category, mutant
 from properties.mutants.staged import StagedNet, with_altered_gradient
@@ -262,3 +263,28 @@ def overflowing_cross_entropy_is_zero(inputs: Tensor, target: Tensor, **options:
     """The loss is zero where the sum of the losses overflows, instead of infinite as by the known issue."""
     loss = cross_entropy(inputs, target, **options)
     return torch.where(loss.isinf(), torch.zeros_like(loss), loss)
+
+
+clip_grad_norm_, clip_grad_value_ = nn.utils.clip_grad_norm_, nn.utils.clip_grad_value_
+
+
+@mutant("torch.nn.utils.clip_grad_value_", "clipping_without_gradients_does_nothing", Category.CLIPPING)
+def missing_gradients_become_zeros(parameters: Iterable[nn.Parameter], *args: Any, **options: Any) -> None:
+    """If no parameter has a gradient, each is given one of zeros, where the known issue raises an error."""
+    parameters = list(parameters)
+    if all(parameter.grad is None for parameter in parameters):
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+    clip_grad_value_(parameters, *args, **options)
+
+
+@mutant("torch.nn.utils.clip_grad_norm_", "clip_grad_norm_scales_by_the_total_norm", Category.CLIPPING)
+def norm_with_an_empty_gradient_is_zero(
+    parameters: Iterable[nn.Parameter], max_norm: float, norm_type: float = 2.0, **options: Any
+) -> Tensor:
+    """The norm of infinite order is zero if one gradient is empty, where the known issue raises an error."""
+    parameters = list(parameters)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if norm_type == float("inf") and any(gradient.numel() == 0 for gradient in gradients):
+        return torch.zeros((), dtype=gradients[0].dtype)
+    return clip_grad_norm_(parameters, max_norm, norm_type, **options)

@@ -16,7 +16,8 @@ from pathlib import Path
 from statistics import median
 
 from properties.mutants import Variant, all_mutants
-from properties.mutants.__main__ import ROOT, TIMEOUT, group_by_dtype
+from properties.mutants.__main__ import ROOT, TIMEOUT
+from properties.plugin import DEFAULT_DTYPES
 
 HEADING = "stand-alone counterexamples"
 
@@ -66,8 +67,9 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     variants = chosen(options.laws)
     problems = []
-    for dtype, own in group_by_dtype(variants).items():
-        problems += problems_of(own, dtype, options.folder.resolve())
+    for dtype in DEFAULT_DTYPES:
+        if own := [variant for variant in variants if variant.dtype == dtype]:
+            problems += problems_of(own, dtype, options.folder.resolve())
     lengths = [len(path.read_text().splitlines()) for path in options.folder.glob("*.py")]
     print(f"{len(variants)} laws, {len(lengths)} files of {median(lengths):g} lines (median), {max(lengths)} at most")
     print("\n".join(f"PROBLEM: {line}" for line in problems))
