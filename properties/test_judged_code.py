@@ -243,10 +243,10 @@ def test_two_runs_do_not_record_into_one_folder(tmp_path: Path) -> None:
         record._locked(tmp_path)
 
 
-def test_python_without_assertions_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONOPTIMIZE", "1")
+def test_python_without_assertions_is_refused() -> None:
+    command = [sys.executable, "-O", "-m", "pytest", "-p", "no:cacheprovider", *IMAGE]
 
-    result = run(*IMAGE)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert result.returncode == 4
     assert "ERROR: python -O and PYTHONOPTIMIZE remove assertions, by which laws judge" in result.stderr

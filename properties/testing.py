@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -47,8 +51,45 @@ def run(*arguments: str, path: Path | None = None, folder: Path = ROOT) -> subpr
 def run_module(
     module: str, *arguments: str, path: Path | None = None, folder: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python -m module` likewise."""
+    """Run `python -m module` likewise, in a fork of a process that has imported torch, which is most of a start."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment |= {"PYTHONPATH": str(path)} if path else {}
-    command = [sys.executable, "-m", module, *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    server = _server()
+    assert server.stdin
+    assert server.stdout
+    with tempfile.TemporaryDirectory() as outputs:
+        server.stdin.write(json.dumps([[module, *arguments], environment, str(folder), outputs]) + "\n")
+        server.stdin.flush()
+        code = int(server.stdout.readline())
+        printed = [(Path(outputs) / name).read_text() for name in ("1", "2")]
+    return subprocess.CompletedProcess([module, *arguments], code, *printed)
+
+
+@cache
+def _server() -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", "import properties.testing; properties.testing.serve()"]
+    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def serve() -> None:
+    """Run each module that a line of stdin names in a fork of this process; print its exit code."""
+    import torch  # noqa: F401
+
+    for line in sys.stdin:
+        if os.fork() == 0:
+            _become(*json.loads(line))
+            return
+        print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+
+
+def _become(words: list[str], environment: dict[str, str], folder: str, outputs: str) -> None:
+    """Turn this process into `python -m words`, with its output in the files 1 and 2 of a folder."""
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for descriptor in (1, 2):
+        os.dup2(os.open(f"{outputs}/{descriptor}", os.O_WRONLY | os.O_CREAT), descriptor)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[:1] = [folder, *filter(None, [environment.get("PYTHONPATH")])]
+    sys.argv = words
+    runpy.run_module(words[0], run_name="__main__", alter_sys=True)

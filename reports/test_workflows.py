@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from configparser import RawConfigParser
 from functools import cache
 from pathlib import Path
 
 import pytest
+
+from properties.testing import run_module
 
 ROOT = Path(__file__).parents[1]
 FILES = [path for path in (ROOT / "action.yml", *sorted(ROOT.glob(".github/workflows/*.yml"))) if path.exists()]
@@ -52,9 +53,9 @@ def commands(name: str) -> list[tuple[str, list[str]]]:
 
 
 @cache
-def help_text(*command: str) -> str:
+def help_text(command: str) -> str:
     """What a command says with --help."""
-    result = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True, check=False)
+    result = run_module("lenet_properties", command, "--help")
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -112,7 +113,7 @@ def test_commands_of_lenet_properties_and_their_options_exist() -> None:
 
     assert {"judge", "time", "train", "report", "annotate", "gate"} <= {command for command, _ in called}
     for command, options in called:
-        known = OPTION.findall(help_text(sys.executable, "-m", "lenet_properties", command))
+        known = OPTION.findall(help_text(command))
         assert set(options) <= set(known), command
 
 
