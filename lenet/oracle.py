@@ -175,7 +175,7 @@ class _Sum:
     terms: int
     images: int = 1  # that the sum runs over: a result narrower than the accumulator may be stored after each
     products: bool = False  # the terms are products, whose operands are rounded if the precision has an operand unit
-    copies: int = 1  # the sum is that of so many equal ones, each of which may underflow
+    underflows: int = 1  # the errors of so many results that may underflow add up
     partial_sums: Callable[[], Array] | None = None  # the largest magnitude of those that may be stored: ...
 
 
@@ -258,7 +258,7 @@ class _Rounding:
         operands = 2 * self.precision.operand_unit**2 if total.products else 0.0
         roundings = (total.terms + 1) * accumulator.unit**2 + stores * result.unit**2 + operands
         size: Array = np.sqrt(roundings * (total.sum_of_squares + total.z[0] ** 2))
-        underflow = total.copies * (np.sqrt(total.terms + 1) * accumulator.underflow + stores * result.underflow)
+        underflow = total.underflows * (np.sqrt(total.terms + 1) * accumulator.underflow + stores * result.underflow)
         may_underflow = (total.sum_of_squares > 0) | (total.z[0] != 0)  # a tiny z has a square of 0
         size += np.where(may_underflow, max(underflow, _SMALLEST_SQUARED), 0.0)
         return size
@@ -367,7 +367,7 @@ def _sum_of_products(
         terms=a.shape[-1] * repeats,
         images=images * repeats,
         products=True,
-        copies=copies,
+        underflows=copies,
         partial_sums=partial_sums if images > 1 else None,
     )
 
@@ -557,7 +557,8 @@ def _convolution_input_gradient(delta: Array, weight: Array, maps: tuple[int, in
     Return the gradient with respect to a convolution's input, (R,N,C,size,size) for `maps` (N, C, size).
 
     PyTorch's native kernels store it after each of its 25 offsets, so that the partial sums must be in range. Their
-    roundings count as one: the budget suffices without the others (`properties/calibration.json`).
+    roundings count as one: the budget suffices without the others (`properties/calibration.json`). Their underflows do
+    not, since all are of the same size.
     """
 
     def partial_sums() -> Array:
@@ -568,7 +569,8 @@ def _convolution_input_gradient(delta: Array, weight: Array, maps: tuple[int, in
 
     z, sum_of_squares = _col2im(delta, weight, *maps), _col2im(delta[:1] ** 2, weight[:1] ** 2, *maps)[0]
     terms = weight.shape[1] * 25
-    return _Sum(z, sum_of_squares, terms, products=True, copies=copies, partial_sums=partial_sums)
+    underflows = 5 * copies  # those of 25 offsets, independent of each other
+    return _Sum(z, sum_of_squares, terms, products=True, underflows=underflows, partial_sums=partial_sums)
 
 
 def _parameter_gradients(deltas: dict[str, Array], rows: dict[str, Array], repeats: int = 1) -> dict[str, _Sum]:
@@ -606,7 +608,7 @@ def mse(logits: Array, targets: Array, rounding: _Rounding, repeats: int = 1) ->
     square = rounding.perturb(_Sum(difference**2, np.zeros(targets.shape), 1))
     loss = _mean(square, targets.size, rounding, repeats)
     delta = 2 * difference / max(1, targets.size)
-    return loss, rounding.perturb(_Sum(delta, delta[0] ** 2, 1, copies=repeats))
+    return loss, rounding.perturb(_Sum(delta, delta[0] ** 2, 1, underflows=repeats))
 
 
 def cross_entropy(logits: Array, targets: Array, rounding: _Rounding, repeats: int = 1) -> tuple[Array, Array]:
@@ -639,7 +641,7 @@ def cross_entropy(logits: Array, targets: Array, rounding: _Rounding, repeats: i
     softmax = softmax * targets.sum(axis=-1, keepdims=True)
     delta = (softmax - targets) / max(1, len(targets))
     sum_of_squares = (softmax[0] ** 2 + targets**2) / max(1, len(targets)) ** 2
-    return loss, rounding.perturb(_Sum(delta, sum_of_squares, 10, copies=repeats))
+    return loss, rounding.perturb(_Sum(delta, sum_of_squares, 10, underflows=repeats))
 
 
 def _log_odds(logits: Array) -> Array:
@@ -669,7 +671,7 @@ def scaled(loss: Loss, factor: float) -> Loss:
     def times(logits: Array, targets: Array, rounding: _Rounding, repeats: int = 1) -> tuple[Array, Array]:
         value, delta = loss(logits, targets, rounding, repeats)
         value = rounding.perturb(_Sum(factor * value, np.zeros(()), 1))
-        return value, rounding.perturb(_Sum(factor * delta, (factor * delta[0]) ** 2, 1, copies=repeats))
+        return value, rounding.perturb(_Sum(factor * delta, (factor * delta[0]) ** 2, 1, underflows=repeats))
 
     return times
 

@@ -74,6 +74,15 @@ def test_value_that_a_flipped_decision_carries_out_of_range_is_not_judged() -> N
     assert 0 < measured.unjudged < 0.2
 
 
+def test_underflows_of_the_offsets_of_a_convolution_add_up() -> None:
+    """The images' gradient, of subnormal size, is stored 25 times; with one underflow as budget its ratio is 6.6."""
+    case = Case(weights="tiny", images="normal", targets="zero", batch=1, layout="transposed", seed=1230)
+
+    measured = measure("float16", Trial(case, "float16", "scaled mse", factor=1 / 3))
+
+    assert 1 < measured.ratios["images.grad"] < 2
+
+
 @pytest.mark.parametrize(("repeats", "left_out"), [(1, False), (32, True)])
 def test_loss_is_left_out_where_the_sum_of_float16_losses_overflows(repeats: int, left_out: bool) -> None:
     """The loss of the image is 2,350, that of 32 copies adds up to 75,200."""
