@@ -76,6 +76,7 @@ def laws(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_network_is_judged_and_reported_in_a_foreign_project(run: Run, tmp_path: Path) -> None:
     law = ["--device", "cpu", "--dtype", "float32", "--law", "logits_agree*", "--workers", "1"]
     before = {path.name for path in tmp_path.iterdir()}
@@ -94,6 +95,7 @@ def test_network_is_judged_and_reported_in_a_foreign_project(run: Run, tmp_path:
     assert entry["command"].startswith("lenet-properties judge faulty.py:ReluMissing --law ")
 
 
+@pytest.mark.slow
 def test_command_of_a_failure_reproduces_it(run: Run, tmp_path: Path) -> None:
     law = ["--device", "cpu", "--dtype", "float32", "--law", "cross_entropy_agrees*", "--workers", "1"]
     run("judge", "faulty.py:ReluMissing", *law, "--record", "results")
@@ -107,6 +109,7 @@ def test_command_of_a_failure_reproduces_it(run: Run, tmp_path: Path) -> None:
     assert (repeated["counterexample"], repeated["message"]) == (entry["counterexample"], entry["message"])
 
 
+@pytest.mark.slow
 def test_gate_compares_two_commits_of_a_foreign_project(run: Run, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("from lenet import Net\n")
     git(tmp_path, ["init", "-q", "-b", "main"], ["add", "mine.py"], ["commit", "-q", "-m", "base"])
@@ -120,6 +123,7 @@ def test_gate_compares_two_commits_of_a_foreign_project(run: Run, tmp_path: Path
     assert "FAILED: slower" in gate.stdout
 
 
+@pytest.mark.slow
 def test_gate_without_a_subject_says_what_a_foreign_project_lacks(run: Run, tmp_path: Path) -> None:
     git(tmp_path, ["init", "-q", "-b", "main"], ["commit", "-q", "--allow-empty", "-m", "base"])
 
@@ -129,6 +133,7 @@ def test_gate_without_a_subject_says_what_a_foreign_project_lacks(run: Run, tmp_
     assert gate.stderr.endswith("is not lenet-properties; name what to time: --subject path/to/file.py:Net\n")
 
 
+@pytest.mark.slow
 def test_known_deviation_is_drafted_forgiven_and_has_a_stand_alone_counterexample(run: Run, tmp_path: Path) -> None:
     law = ["--device", "cpu", "--dtype", "float32", "--law", "logits_agree*", "--workers", "1"]
 
@@ -208,6 +213,7 @@ def test_wrong_option_of_judge_exits_with_two(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_wrong_option_of_the_plugin_is_a_line_and_exits_with_two(run: Run) -> None:
     judged = run("judge", "faulty.py:ReluMissing", "--known=absent.toml")
 
@@ -215,6 +221,7 @@ def test_wrong_option_of_the_plugin_is_a_line_and_exits_with_two(run: Run) -> No
     assert judged.stderr.startswith("ERROR: --known absent.toml: ")
 
 
+@pytest.mark.slow
 def test_network_that_crashes_for_one_image_is_reported_and_not_forgiven(run: Run, tmp_path: Path) -> None:
     crash = "import ctypes\nimport lenet\n\n\nclass Net(lenet.Net):\n    def forward(self, images):\n        "
     (tmp_path / "crashing.py").write_text(f"{crash}return ctypes.string_at(0)\n")
@@ -250,6 +257,7 @@ def test_readme_has_examples() -> None:
     assert {example.split()[0] for example in EXAMPLES} >= {"judge", "time", "gate", "report", "explain", "doctor"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("example", [example for example in EXAMPLES if not example.startswith("fastest")])
 def test_example_of_the_readme_runs(example: str, run: Run, tmp_path: Path) -> None:
     """`fastest`, which compiles for minutes, has tests of its own."""
@@ -288,6 +296,7 @@ def test_unknown_command_is_one_line_that_lists_the_commands(run: Run) -> None:
     assert unknown.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_pytest_judges_with_the_plugin_in_a_foreign_project(installed: Path, tmp_path: Path) -> None:
     """The line of the README, in a project without options of the same names."""
     python = installed.with_name("python")

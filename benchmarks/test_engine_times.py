@@ -81,6 +81,7 @@ def test_unavailable_engine_is_an_error_only_if_it_was_named(capsys: pytest.Capt
     assert all(line.startswith("left out: --engine") for line in capsys.readouterr().err.splitlines())
 
 
+@pytest.mark.slow
 def test_wrong_engine_is_reported_and_the_others_are_timed(
     fake_engines: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -105,6 +106,7 @@ def test_wrong_engine_is_reported_and_the_others_are_timed(
     assert not remaining_processes(fake_engines)
 
 
+@pytest.mark.slow
 def test_dying_worker_is_a_one_line_error(fake_engines: Path) -> None:
     result = start_command("engine-times", "--engines", "eager,fakes:dying", "--batches", "1").communicate()
 
@@ -114,6 +116,7 @@ def test_dying_worker_is_a_one_line_error(fake_engines: Path) -> None:
     assert not remaining_processes(fake_engines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "code", "reason"),
     [("failing_later", 1, "ZeroDivisionError: division by zero"), ("dying_later", 2, "terminated by SIGABRT")],
@@ -166,6 +169,7 @@ def test_empty_name_of_an_engine_is_an_error(names: str, capsys: pytest.CaptureF
     assert capsys.readouterr().err.startswith("error: --engine : not one of eager, ")
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_process(fake_engines: Path) -> None:
     with start_command("engine-times", "--engines", "eager,fakes:hanging", "--batches", "1") as run:
         assert interrupt(run, fake_engines, processes=3) == "stopped"  # the parent, the worker and its child

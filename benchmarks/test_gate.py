@@ -474,6 +474,7 @@ def test_worker_with_another_protocol_is_an_error(run_gate: RunGate, tmp_path: P
     assert expected in record["reason"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_no_process(fake_engines: Path) -> None:
     with start_command("gate", "--head-engine", "fakes:hanging", "--select", "forward-1") as run:
         assert interrupt(run, fake_engines, processes=2) == "stopped"  # the worker and its child
@@ -481,6 +482,7 @@ def test_ctrl_c_leaves_no_process(fake_engines: Path) -> None:
     assert not remaining_processes(fake_engines)
 
 
+@pytest.mark.slow
 def test_killed_gate_leaves_no_process_and_no_file(
     fake_engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -497,6 +499,7 @@ def test_killed_gate_leaves_no_process_and_no_file(
     assert not list(temporary.iterdir())
 
 
+@pytest.mark.slow
 def test_real_comparison_times_pairs_on_one_core(run_gate: RunGate, monkeypatch: pytest.MonkeyPatch) -> None:
     """The verdict depends on the machine, but both sides are always counted, timed and decided."""
     monkeypatch.setattr(comparison, "MIN_BLOCKS", 4)

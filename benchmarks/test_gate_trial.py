@@ -77,6 +77,7 @@ def test_summary_counts_by_condition_and_load(monkeypatch: pytest.MonkeyPatch) -
     assert lines[-1] == "replayed from the pairs of A/A, forward-1 fails in 0 of 3: 0.0% (0.0% to 70.8%)"
 
 
+@pytest.mark.slow
 def test_replays_of_noisy_pairs_keep_the_false_alarm_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate_trial, "REPLAYS", 400)
     noisy = [verdict(ratios=[[1, 0.2 * (-1) ** k * (1 + k / 100)] for k in range(20)])]

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.fakes import ROOT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("option", "named"), [("-n2", "-n"), ("--benchmark-disable", "--benchmark-disable")])
 def test_record_without_times_is_a_usage_error(tmp_path: Path, option: str, named: str) -> None:
     (tmp_path / "benchmarks.json").write_text("kept")
@@ -24,6 +25,7 @@ def test_record_without_times_is_a_usage_error(tmp_path: Path, option: str, name
     assert (tmp_path / "benchmarks.json").read_text() == "kept"
 
 
+@pytest.mark.slow
 def test_times_that_cannot_be_written_are_printed(tmp_path: Path) -> None:
     """The limit on the size of files acts as a full disk does."""
     (tmp_path / "benchmarks.previous.json").write_text("kept")

@@ -17,6 +17,7 @@ from lenet import subject
 NAMES = ("Slower0", "Slower2", "Slower3", "Slower5", "Slower10", "ExtraCopy", "ForeachSGD", "ForLoopSGD")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_slower_variant_computes_the_same_bits(name: str) -> None:
     slower, reference = subject.load(f"benchmarks.slowdowns:{name}"), subject.load("lenet")

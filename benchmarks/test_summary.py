@@ -61,6 +61,7 @@ def test_latency_is_shown_with_its_interval_in_milliseconds() -> None:
     assert shown[3] == "cpu float32 1 thread   24,576" + 3 * "  0.25 (0.125 to 0.5)"
 
 
+@pytest.mark.slow
 def test_run_records_memory_and_roofline(tmp_path: Path) -> None:
     result = run("benchmarks", "-k", ONE_OF_EACH, "--benchmark-max-time=0.01", "--record", str(tmp_path))
 
@@ -75,6 +76,7 @@ def test_run_records_memory_and_roofline(tmp_path: Path) -> None:
     assert "benchmark/s" not in result.stderr  # the bar is shown on a terminal only
 
 
+@pytest.mark.slow
 def test_run_times_as_many_queries_as_the_percentiles_require(tmp_path: Path) -> None:
     result = run("benchmarks", "-k", "latency and 1-threads and cpu-float32", "--record", str(tmp_path))
 
@@ -86,6 +88,7 @@ def test_run_times_as_many_queries_as_the_percentiles_require(tmp_path: Path) ->
     assert found["p50"]["value"] <= found["p90"]["value"] <= found["p99"]["value"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_bar_is_shown_on_a_terminal_only(terminal: bool) -> None:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "benchmarks", "--benchmark-disable"]

@@ -70,6 +70,7 @@ def test_error_of_a_dying_worker_has_the_last_line_of_stderr(fake_engines: Path)
     assert not remaining_processes(fake_engines)
 
 
+@pytest.mark.slow
 def test_hanging_worker_is_killed_with_its_children(fake_engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Worker(Arm(engine="fakes:hanging")) as worker, monkeypatch.context() as patch:
         patch.setattr(worker_client, "PREPARE_TIMEOUT", 3.0)
@@ -155,6 +156,7 @@ def test_program_that_cannot_be_executed_is_an_error(tmp_path: Path) -> None:
         Worker(Arm(), python=str(tmp_path / "python")).start()
 
 
+@pytest.mark.slow
 def test_worker_that_imported_another_copy_is_an_error(tmp_path: Path) -> None:
     for name in ("lenet/oracle.py", "benchmarks/worker.py"):  # a checkout of this project
         (tmp_path / name).parent.mkdir()

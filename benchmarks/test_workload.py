@@ -49,6 +49,7 @@ def test_budgets_of_repeated_digits_account_for_longer_sums(reference: Stack) ->
     many.verify_loss(many.loss())
 
 
+@pytest.mark.slow
 def test_wrong_answer_is_recorded_as_an_error_and_not_timed(tmp_path: Path) -> None:
     (tmp_path / "faulty.py").write_text(FAULTY)
     options = ["--subject", f"{tmp_path}/faulty.py:ReluMissing", "--dtype", "float32", "--record", str(tmp_path)]
@@ -63,6 +64,7 @@ def test_wrong_answer_is_recorded_as_an_error_and_not_timed(tmp_path: Path) -> N
     assert any("bench_forward" in name for name in record["errors"])
 
 
+@pytest.mark.slow
 def test_training_step_without_an_update_is_not_timed(tmp_path: Path) -> None:
     source = "from lenet import train_step as reference\n\ndef train_step(net, images, targets, lr):\n"
     (tmp_path / "lazy.py").write_text(source + "    return reference(net, images, targets, 0.0)\n")

@@ -469,8 +469,9 @@ def test_sums_are_perturbed_by_their_number_of_terms(
     products = [True] * len(forward) + [False] * len(terms) + [True] * len(backward) + [True, False] * 5 + [True]
     assert [each.total.products for each in perturbations] == products
     loss_gradient = 0 if loss is oracle.dot else 1  # the dot product's gradient is the targets, without any rounding
-    copies = [1] * (len(forward) + len(terms) - loss_gradient) + [7] * (loss_gradient + len(backward))
-    assert [each.total.copies for each in perturbations] == copies + [1] * (2 * len(positions) + 1)
+    underflows = [1] * (len(forward) + len(terms) - loss_gradient) + [7] * (loss_gradient + len(backward) - 1)
+    underflows += [5 * 7, *[1] * (2 * len(positions)), 5]  # the root of 25, where a convolution's offsets are summed
+    assert [each.total.underflows for each in perturbations] == underflows
 
 
 def test_loss_is_perturbed_by_the_magnitude_of_the_exact_logits(perturbations: list[Perturbation]) -> None:
@@ -532,6 +533,7 @@ DEFAULTS: dict[str, object] = {
     "c": None,
     "products": False,
     "copies": 1,
+    "underflows": 1,
     "partial_sums": None,
     "of": None,
     "loss": oracle.mse,
@@ -1056,7 +1058,7 @@ def test_copies_underflow_one_by_one() -> None:
 
     def size(copies: int) -> float:
         rounding = oracle._Rounding(precision, replicas=REPLICAS)
-        perturbed = rounding.perturb(oracle._Sum(np.zeros((1, 2_000)), np.full(2_000, 2.0**-20), 0, copies=copies))
+        perturbed = rounding.perturb(oracle._Sum(np.zeros((1, 2_000)), np.full(2_000, 2.0**-20), 0, underflows=copies))
         return float(np.sqrt(np.mean(perturbed[1:-1] ** 2)))
 
     assert np.round(size(32) / size(1), 6) == 32

@@ -122,6 +122,7 @@ def test_without_proc_and_ps_there_are_no_descendants(tmp_path: Path, monkeypatc
     assert descendants() == set()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_linux")
 def test_laws_are_judged_and_recorded_without_linux_and_the_header_names_the_limitation(tmp_path: Path) -> None:
     law = ["properties/laws/test_forward.py", "-k", "logits_agree", "--device=cpu", "--dtype=float32"]
@@ -135,6 +136,7 @@ def test_laws_are_judged_and_recorded_without_linux_and_the_header_names_the_lim
     assert [entry["outcome"] for entry in json.loads((tmp_path / "laws.json").read_text())["laws"]] == ["passed"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_linux")
 def test_gate_times_unpinned_processes_without_linux_and_says_so(tmp_path: Path) -> None:
     arms = ["--base-subject", "lenet", "--head-subject", "lenet.net"]
@@ -150,6 +152,7 @@ def test_gate_times_unpinned_processes_without_linux_and_says_so(tmp_path: Path)
     assert len(record["benchmarks"][0]["pairs"]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_linux")
 def test_benchmark_is_timed_without_linux(tmp_path: Path) -> None:
     select = ["-m", "benchmark", "-k", "update and manual", "--dtype=float32"]

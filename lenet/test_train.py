@@ -22,6 +22,7 @@ from lenet.testing import SETTINGS, four_batches, same_parameters, trained
 from lenet.training import MAX_SEED, Epoch, Progress, Settings
 
 
+@pytest.mark.slow
 def test_command_trains_and_records_and_does_not_overwrite_an_earlier_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -264,6 +265,7 @@ def test_folders_that_are_files_are_rejected(tmp_path: Path) -> None:
             train.main([option, str(path)])
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_to_resume_from(tmp_path: Path) -> None:
     command = [
         sys.executable,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from lenet import digits, oracle
 from lenet.testing import SETTINGS, four_batches, trained
@@ -12,6 +13,7 @@ from lenet.training import batches, initial_net
 from lenet.training_comparison import comparisons
 
 
+@pytest.mark.slow
 def test_comparisons_start_from_the_same_parameters_and_use_the_same_batches() -> None:
     data = four_batches()
     parameters = {name: p.detach().double().numpy() for name, p in initial_net(SETTINGS).named_parameters()}

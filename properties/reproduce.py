@@ -326,7 +326,9 @@ def constants(stack: Stack, ledger: Ledger, error: BaseException, cases: set[Cas
 
 def precision(found: Precision) -> str:
     """Return an expression for what laws read of a precision."""
-    values = {name: getattr(found, name) for name in ("unit", "coarsest_unit", "underflow", "largest")}
+    names = ("unit", "coarsest_unit", "operand_unit", "underflow", "largest")
+    values: dict[str, Any] = {name: getattr(found, name) for name in names}
+    values["sum_precision"] = found.sum_precision is not None
     return f"SimpleNamespace({', '.join(f'{name}={literal(value)}' for name, value in values.items())})"
 
 

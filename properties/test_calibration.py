@@ -192,6 +192,7 @@ def run(output: Path, *arguments: str) -> dict[str, Any]:
     return distributions
 
 
+@pytest.mark.slow
 def test_run_continues_the_file_of_an_earlier_one(tmp_path: Path) -> None:
     """Other dtypes and more cases are added; the result is that of one run."""
     run(tmp_path / "found.json", "--cases", "2", "--dtype", "float16")

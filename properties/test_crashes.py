@@ -71,6 +71,7 @@ def judged(folder: Path, names: dict[str, str], condition: str, *options: str) -
     return result.stdout, entries
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distribution", ["load", "loadgroup"])
 def test_law_that_crashes_fails_with_its_example_and_all_others_are_judged(tmp_path: Path, distribution: str) -> None:
     names = CRASHES if distribution == "load" else dict.fromkeys(["Segfaults"], CRASHES["Segfaults"])
@@ -97,6 +98,7 @@ def test_law_that_crashes_fails_with_its_example_and_all_others_are_judged(tmp_p
     assert "maximum crashed workers" not in output
 
 
+@pytest.mark.slow
 def test_example_that_hangs_fails_its_law_and_all_others_are_judged(tmp_path: Path) -> None:
     output, entries = judged(tmp_path, HANGS, "len(images) > 2", "-n", "1", f"--example-timeout={LIMIT}")
 
@@ -114,6 +116,7 @@ def test_example_that_hangs_fails_its_law_and_all_others_are_judged(tmp_path: Pa
     assert "2 failed, 6 passed" in output
 
 
+@pytest.mark.slow
 def test_network_that_crashes_for_one_image_violates_that_law_and_others_are_not_judged(tmp_path: Path) -> None:
     _, entries = judged(tmp_path, {"Segfaults": CRASHES["Segfaults"]}, "True", "-n", "1")
 
@@ -123,6 +126,7 @@ def test_network_that_crashes_for_one_image_violates_that_law_and_others_are_not
     assert own[ROWS]["message"] == f"RuntimeError: not judged: {reason}"
 
 
+@pytest.mark.slow
 def test_network_that_crashes_for_an_empty_batch_violates_that_law_and_others_do_not_draw_it(tmp_path: Path) -> None:
     _, entries = judged(tmp_path, {"Aborts": CRASHES["Aborts"]}, "len(images) == 0", "-n", "1")
 
@@ -133,6 +137,7 @@ def test_network_that_crashes_for_an_empty_batch_violates_that_law_and_others_do
     ]
 
 
+@pytest.mark.slow
 def test_layout_that_crashes_is_drawn_and_violates_a_law(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(source({"Aborts": CRASHES["Aborts"]}, "images.stride(-1) > 1"))
     law = "properties/laws/test_layouts.py::test_results_are_correct_in_any_memory_layout"
@@ -146,6 +151,7 @@ def test_layout_that_crashes_is_drawn_and_violates_a_law(tmp_path: Path) -> None
     assert "the process died by SIGABRT in this example" in result.stdout
 
 
+@pytest.mark.slow
 def test_workers_that_cannot_start_end_the_run(tmp_path: Path) -> None:
     crash = "'PYTEST_XDIST_WORKER' in os.environ and os.abort()"
     (tmp_path / "mine.py").write_text(f"import os\nfrom lenet import Net\n{crash}\n")
@@ -156,6 +162,7 @@ def test_workers_that_cannot_start_end_the_run(tmp_path: Path) -> None:
     assert "3 workers ended before their first law" in result.stdout
 
 
+@pytest.mark.slow
 def test_hang_in_c_ends_a_run_without_workers_with_a_traceback(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(source(HANGS, "len(images) > 2"))
     options = ("--hypothesis-profile=kills", f"--subject={tmp_path}/mine.py:HangsInC", f"--example-timeout={LIMIT}")

@@ -211,6 +211,7 @@ def test_examples_with_issues_and_with_deviations_are_counted_apart() -> None:
     assert (ledger.examples, ledger.forgiven, ledger.deviating) == (4, 2, 1)
 
 
+@pytest.mark.slow
 def test_known_deviation_is_forgiven_listed_and_recorded(tmp_path: Path, raises: str) -> None:
     (tmp_path / "known.toml").write_text(DEVIATION)
 
@@ -239,6 +240,7 @@ def test_other_failures_of_the_law_are_violations(tmp_path: Path, raises: str) -
     assert "2 laws checked, 1 violated" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strict", [True, False])
 def test_deviation_that_no_longer_occurs_fails_the_run_unless_it_is_not_strict(tmp_path: Path, strict: bool) -> None:
     (tmp_path / "known.toml").write_text(DEVIATION.replace("link", f"strict = {str(strict).lower()}\nlink"))
@@ -272,6 +274,7 @@ def test_deviation_of_other_stacks_is_named_and_not_used(tmp_path: Path) -> None
     assert "known deviation" not in result.stdout
 
 
+@pytest.mark.slow
 def test_run_with_its_own_draft_passes_and_a_draft_overwrites_nothing(tmp_path: Path, raises: str) -> None:
     draft = tmp_path / "draft.toml"
     laws = ("properties/laws/test_forward.py", NETWORK, "-k", "n_images or logits_agree", "--dtype", "float32")

@@ -122,6 +122,7 @@ def test_time_limit_interrupts_judged_code_also_if_that_catches_every_exception_
     assert len(caught) == 1
 
 
+@pytest.mark.slow
 def test_forward_that_hangs_is_ended_by_the_time_limit_and_its_example_is_reported(tmp_path: Path) -> None:
     (tmp_path / "hangs.py").write_text(IMPORTS + escaping("time.sleep(600)", "len(images) == 17"))
 
@@ -223,6 +224,7 @@ def test_configuration_found_beside_a_subject_is_refused(tmp_path: Path) -> None
     assert run(f"--subject={tmp_path}/mine.py", *IMAGE).returncode == 0
 
 
+@pytest.mark.slow
 def test_command_that_reproduces_a_violation_holds_where_the_run_was_started(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(IMPORTS + escaping("raise ValueError"))
     laws = (f"{ROOT}/{IMAGE[0]}", *IMAGE[1:])
@@ -243,6 +245,7 @@ def test_two_runs_do_not_record_into_one_folder(tmp_path: Path) -> None:
         record._locked(tmp_path)
 
 
+@pytest.mark.slow
 def test_python_without_assertions_is_refused() -> None:
     command = [sys.executable, "-O", "-m", "pytest", "-p", "no:cacheprovider", *IMAGE]
 
@@ -252,6 +255,7 @@ def test_python_without_assertions_is_refused() -> None:
     assert "ERROR: python -O and PYTHONOPTIMIZE remove assertions, by which laws judge" in result.stderr
 
 
+@pytest.mark.slow
 def test_signal_ends_a_run_with_its_processes_and_a_hanging_forward(tmp_path: Path) -> None:
     statement = "subprocess.Popen(['sleep', '600'], start_new_session=True).wait()"
     (tmp_path / "hangs.py").write_text("import subprocess\n" + IMPORTS + escaping(statement))

@@ -54,6 +54,7 @@ def cpu(dtype: torch.dtype) -> Stack:
     return Stack(subject.load("lenet"), torch.device("cpu"), dtype)
 
 
+@pytest.mark.slow
 def test_run_fails_if_an_issue_no_longer_occurs(plugin: Path) -> None:
     result = run(WHERE, "-p", "plugin", path=plugin)
 
@@ -66,6 +67,7 @@ def test_run_fails_if_an_issue_no_longer_occurs(plugin: Path) -> None:
     assert f"If PyTorch {major}.{minor} fixes it, set fixed_in=({major}, {minor})" in result.stdout
 
 
+@pytest.mark.slow
 def test_occurring_issue_is_listed_and_its_law_is_not_violated(plugin: Path) -> None:
     (plugin / "faulty_sgd.py").write_text(FAULTY_SGD.format(lost=[1]))
 
@@ -78,6 +80,7 @@ def test_occurring_issue_is_listed_and_its_law_is_not_violated(plugin: Path) -> 
     ) in result.stdout
 
 
+@pytest.mark.slow
 def test_failure_on_other_examples_is_a_violation(plugin: Path) -> None:
     (plugin / "faulty_sgd.py").write_text(FAULTY_SGD.format(lost="range(99)"))
 

@@ -92,6 +92,7 @@ def test_run_in_which_nothing_was_judged_fails(faulty: Path) -> None:
     assert "nothing was judged" in result.stdout
 
 
+@pytest.mark.slow
 def test_violation_is_reported_with_a_command_that_reproduces_it(faulty: Path, tmp_path: Path) -> None:
     laws, options = "properties/laws/test_forward.py", ["--subject", f"{faulty}:ReluMissing", "--dtype", "float32"]
 
@@ -114,6 +115,7 @@ def test_violation_is_reported_with_a_command_that_reproduces_it(faulty: Path, t
     assert f"counterexample: case={case}" in again.stdout
 
 
+@pytest.mark.slow
 def test_update_that_skips_full_blocks_is_rejected(faulty: Path) -> None:
     result = run("properties/laws/test_update.py", "-k", "manual_update", "--subject", f"{faulty}:Skips16")
 
@@ -178,6 +180,7 @@ def test_empty_batch_with_a_wrong_result_is_judged(tmp_path: Path) -> None:
     assert "the logits have shape (1, 10), expected (0, 10)" in result.stdout
 
 
+@pytest.mark.slow
 def test_reports_of_many_violations_are_folded_except_with_v_and_all_are_recorded(tmp_path: Path) -> None:
     subject = written(tmp_path, "return images.new_zeros(len(images), 11)")
     laws = (
@@ -232,6 +235,7 @@ def pytest_sessionfinish():
 """
 
 
+@pytest.mark.slow
 def test_every_subject_and_engine_is_judged_by_the_same_examples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,6 +273,7 @@ def test_unwritable_record_is_an_error_at_the_start(faulty: Path) -> None:
     assert "not a folder that can be written to" in result.stderr
 
 
+@pytest.mark.slow
 def test_warning_of_a_subject_is_not_a_violation(tmp_path: Path) -> None:
     source = FAULTY + "\nimport warnings\n\nclass Warns(Net):\n"
     source += "    def forward(self, images):\n        warnings.warn('old')\n        return super().forward(images)\n"

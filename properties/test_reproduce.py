@@ -84,6 +84,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {law: folder / name for law, name in zip(WRONG.values(), names, strict=True)}
 
 
+@pytest.mark.slow
 def test_files_fail_with_the_fault_and_pass_with_the_reference_without_this_project(files: dict[str, Path]) -> None:
     paths = list(map(str, files.values()))
     calls = [[path, *option] for option in ([], ["--reference"]) for path in paths]
@@ -120,6 +121,7 @@ def test_file_says_at_its_top_what_is_wrong_and_where_it_was_found(files: dict[s
     assert max(map(len, text.splitlines())) <= 120
 
 
+@pytest.mark.slow
 def test_crash_reproduces_as_a_crash(tmp_path: Path) -> None:
     (tmp_path / "crash.py").write_text(
         f"{TUTORIAL}\nclass Crash(Net):\n    def forward(self, images):\n        raise KeyError('no')\n"

@@ -227,6 +227,7 @@ def test_wrong_arguments_are_usage_errors(arguments: list[str], capsys: pytest.C
     assert "error: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_command_measures_a_law() -> None:
     run = run_module("lenet_properties", "sensitivity", "--law=mean_loss*", "--dtype=float32", "--processes=1")
 

@@ -203,6 +203,7 @@ def test_listed_laws_exist_and_are_listed_once() -> None:
     assert not LISTED & (HOLDS_FOR_ZEROS.keys() | HOLDS_FOR_NANS.keys())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=dtype_name)
 def test_wrong_answers_violate_every_law_about_numbers(tmp_path: Path, dtype: torch.dtype) -> None:
     deselected = [f"test_{law}" for law in sorted(LISTED)]
@@ -222,6 +223,7 @@ def test_wrong_answers_violate_every_law_about_numbers(tmp_path: Path, dtype: to
         assert not crashes, f"{name} in {dtype_name(dtype)}"
 
 
+@pytest.mark.slow
 def test_fault_from_the_17th_image_on_violates_every_law_about_large_batches(tmp_path: Path) -> None:
     laws = LAWS_ABOUT_LARGE_BATCHES.split()
     options = ["-k", " or ".join(f"test_{law}" for law in laws), "--hypothesis-profile=mutants", "--tb=no"]

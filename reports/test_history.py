@@ -55,6 +55,7 @@ def test_folder_is_named_by_date_machine_and_version(publish: Publish, files: Fi
     assert passed(load(folder))
 
 
+@pytest.mark.slow
 def test_further_published_files_stay(publish: Publish, files: Files, runs: Path) -> None:
     folder = publish(files)
     engines = json.dumps(files["laws.json"] | {"matrix": {}})
@@ -88,6 +89,7 @@ def test_run_without_a_page_is_not_published(
     assert not runs.exists()
 
 
+@pytest.mark.slow
 def test_page_of_published_runs_separates_machines(publish: Publish, files: Files, runs: Path) -> None:
     publish(moved(files, "2026-11-20T12:00:00+00:00"))
     publish(moved(files, "2026-11-21T12:00:00+00:00"))
@@ -225,6 +227,7 @@ def test_times_of_different_machines_are_not_compared(
     assert not any("times as long" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_page_of_published_runs_shows_changes(publish: Publish, files: Files, tmp_path: Path) -> None:
     publish(moved(files, "2026-11-22T12:00:00+00:00"))
     later = publish(moved(files, "2026-11-23T12:00:00+00:00", torch="2.14.0"))

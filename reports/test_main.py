@@ -55,6 +55,7 @@ def test_verdict_is_printed_even_if_no_page_can_be_written(
     assert shown.err == f"error: {tmp_path / 'index.html'}: No space left on device\n"
 
 
+@pytest.mark.slow
 def test_output_that_cannot_be_written_is_one_line(tmp_path: Path, files: Files) -> None:
     write(tmp_path, files)
     command = [sys.executable, "-m", "lenet_properties", "report", str(tmp_path)]
@@ -65,6 +66,7 @@ def test_output_that_cannot_be_written_is_one_line(tmp_path: Path, files: Files)
     assert (done.returncode, done.stderr) == (2, "error: cannot write: No space left on device\n")
 
 
+@pytest.mark.slow
 def test_name_that_the_terminal_cannot_show_is_escaped(tmp_path: Path, files: Files) -> None:
     for content in files.values():
         content["stack"] = content["stack"] | {"processor": "Caf\u00e9"}

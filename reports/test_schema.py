@@ -52,6 +52,7 @@ def with_unknown_fields(content: dict[str, Any]) -> dict[str, Any]:
     return added
 
 
+@pytest.mark.slow
 def test_unknown_fields_are_ignored(tmp_path: Path, gated: Files) -> None:
     """A newer version may add fields to a format."""
     pages = []
@@ -76,6 +77,7 @@ def test_newer_format_is_an_error_of_one_line(
     assert capsys.readouterr().err == f"error: {tmp_path / name}: format {FORMAT + 1} is unknown; {known}\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_written_file_matches_the_schema(name: str, tmp_path: Path) -> None:
     checkpoint = ["--checkpoint", str(tmp_path / "run.pt")] if name == "training.json" else []
@@ -115,6 +117,7 @@ def fields(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
         yield from fields(value, (*path, key))
 
 
+@pytest.mark.slow
 def test_missing_or_mistyped_field_gives_a_page_or_an_error_of_one_line(
     tmp_path: Path, gated: Files, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,7 @@ def test_published_run_has_laws_of_today() -> None:
     assert {law.name for law in run.engines.laws} <= mutant_table()["laws"].keys()
 
 
+@pytest.mark.slow
 def test_published_run_renders(tmp_path: Path) -> None:
     """Its engine `autocast` violates a law, and two operations of the engine `compiled` gave a wrong result."""
     for file in PUBLISHED.glob("*.json"):
@@ -54,6 +55,7 @@ def test_published_run_renders(tmp_path: Path) -> None:
     assert "mathdefault" not in page(tmp_path)  # Matplotlib's formulas, which would be shown as they are
 
 
+@pytest.mark.slow
 def test_published_run_does_not_differ_from_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert diff([str(PUBLISHED), str(PUBLISHED)]) == 0
 

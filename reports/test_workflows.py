@@ -108,6 +108,7 @@ def test_tox_environments_exist() -> None:
     assert [name for name in named if f"testenv:{name}" not in ini] == []
 
 
+@pytest.mark.slow
 def test_commands_of_lenet_properties_and_their_options_exist() -> None:
     called = commands("lenet-properties")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import cycle
 from typing import Any
 
@@ -18,7 +18,7 @@ from lenet.exact_sgd import SGD, ExactWithBound
 from lenet.oracle import PRECISIONS, Array, Precision
 from lenet.training import SGD_FORMS
 from properties.comparison import assert_rounded
-from properties.stack import Stack, float64, lay_out
+from properties.stack import Stack, float64, lay_out, precision_of
 from properties.strategies import Placed, Vectors
 
 FORM = pytest.mark.parametrize("form", SGD_FORMS)
@@ -59,7 +59,7 @@ def buffer_of(optimizer: optim.SGD, parameter: Tensor) -> Tensor | None:
 
 
 def exact_step(
-    stack: Stack, optimizer: optim.SGD, parameters: list[nn.Parameter], sgd: list[SGD]
+    optimizer: optim.SGD, parameters: list[nn.Parameter], sgd: list[SGD]
 ) -> list[tuple[ExactWithBound, ExactWithBound | None]]:
     """
     Return each parameter and momentum buffer after the optimizer's next step, exactly and with a bound.
@@ -71,7 +71,7 @@ def exact_step(
         assert parameter.grad is not None, "a parameter has no gradient before the step"
         buffer = buffer_of(optimizer, parameter)
         old_buffer = None if buffer is None else float64(buffer).copy()
-        precision = replace(stack, dtype=parameter.dtype).precision
+        precision = precision_of(parameter.dtype)
         exact.append(own.step(float64(parameter).copy(), float64(parameter.grad).copy(), old_buffer, precision))
     return exact
 
@@ -90,13 +90,13 @@ def assert_stepped(
             assert_rounded(buffer, velocity, f"momentum buffer {i}")
 
 
-def assert_step(stack: Stack, optimizer: optim.SGD, parameters: list[nn.Parameter], sgd: list[SGD]) -> None:
+def assert_step(optimizer: optim.SGD, parameters: list[nn.Parameter], sgd: list[SGD]) -> None:
     """
     Take a step, then assert that every parameter and momentum buffer has its documented value, within its roundings.
 
     `sgd` holds the settings of each parameter.
     """
-    exact = exact_step(stack, optimizer, parameters, sgd)
+    exact = exact_step(optimizer, parameters, sgd)
     optimizer.step()
     assert_stepped(optimizer, parameters, exact)
 

@@ -236,7 +236,7 @@ def test_grad_scaler_step_equals_unscaled_step(
 
     for step in range(2):
         give_gradients(stack, plain, vectors, step)
-        exact = exact_step(stack, optimizer, plain, [sgd] * len(plain))
+        exact = exact_step(optimizer, plain, [sgd] * len(plain))
         optimizer.step()
         give_gradients(stack, scaled, vectors, step)
         scale_gradients(scaled, scaler)
@@ -284,7 +284,7 @@ def test_grad_scaler_skips_step_with_nonfinite_gradients(
         assert_same_bits(got, want, f"parameter {i} after the skipped step")
 
     give_gradients(stack, plain, vectors, 1)
-    exact = exact_step(stack, optimizer, plain, [sgd] * len(plain))
+    exact = exact_step(optimizer, plain, [sgd] * len(plain))
     give_gradients(stack, scaled, vectors, 1)
     scale_gradients(scaled, scaler)
     scaler.step(other)
@@ -400,7 +400,7 @@ def test_grad_scaler_skips_each_optimizer_separately(
         parameters = parameters_of(stack, vectors)
         optimizer, before = optimizer_of(parameters, SGD(lr), form), parameters_of(stack, vectors)
         give_gradients(stack, parameters, vectors)
-        exact = exact_step(stack, optimizer, parameters, [SGD(lr)] * 2)
+        exact = exact_step(optimizer, parameters, [SGD(lr)] * 2)
         scale_gradients(parameters, scaler)
         if overflows:
             parameters[-1].grad[0] = float("inf")

@@ -81,7 +81,7 @@ def test_sgd_steps_match_the_formula(stack: Stack, form: str, vectors: Vectors, 
 
     for step in range(OPTIMIZER_STEPS):
         give_gradients(stack, parameters, vectors, step)
-        assert_step(stack, optimizer, parameters, [sgd] * len(parameters))
+        assert_step(optimizer, parameters, [sgd] * len(parameters))
 
 
 @FORM
@@ -100,7 +100,7 @@ def test_parameter_groups_use_their_own_settings(
 
     for step in range(OPTIMIZER_STEPS):
         give_gradients(stack, parameters, vectors, step)
-        assert_step(stack, optimizer, parameters, [first] + [second] * (len(parameters) - 1))
+        assert_step(optimizer, parameters, [first] + [second] * (len(parameters) - 1))
 
 
 @FORM
@@ -119,7 +119,7 @@ def test_learning_rate_change_takes_effect_at_next_step(
     for step, current in enumerate([sgd, replace(sgd, lr=lr)]):
         optimizer.param_groups[0]["lr"] = current.lr
         give_gradients(stack, parameters, vectors, step)
-        assert_step(stack, optimizer, parameters, [current] * len(parameters))
+        assert_step(optimizer, parameters, [current] * len(parameters))
 
 
 @FORM
@@ -138,13 +138,13 @@ def test_late_first_gradient_is_treated_as_first_step(stack: Stack, form: str, v
 
     give_gradients(stack, parameters, vectors, 0)
     late.grad = None
-    assert_step(stack, optimizer, others, [sgd] * len(others))
+    assert_step(optimizer, others, [sgd] * len(others))
     assert_same_bits(late, before, "the parameter without gradient")
     assert buffer_of(optimizer, late) is None, "the parameter without gradient has a momentum buffer"
 
     for step in range(1, OPTIMIZER_STEPS):
         give_gradients(stack, parameters, vectors, step)
-        assert_step(stack, optimizer, parameters, [sgd] * len(parameters))
+        assert_step(optimizer, parameters, [sgd] * len(parameters))
 
 
 @FORM
@@ -168,7 +168,7 @@ def test_missing_gradient_differs_from_zero_gradient(stack: Stack, form: str, ve
     without_gradient.grad = None
     for parameter in with_zero_gradient:
         parameter.grad = torch.zeros_like(parameter)
-    assert_step(stack, optimizer, with_zero_gradient, [sgd] * len(with_zero_gradient))
+    assert_step(optimizer, with_zero_gradient, [sgd] * len(with_zero_gradient))
 
     assert_same_bits(without_gradient, before[0], "the parameter without gradient")
     assert_same_bits(buffer, before[1], "the momentum buffer of the parameter without gradient")
@@ -235,7 +235,7 @@ def test_maximize_equals_minimize_with_negated_gradients(stack: Stack, form: str
     for step in range(OPTIMIZER_STEPS):
         give_gradients(stack, maximized, vectors, step)
         give_gradients(stack, minimized, vectors, step)
-        exact = exact_step(stack, maximizer, maximized, [replace(sgd, maximize=True)] * len(maximized))
+        exact = exact_step(maximizer, maximized, [replace(sgd, maximize=True)] * len(maximized))
         for parameter in minimized:
             parameter.grad.neg_()
 
@@ -257,7 +257,7 @@ def test_optimizer_step_is_correct_in_any_memory_layout(stack: Stack, form: str,
     step to step. Rejects: elements that are paired by their position in memory instead of by their index.
     """
     for parameter, optimizer, _ in steps_in_layouts(stack, form, placed, sgd):
-        assert_step(stack, optimizer, [parameter], [sgd])
+        assert_step(optimizer, [parameter], [sgd])
 
 
 @FORM
@@ -311,7 +311,7 @@ def test_many_and_large_parameters_step_by_the_formula(stack: Stack, form: str, 
         buffers = [buffer for parameter in small if (buffer := buffer_of(optimizer, parameter)) is not None]
         gradients = flat([parameter.grad for parameter in small])
         exact, _ = sgd.step(flat(small), gradients, flat(buffers) if buffers else None, stack.precision)
-        assert_step(stack, optimizer, parameters[large : large + 1], [sgd])
+        assert_step(optimizer, parameters[large : large + 1], [sgd])
         assert_rounded(torch.from_numpy(flat(small)), exact, f"the other parameters after step {step + 1}")
 
 
@@ -337,7 +337,7 @@ def test_parameters_of_mixed_dtypes_and_devices_step_by_the_formula(
     for step in range(OPTIMIZER_STEPS):
         for parameter, gradient in zip(parameters, vectors.gradients(step), strict=True):
             parameter.grad = torch.from_numpy(gradient).to(parameter.device, parameter.dtype)
-        assert_step(stack, optimizer, parameters, [sgd] * len(parameters))
+        assert_step(optimizer, parameters, [sgd] * len(parameters))
 
 
 @given(
@@ -363,7 +363,7 @@ def test_long_lived_optimizer_steps_by_the_formula(
     frozen, new = parameters[0], parameters[-1]
     optimizer, sgds = optimizer_of(parameters[:-1], sgd, form), [sgd] * (len(parameters) - 1)
     give_gradients(stack, parameters, vectors)
-    assert_step(stack, optimizer, parameters[:-1], sgds)
+    assert_step(optimizer, parameters[:-1], sgds)
 
     for step, event in enumerate(events, 1):
         before = [copy.deepcopy(buffer_of(optimizer, parameter)) for parameter in parameters]
@@ -377,10 +377,10 @@ def test_long_lived_optimizer_steps_by_the_formula(
         give_gradients(stack, parameters, vectors, step)
         assert_buffers(optimizer, parameters, before, f"after event {step}, {event}")
         if frozen.requires_grad:
-            assert_step(stack, optimizer, parameters[: len(sgds)], sgds)
+            assert_step(optimizer, parameters[: len(sgds)], sgds)
         else:
             frozen.grad, values = None, frozen.detach().clone()
-            assert_step(stack, optimizer, parameters[1 : len(sgds)], sgds[1:])
+            assert_step(optimizer, parameters[1 : len(sgds)], sgds[1:])
             assert_same_bits(frozen, values, f"the frozen parameter after step {step + 1}")
             assert_buffers(optimizer, [frozen], before[:1], f"of the frozen parameter after step {step + 1}")
 
@@ -428,7 +428,7 @@ def test_optimizer_trains_a_network_that_has_loaded_a_state(
     net = nn.ParameterList(parameters_of(stack, vectors))
     optimizer, sgds = optimizer_of(net.parameters(), sgd, form), [sgd] * len(net)
     give_gradients(stack, [*net], vectors)
-    assert_step(stack, optimizer, [*net], sgds)
+    assert_step(optimizer, [*net], sgds)
     buffers = [copy.deepcopy(buffer_of(optimizer, parameter)) for parameter in net]
     loaded = {str(i): p.detach() for i, p in enumerate(parameters_of(stack, replace(vectors, seed=seed)))}
 
@@ -439,7 +439,7 @@ def test_optimizer_trains_a_network_that_has_loaded_a_state(
     for name, parameter in net.named_parameters():
         assert_same_bits(parameter, loaded[name], f"parameter {name} after loading")
     assert_buffers(optimizer, [*net], buffers, "after loading")
-    assert_step(stack, optimizer, [*net], sgds)
+    assert_step(optimizer, [*net], sgds)
 
 
 @given(
@@ -465,7 +465,7 @@ def test_optimizer_trains_a_network_that_has_another_dtype(
     optimizer = optimizer_of(net.parameters(), sgd, form)
     for step in range(steps_before):
         give_gradients(stack, [*net], vectors, step)
-        assert_step(stack, optimizer, [*net], [sgd] * len(net))
+        assert_step(optimizer, [*net], [sgd] * len(net))
 
     with swapped_on_conversion(swap):
         net.to(dtype)
@@ -515,7 +515,7 @@ def test_compiled_step_uses_the_current_learning_rate(stack: Stack) -> None:
         else:
             group["lr"].fill_(lr)
         give_gradients(stack, parameters, vectors, step)
-        exact = exact_step(stack, optimizer, parameters, [replace(sgd, lr=lr)] * len(parameters))
+        exact = exact_step(optimizer, parameters, [replace(sgd, lr=lr)] * len(parameters))
         step_compiled()
         assert_stepped(optimizer, parameters, exact)
 

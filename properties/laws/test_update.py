@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,7 +31,7 @@ from properties.laws.optimizers import (
     unchanged_outside,
     with_roundings,
 )
-from properties.stack import Stack, float64
+from properties.stack import Stack, float64, precision_of
 from properties.strategies import Placed, Vectors, cases, learning_rates, many_vectors, placed, powers_of_two, vectors
 
 MANUAL_OR_FORM = pytest.mark.parametrize("form", ["manual", *SGD_FORMS])
@@ -70,7 +69,7 @@ def update(stack: Stack, form: str, parameters: list[nn.Parameter], lr: float) -
         optim.SGD(parameters, lr=lr, **SGD_FORMS[form]).step()
 
 
-def assert_updated(stack: Stack, before: list[nn.Parameter], after: list[nn.Parameter], lr: float) -> None:
+def assert_updated(before: list[nn.Parameter], after: list[nn.Parameter], lr: float) -> None:
     """
     Assert that every parameter `after` is the one `before` minus lr times its gradient, within three roundings.
 
@@ -78,7 +77,7 @@ def assert_updated(stack: Stack, before: list[nn.Parameter], after: list[nn.Para
     """
     for i, (old, new) in enumerate(zip(before, after, strict=True)):
         assert old.grad is not None, f"parameter {i} has no gradient"
-        precision = replace(stack, dtype=old.dtype).precision
+        precision = precision_of(old.dtype)
         assert_rounded(new, SGD(lr).step(float64(old), float64(old.grad), None, precision)[0], f"parameter {i}")
 
 
@@ -95,7 +94,7 @@ def test_manual_update_matches_the_formula(stack: Stack, vectors: Vectors, lr: f
 
     stack.subject.sgd_update(after, lr)
 
-    assert_updated(stack, before, after, lr)
+    assert_updated(before, after, lr)
 
 
 @FORM
@@ -111,7 +110,7 @@ def test_optimizer_update_matches_the_formula(stack: Stack, form: str, vectors: 
 
     optim.SGD(after, lr=lr, **SGD_FORMS[form]).step()
 
-    assert_updated(stack, before, after, lr)
+    assert_updated(before, after, lr)
 
 
 @FORM
@@ -227,7 +226,7 @@ def test_parameter_without_gradient_is_skipped(
         assert after[i].grad is None, f"the update has set the `.grad` of parameter {i}"
         assert_same_bits(after[i], before[i], f"parameter {i}")
     others = [i for i in range(len(after)) if i not in without]
-    assert_updated(stack, [before[i] for i in others], [after[i] for i in others], lr)
+    assert_updated([before[i] for i in others], [after[i] for i in others], lr)
 
 
 @pytest.mark.engine
@@ -318,7 +317,7 @@ def test_manual_update_is_correct_in_any_memory_layout(stack: Stack, placed: Pla
         before = copy.deepcopy(parameter)
         before.grad = parameter.grad
         stack.subject.sgd_update([parameter], lr)
-        assert_updated(stack, [before], [parameter], lr)
+        assert_updated([before], [parameter], lr)
 
 
 @given(placed=placed(), lr=learning_rates())
@@ -361,7 +360,7 @@ def test_update_of_slices_writes_only_them(stack: Stack, form: str, vectors: Vec
 
     update(stack, form, after, lr)
 
-    assert_updated(stack, before, after, lr)
+    assert_updated(before, after, lr)
     assert_same_bits(gradients, gradients_before, "the gradients' buffer")
     between = torch.cat([buffer[:1], *(buffer[p.storage_offset() + len(p)].view(1) for p in after)])
     assert_same_bits(between, torch.ones_like(between), "the elements between the parameters")
@@ -403,7 +402,7 @@ def test_manual_update_of_mixed_dtypes_matches_the_formula(
 
     stack.subject.sgd_update(after, lr)
 
-    assert_updated(stack, before, after, lr)
+    assert_updated(before, after, lr)
 
 
 @MANUAL_OR_FORM
@@ -437,4 +436,4 @@ def test_nonfinite_gradient_reaches_its_own_element_only(
         expected[at] = -value
         assert_exact(got, expected, f"parameter {index}")
         after[index][at] = before[index][at]  # judged above
-    assert_updated(stack, before, after, lr)
+    assert_updated(before, after, lr)

@@ -283,6 +283,7 @@ class IgnoresOtherChannels(Net):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "law", "failure_kind"),
     [
