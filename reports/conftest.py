@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from lenet.fingerprint import FORMAT
+from reports import figures
 
 STACK = {"torch": "2.13.0", "python": "3.11", "processor": "Test", "cores": "2"}
 STAMP = {"format": FORMAT, "stack": STACK, "date": "2026-11-22T12:00:00+00:00", "command": "pytest"}
@@ -50,6 +53,18 @@ def timing(operation: str, batch: int, median: float, **info: Any) -> dict[str, 
     work = {"batch": batch, "images": batch, "flops": 10**6 * batch}
     stats = {"median": median, "q1": median, "q3": median, "rounds": 7, "iterations": 3}
     return {"extra_info": configuration | work | info, "stats": stats}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def feature_maps_drawn_once() -> Iterator[None]:
+    """The same feature maps are drawn once for all tests, since they take half of a page's time."""
+    drawn, draw = dict[str, str](), figures.feature_maps
+
+    def once(maps: list[Any]) -> str:
+        return drawn.get(repr(maps)) or drawn.setdefault(repr(maps), draw(maps))
+
+    with mock.patch.object(figures, "feature_maps", once):
+        yield
 
 
 @pytest.fixture

@@ -133,11 +133,11 @@ def test_mse_loss_without_mean_is_exact_for_integers(stack: Stack, reduction: st
 
 
 SMOOTHED, WEIGHTED = LossOptions(label_smoothing=0.1), LossOptions(weighted=True)
-LOSSES = {"mse": None, "cross-entropy": LossOptions(), "weighted": WEIGHTED, "smoothed": SMOOTHED}
+MEAN_LOSSES = {"mse": None, "cross-entropy": LossOptions(), "weighted": WEIGHTED, "smoothed": SMOOTHED}
 """The options of the cross-entropy, by the name of the loss in the next law."""
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", MEAN_LOSSES)
 @pytest.mark.parametrize("count", [600, 4096, 16_384, 32_768])
 def test_mean_loss_of_repeated_rows_equals_loss_of_one_row(stack: Stack, loss: str, count: int) -> None:
     """
@@ -149,7 +149,7 @@ def test_mean_loss_of_repeated_rows_equals_loss_of_one_row(stack: Stack, loss: s
     """
     logits, targets = np.linspace(0, 1, 10)[None], np.eye(10)[:1]
     many_logits, many_targets = (stack.tensor(row).expand(count, 10).contiguous() for row in (logits, targets))
-    options, exact_loss = LOSSES[loss], oracle.mse
+    options, exact_loss = MEAN_LOSSES[loss], oracle.mse
 
     if options is None:
         mean = F.mse_loss(many_logits, many_targets)
