@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from reports.commands import report
-from reports.conftest import STACK, Files, entry, page, parsed, timing, write
+from reports.conftest import STACK, Files, entry, parsed, timing, write
 from reports.loading import load
 
 
