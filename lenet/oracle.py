@@ -59,7 +59,10 @@ Array: TypeAlias = NDArray[np.float64]
 Parameters: TypeAlias = Mapping[str, Array]
 
 THRESHOLD = 8.0
-"""The largest error allowed, in budgets: the power of two above the worst error in `properties/calibration.json`."""
+"""The largest error allowed, in budgets: the power of two above twice the worst error in `properties/calibration.json`.
+
+Twice, because other machines, engines and examples may be worse than those that were measured.
+"""
 
 REPLICAS = 6
 """The number of perturbed replicas. It can be small because a budget also averages over the elements of a tensor."""

@@ -202,9 +202,13 @@ CPU_WITH_AMX = StackFilter(
 
 CPU_WITHOUT_BFLOAT16_KERNELS = StackFilter(
     "bfloat16 on a CPU without AVX512",
-    lambda stack: on_cpu(torch.bfloat16).matches(stack) and not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    lambda stack: (
+        stack.device.type == "cpu"
+        and "bfloat16" in (dtype_name(stack.dtype), stack.precision.name)
+        and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    ),
 )
-"""Where PyTorch does not use oneDNN's kernels for bfloat16."""
+"""Where PyTorch does not use oneDNN's kernels for bfloat16, which autocast may choose."""
 
 CPU_WITHOUT_FLOAT16_INSTRUCTIONS = StackFilter(
     "float16 on a CPU without native float16",
@@ -478,6 +482,19 @@ KNOWN_ISSUES = (
                 for targets in ("indices", "weights")
             ),
             expected_failure("input_gradients_agree_with_the_oracle", always, Wrong(r"images\.grad"), case=MANY),
+            expected_failure(
+                "batches_of_any_size_are_exact",
+                always,
+                CONVOLUTIONS_WRONG,
+                Wrong(r"images\.grad"),
+                batch=65,
+                share=0.25,
+                seed=0,
+            ),
+            expected_failure(
+                "results_are_exact_with_any_number_of_threads", always, CONVOLUTIONS_WRONG, Wrong(r"images\.grad")
+            ),
+            expected_failure("training_step_is_correct_with_any_number_of_threads", always, Wrong(CONVOLUTIONS)),
             *(
                 expected_failure(
                     "backward_is_correct_for_any_upstream_gradient_layout",
