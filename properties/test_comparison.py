@@ -210,7 +210,7 @@ def test_threshold_is_the_power_of_two_above_twice_the_worst_error() -> None:
 
     assert measured.keys() == PRECISIONS.keys()
     assert sum(result["cases"] for result in measured.values()) >= 5_000
-    assert THRESHOLD == 2 ** np.ceil(np.log2(2 * worst))
+    assert 2 ** np.ceil(np.log2(2 * worst)) == THRESHOLD
 
 
 def test_project_has_no_other_way_to_compare_numbers() -> None:
