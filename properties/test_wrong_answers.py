@@ -78,8 +78,7 @@ HOLDS = {
         backward_after_step_raises_or_uses_saved_values
         averaged_model_follows_its_formula clip_grad_norm_scales_by_the_total_norm clip_grad_value_clips_each_element
         clipping_without_gradients_does_nothing cosine_annealing_follows_its_formula
-        exponential_average_of_integers_is_exact
-        lambda_lr_follows_its_formula load_runs_no_code_by_default
+        exponential_average_of_integers_is_exact lambda_lr_follows_its_formula load_runs_no_code_by_default
         loaded_samples_are_unchanged loaded_tensors_are_bit_identical_at_any_location
         loader_yields_every_sample_once_an_epoch mse_loss_without_mean_is_exact_for_integers
         nonfinite_total_norm_is_returned_or_raises one_cycle_reaches_its_documented_rates

@@ -143,14 +143,15 @@ def placed_parameters(stack: Stack, placed: Placed) -> Iterator[tuple[nn.Paramet
 @contextmanager
 def unchanged_outside(views: Sequence[Tensor]) -> Iterator[None]:
     """Assert that the block leaves the rest of the tensors that these are views of unchanged."""
-    placed = [(view, view._base) for view in views if view._base is not None]
-    bases = [base for _, base in placed]
-    outside = [torch.ones_like(base, dtype=torch.bool) for base in bases]  # masks of the elements next to the view
-    for (view, base), mask in zip(placed, outside, strict=True):
-        mask.as_strided(view.shape, view.stride(), view.storage_offset()).fill_(False)
-        base[mask] = 1.0
+    outside = []  # each underlying tensor, with a mask of its elements next to the view
+    for view in views:
+        if (base := view._base) is not None:
+            mask = torch.ones_like(base, dtype=torch.bool)
+            mask.as_strided(view.shape, view.stride(), view.storage_offset()).fill_(False)
+            base[mask] = 1.0
+            outside.append((base, mask))
     yield
-    for base, mask in zip(bases, outside, strict=True):
+    for base, mask in outside:
         assert (base[mask] == 1.0).all(), "the step wrote an element outside of the view"
 
 

@@ -705,9 +705,7 @@ def memory_in_use(stack: Stack) -> dict[str, int]:
     containers = gc.get_objects()
     return {
         "tensors": sum(issubclass(type(value), Tensor) for value in containers),
-        "bytes of Python's containers": sum(
-            sys.getsizeof(value, 0) for value in containers
-        ),  # 0 for those that fail to tell
+        "bytes of Python's containers": sum(sys.getsizeof(value, 0) for value in containers),  # 0 if it fails
         "allocated bytes": torch.cuda.memory_allocated() if stack.device.type == "cuda" else bytes_of_c_library(),
     }
 
