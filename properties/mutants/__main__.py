@@ -50,9 +50,6 @@ TIMEOUT = 120
 TWIN_DTYPES = ("float32", "bfloat16")
 """The dtypes in which all laws judge the twins: a common one, and the one with the fewest bits."""
 
-MEMORY = Path("/dev/shm")
-"""Where laws write their files, if there is such a folder: a shared mapping of a file on a busy disk can block."""
-
 REFERENCE = "lenet"
 """The subject that is judged before and after all variants."""
 
@@ -69,8 +66,7 @@ def judge(
 
     Each law judges the variants that `subjects_by_law` lists for it, or all if that is None.
     """
-    memory = MEMORY if MEMORY.is_dir() and writable(MEMORY) else None
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory(dir=memory) as files_of_laws:
+    with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pytest", str(ROOT / "properties/laws"), "-n", "2", "-q", "--tb=line"]
         command += ["-p", "no:cacheprovider", "-p", "properties.mutants.plugin", f"--timeout={TIMEOUT}", *options]
         command += ["--hypothesis-profile", profile, "--device", "cpu", "--dtype", dtype, "--record", folder]
@@ -80,7 +76,6 @@ def judge(
             path.write_text(json.dumps({law: sorted(specs) for law, specs in subjects_by_law.items()}))
             command += ["--subjects-by-law", str(path)]
         environment = {name: value for name, value in os.environ.items() if name != "LENET_SUBJECT"}
-        environment["TMPDIR"] = files_of_laws
         run = subprocess.run(
             command,
             cwd=ROOT,
