@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -200,6 +201,19 @@ def test_run_continues_the_file_of_an_earlier_one(tmp_path: Path) -> None:
 
     assert list(continued) == ["float64", "float16"]
     assert continued == run(tmp_path / "at once.json", "--cases", "3", "--dtype", "float64", "float16")
+
+
+def test_only_code_counts_and_no_comment_or_docstring() -> None:
+    def words(source: str) -> list[str]:
+        return list(calibration._words(ast.parse(source)))
+
+    code = "unit = 2.0\ndef double(x):\n    return unit * x\n"
+    documented = '"""A module."""\n' + code.replace("2.0\n", '2.0  # two\n"""A unit."""\n').replace(
+        ":\n", ':\n    """Twice."""\n'
+    )
+
+    assert words(documented) == words(code)
+    assert words(code.replace("2.0", "2.5")) != words(code)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lenet.oracle import SHAPES, Array
+from lenet.oracle import PRECISIONS, Array
 from properties.case import Case
 from properties.comparison import assert_exact
 from properties.laws.networks import all_gradients, gradient_of
@@ -107,13 +107,7 @@ def _to_selected(gradient: Array, selected: NDArray[np.bool_]) -> Array:
 
 def one_hot_parameters(seed: int) -> dict[str, Array]:
     """Return weights that are 1 for one input of each unit, else 0, and biases of 0: every unit copies an input."""
-    random = np.random.RandomState([seed, 0])
-    parameters = {name: np.zeros(shape) for name, shape in SHAPES.items()}
-    for values in parameters.values():
-        if values.ndim > 1:
-            rows = values.reshape(len(values), -1)
-            rows[range(len(rows)), random.randint(0, rows.shape[1], len(rows))] = 1.0
-    return parameters
+    return Case(weights="one-hot", seed=seed).parameters(PRECISIONS["float64"])
 
 
 def network_of(stack: Stack, parameters: Mapping[str, Array]) -> nn.Module:
