@@ -449,12 +449,13 @@ def calibrate(
     jobs = [(dtype, seed) for seed in range(cases) for dtype in dtypes if seed >= done[dtype]]
     started = saved = time.monotonic()
 
-    def save_all(measured: int) -> None:
-        summaries = {name: distributions[name].summary() for name in PRECISIONS if name in distributions}
+    def save_all(count: int) -> None:
+        measured_in = [name for name in PRECISIONS if name in distributions and distributions[name].cases]
+        summaries = {name: distributions[name].summary() for name in measured_in}
         save(summaries)
         worst = max(summary["error / budget"][-1] for summary in summaries.values())
-        rate = measured / (time.monotonic() - started)
-        print(f"{measured:,} of {len(jobs):,} cases, {rate:.0f} cases/s, worst {worst} budgets", flush=True)
+        rate = count / (time.monotonic() - started)
+        print(f"{count:,} of {len(jobs):,} cases, {rate:.0f} cases/s, worst {worst} budgets", flush=True)
 
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         for number, measured in enumerate(pool.imap(_measure_seed, jobs, chunksize=16), 1):

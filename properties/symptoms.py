@@ -140,6 +140,18 @@ def too_small(mismatch: MismatchError, arguments: Arguments) -> Mask:
     return as_mask(same_sign & (np.abs(mismatch.actual) < np.abs(mismatch.expected)))
 
 
+def one_unit_too_small(mismatch: MismatchError, arguments: Arguments) -> Mask:
+    """Elements rounded toward zero to bfloat16, where the nearest number is the next larger one."""
+    unit_in_last_place = 2 * PRECISIONS["bfloat16"].unit * np.abs(mismatch.expected)
+    distance = np.abs(mismatch.expected - mismatch.actual)
+    return too_small(mismatch, arguments) & as_mask(distance <= unit_in_last_place)
+
+
+def subnormal_before(mismatch: MismatchError, arguments: Arguments) -> Mask:
+    """Elements that are zero instead of a number below the smallest normal one of float32."""
+    return zero(mismatch, arguments) & as_mask(np.abs(mismatch.expected) < 2.0**-126)
+
+
 def subnormal(mismatch: MismatchError, arguments: Arguments) -> Mask:
     """Elements below the smallest normal number of float32."""
     return as_mask(np.abs(mismatch.actual) < 2.0**-126)

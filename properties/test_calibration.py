@@ -193,6 +193,15 @@ def run(output: Path, *arguments: str) -> dict[str, Any]:
     return distributions
 
 
+def test_file_has_the_dtypes_that_were_measured_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[list[str]] = []
+    monkeypatch.setattr(calibration, "SAVE_INTERVAL", 0.0)
+
+    calibration.calibrate({}, ("float32", "float16"), 1, 1, lambda summaries: saved.append(list(summaries)))
+
+    assert saved == [["float32"], ["float32", "float16"], ["float32", "float16"]]
+
+
 @pytest.mark.slow
 def test_run_continues_the_file_of_an_earlier_one(tmp_path: Path) -> None:
     """Other dtypes and more cases are added; the result is that of one run."""

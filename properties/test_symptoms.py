@@ -150,6 +150,20 @@ def test_flushed_subnormal_is_zero(title: str) -> None:
     assert explained(title, "subnormal_numbers_are_preserved", wrong) == [True, False]
 
 
+def test_flushed_gradient_is_zero_where_it_should_be_subnormal() -> None:
+    wrong = mismatch("fc3.weight.grad", [0.0, 0.0, 1e-39], [2e-39, 2e-3, 2e-39])
+
+    explains = explained("XLA's gradients", "cross_entropy_gradients_agree_with_the_oracle", wrong)
+
+    assert explains == [True, False, False]
+
+
+def test_number_rounded_toward_zero_is_one_unit_too_small() -> None:
+    wrong = mismatch("logits", [87040.0, 86528.0, 88064.0, -1.0], [87552.0, 87552.0, 87552.0, -1.0078125])
+
+    assert explained("rounds to bfloat16 toward zero", "long_sums_are_exact", wrong) == [True, False, False, True]
+
+
 @pytest.mark.parametrize(
     "title",
     ["in float16 and saturates at 2,048 equal", "in bfloat16 and saturates", "float16 and saturates at 2,048 |"],
