@@ -21,6 +21,7 @@ import torch
 from lenet.exact_sgd import SGD
 from lenet.files import write_atomically
 from lenet.training import SGD_FORMS
+from properties.bug_reports import SEVERITIES, findings, report
 from properties.case import Case
 from properties.comparison import Mask, MismatchError
 from properties.entries import NOT_JUDGED
@@ -1075,7 +1076,12 @@ dtypes in which an issue depends on the machine or on earlier calls, a law that 
 after which a GPU stops working: examples of the last are not run, and count as forgiven.) Every run ends with a list of
 the known issues that it expected, with their stacks.
 
-This page is generated from `properties/known_issues.py` by
+Each issue has a script of its own in `findings/`, which needs PyTorch alone (or the engine). It exits with 1 while the
+bug is there, with 0 once it is gone, and with 77 on a machine that cannot show it. `lenet-properties known-issues
+--report NAME` prints a bug report with the script and its output here. The severities: silent wrong numbers; an
+exception or crash; surprising, which is what no documentation mentions, though it may be meant.
+
+This page is generated from `properties/known_issues.py` and `findings/` by
 `lenet-properties known-issues --output properties/KNOWN_ISSUES.md`. Versions are those of PyTorch; most versions
 before 2.13 have not been tested. "No report found" means that we know of no public report.
 """
@@ -1085,16 +1091,23 @@ def page() -> str:
     """Return the page of known issues as Markdown."""
     pytorch = [issue for issue in KNOWN_ISSUES if not issue.engines]
     engines = [issue for issue in KNOWN_ISSUES if issue.engines]
-    columns = ("issue", "reference", "stacks", "laws forgiven", "expected from version", "first fixed version")
+    columns = ("issue", "script", "severity", "reference", "stacks", "laws forgiven", "from version", "fixed in")
     header = f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}\n"
     sections = [("PyTorch", pytorch), ("Engines", engines)]
-    tables = [f"\n## {name}\n\n{header}" + "".join(map(_row, issues)) for name, issues in sections]
+    rows = [(name, sorted(issues, key=_severity)) for name, issues in sections]
+    tables = [f"\n## {name}\n\n{header}" + "".join(map(_row, issues)) for name, issues in rows]
     return INTRODUCTION + "".join(tables)
 
 
+def _severity(issue: KnownIssue) -> int:
+    return SEVERITIES.index(findings()[issue.title].sections["Severity"])
+
+
 def _row(issue: KnownIssue) -> str:
+    finding = findings()[issue.title]
     laws = dict.fromkeys(failure.law.removeprefix("test_") for failure in issue.expected_failures)
-    cells = [issue.title, _link(issue.reference), issue.stacks, ", ".join(f"`{law}`" for law in laws)]
+    cells = [issue.title, f"[{finding.name}](findings/{finding.path.name})", finding.sections["Severity"]]
+    cells += [_link(issue.reference), issue.stacks, ", ".join(f"`{law}`" for law in laws)]
     cells += [_version(issue.since), _version(issue.fixed_in) if issue.fixed_in else "no release known"]
     return f"| {' | '.join(cells)} |\n"
 
@@ -1109,17 +1122,24 @@ def _version(version: tuple[int, int]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the page of known issues, or write it to a file; return 0."""
+    """Print the page of known issues, or a bug report of one, or write it to a file; return 0."""
     parser = argparse.ArgumentParser(
         prog="lenet-properties known-issues",
-        description="The page of known issues.",
+        description="The page of known issues, or a bug report of one.",
         epilog="example: lenet-properties known-issues --output properties/KNOWN_ISSUES.md",
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="write it to this file instead of printing it")
+    names = {finding.name: finding for finding in findings().values()}
+    parser.add_argument(
+        "--report", metavar="NAME", help="print a bug report of this script of findings/, after running it"
+    )
     options = parser.parse_args(arguments)
+    if options.report and options.report not in names:
+        parser.error(f"--report {options.report}: not one of {', '.join(names)}")
+    text = report(names[options.report]) if options.report else page()
     if options.output:
         with write_atomically(options.output) as file:
-            file.write(page().encode())
+            file.write(text.encode())
     else:
-        print(page(), end="")
+        print(text, end="")
     return 0

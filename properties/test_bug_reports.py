@@ -1,0 +1,93 @@
+"""The stand-alone scripts of known issues: one for each, short, on their own, with the exit code that they promise."""
+
+from __future__ import annotations
+
+import ast
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from lenet import subject
+from lenet.oracle import PRECISIONS
+from properties import bug_reports, known_issues
+from properties.bug_reports import NOT_HERE, SEVERITIES, findings, report, run
+from properties.known_issues import KNOWN_ISSUES, KnownIssue, torch_version
+from properties.stack import Stack
+
+LONGEST = 30
+"""Lines of code: what a maintainer reads at a glance."""
+
+PEERS = ("jax", "onnxruntime", "openvino")
+
+
+def occurs_here(known: KnownIssue) -> bool:
+    """Whether a stack on this machine's CPU has the issue."""
+    stacks = [Stack(subject.load("lenet"), torch.device("cpu"), getattr(torch, dtype)) for dtype in PRECISIONS]
+    fixed = known.fixed_in is not None and torch_version() >= known.fixed_in
+    installed = all(find_spec(peer) for peer in PEERS if known.engines and known.engines[0].startswith(peer))
+    return not fixed and installed and any(map(known.affects.matches, stacks))
+
+
+def test_every_issue_has_a_script_with_its_title_and_reference() -> None:
+    references = {known.title: known.reference for known in KNOWN_ISSUES}
+
+    assert {title: finding.sections["Reference"] for title, finding in findings().items()} == references
+    assert len(findings()) == len(list(bug_reports.FOLDER.iterdir()))
+
+
+@pytest.mark.parametrize("title", findings(), ids=lambda title: findings()[title].name)
+def test_script_is_short_and_stands_alone(title: str) -> None:
+    finding = findings()[title]
+    nodes = list(ast.walk(ast.parse(finding.code)))
+    imported = {a.name.split(".")[0] for node in nodes if isinstance(node, ast.Import) for a in node.names}
+    imported |= {str(node.module).split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom)}
+
+    assert finding.sections["Severity"] in SEVERITIES
+    assert all(finding.sections.values()), "a section is empty"
+    assert not imported & {"lenet", "properties", "benchmarks", "reports"}
+    assert len([line for line in finding.code.splitlines() if line.strip()]) < LONGEST
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("known", KNOWN_ISSUES, ids=lambda known: findings()[known.title].name)
+def test_script_tells_whether_the_bug_is_here(known: KnownIssue) -> None:
+    """A bug that depends on the machine, or that only other machines have, may be absent."""
+    result = run(findings()[known.title])
+
+    assert result.stdout.strip(), result.stderr
+    assert result.returncode in ({0, 1} if known.intermittent else {1} if occurs_here(known) else {0, NOT_HERE}), result
+
+
+def test_report_has_the_script_its_output_and_the_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    docstring = "A bug\n\n" + "".join(f"{name}: {name} of\nthe bug.\n\n" for name in bug_reports.SECTIONS)
+    (tmp_path / "a_bug.py").write_text(f'"""\n{docstring}"""\n\nimport sys\n\nprint("1 is 2")\nsys.exit(1)\n')
+    monkeypatch.setattr(bug_reports, "FOLDER", tmp_path)
+    findings.cache_clear()
+
+    text = report(findings()["A bug"])
+    findings.cache_clear()
+
+    assert '```python\nimport sys\n\nprint("1 is 2")\nsys.exit(1)\n```' in text
+    assert "(exit code 1):\n\n```\n1 is 2\n```" in text
+    assert "Observed of the bug." in text
+    assert "**Cause:** Cause of the bug." in text
+    assert f"PyTorch version: {torch.__version__}" in text
+
+
+def test_docstring_of_another_form_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a_bug.py").write_text('"""A bug\n\nSeverity: surprising\n"""\n')
+    monkeypatch.setattr(bug_reports, "FOLDER", tmp_path)
+    findings.cache_clear()
+
+    with pytest.raises(ValueError, match=r"a_bug.py: the docstring has the sections \['Severity'\], expected \['Seve"):
+        findings()
+    findings.cache_clear()
+
+
+def test_unknown_report_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        known_issues.main(["--report", "nonsense"])
+
+    assert "--report nonsense: not one of " in capsys.readouterr().err
