@@ -61,9 +61,9 @@ def _read(path: Path) -> Finding:
     return Finding(path, title, dict(zip(SECTIONS, texts, strict=True)), code)
 
 
-def run(finding: Finding) -> subprocess.CompletedProcess[str]:
-    """Run the script in a process of its own, and return its exit code and its output."""
-    command = [sys.executable, str(finding.path)]
+def run(finding: Finding, python: Path | str = sys.executable) -> subprocess.CompletedProcess[str]:
+    """Run the script by this Python, in a process of its own, and return its exit code and its output."""
+    command = [str(python), str(finding.path)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
