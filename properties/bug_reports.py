@@ -24,7 +24,8 @@ SEVERITIES = ("silent wrong numbers", "exception or crash", "surprising")
 SECTIONS = ("Severity", "Reference", "Searched", "Expected", "Observed", "Cause")
 """The sections of a script's docstring, in their order, after the title in its first line."""
 
-NOT_HERE = 77
+OUTCOMES = {0: "gone", 1: "occurs", 77: "not shown here"}
+"""What the exit codes of the scripts mean."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,14 @@ def run(finding: Finding, python: Path | str = sys.executable) -> subprocess.Com
     """Run the script by this Python, in a process of its own, and return its exit code and its output."""
     command = [str(python), str(finding.path)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def outcome(result: subprocess.CompletedProcess[str]) -> str:
+    """Return the meaning of a script's exit code, or the error that ended it, such as an API that is missing."""
+    if result.returncode in OUTCOMES and "Traceback" not in result.stderr:
+        return OUTCOMES[result.returncode]
+    last = result.stderr.strip().splitlines()[-1:] or [f"exit code {result.returncode}"]
+    return f"error: {last[0]}"
 
 
 def report(finding: Finding) -> str:

@@ -53,6 +53,7 @@ from properties.symptoms import (
     with_momentum_added,
     zero,
 )
+from properties.versions import judged_versions, read
 
 UNREPORTED = "no report found"
 MANY = Case(images="normal", batch=17)
@@ -1087,6 +1088,16 @@ before 2.13 have not been tested. "No report found" means that we know of no pub
 """
 
 
+RELEASES_INTRODUCTION = """
+## Releases
+
+Which release of PyTorch has which bug, as its script found on the CPU of one machine (`lenet-properties versions`, kept
+in `releases/`): **yes**, or no; "-" where that machine cannot show it, "?" where the script does not run.
+
+"""
+MARKS = {"occurs": "**yes**", "gone": "no", "not shown here": "-"}
+
+
 def page() -> str:
     """Return the page of known issues as Markdown."""
     pytorch = [issue for issue in KNOWN_ISSUES if not issue.engines]
@@ -1096,7 +1107,17 @@ def page() -> str:
     sections = [("PyTorch", pytorch), ("Engines", engines)]
     rows = [(name, sorted(issues, key=_severity)) for name, issues in sections]
     tables = [f"\n## {name}\n\n{header}" + "".join(map(_row, issues)) for name, issues in rows]
-    return INTRODUCTION + "".join(tables)
+    return INTRODUCTION + "".join(tables) + _releases()
+
+
+def _releases() -> str:
+    """Return the table of what each script found in each release that was judged."""
+    found = {version: read(version).get("scripts", {}) for version in judged_versions()}
+    rows = [f"| script | {' | '.join(found)} |\n|{' --- |' * (len(found) + 1)}\n"]
+    for finding in sorted(findings().values(), key=lambda finding: finding.name):
+        marks = [MARKS.get(outcomes.get(finding.name, ""), "?") for outcomes in found.values()]
+        rows.append(f"| {finding.name} | {' | '.join(marks)} |\n")
+    return RELEASES_INTRODUCTION + "".join(rows)
 
 
 def _severity(issue: KnownIssue) -> int:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from lenet.files import write_atomically
-from properties.bug_reports import findings, run
+from properties.bug_reports import findings, outcome, run
 
 ROOT = Path(__file__).parents[1]
 RELEASES = Path(__file__).with_name("releases")
@@ -35,8 +35,8 @@ Found = dict[str, Any]
 
 
 def run_scripts(python: Path, folder: Path) -> Found:
-    """Return the exit code of each stand-alone script."""
-    return {finding.name: run(finding, python).returncode for finding in findings().values()}
+    """Return the outcome of each stand-alone script."""
+    return {finding.name: outcome(run(finding, python)) for finding in findings().values()}
 
 
 def run_laws(python: Path, folder: Path, *options: str) -> Found:
@@ -65,6 +65,11 @@ def run_engines(python: Path, folder: Path) -> Found:
 
 PARTS: dict[str, Callable[[Path, Path], Found]] = {"scripts": run_scripts, "laws": run_laws, "engines": run_engines}
 """What is found in a release, in this order: minutes, then a quarter of an hour each."""
+
+
+def judged_versions() -> list[str]:
+    """Return the releases that a file was kept of, from the oldest on."""
+    return sorted((path.stem for path in RELEASES.glob("*.json")), key=lambda name: [*map(int, name.split("."))])
 
 
 def read(version: str) -> Found:
