@@ -1092,7 +1092,8 @@ RELEASES_INTRODUCTION = """
 ## Releases
 
 Which release of PyTorch has which bug, as its script found on the CPU of one machine (`lenet-properties versions`, kept
-in `releases/`): **yes**, or no; "-" where that machine cannot show it, "?" where the script does not run.
+in `releases/`). **yes**, or no; "-" where that machine cannot show it, "?" where the script does not run. Scripts
+that cannot be shown there in any release are left out.
 
 """
 MARKS = {"occurs": "**yes**", "gone": "no", "not shown here": "-"}
@@ -1116,7 +1117,8 @@ def _releases() -> str:
     rows = [f"| script | {' | '.join(found)} |\n|{' --- |' * (len(found) + 1)}\n"]
     for finding in sorted(findings().values(), key=lambda finding: finding.name):
         marks = [MARKS.get(outcomes.get(finding.name, ""), "?") for outcomes in found.values()]
-        rows.append(f"| {finding.name} | {' | '.join(marks)} |\n")
+        if set(marks) != {"-"}:
+            rows.append(f"| {finding.name} | {' | '.join(marks)} |\n")
     return RELEASES_INTRODUCTION + "".join(rows)
 
 
