@@ -70,6 +70,8 @@ def run(finding: Finding, python: Path | str = sys.executable) -> subprocess.Com
 
 def outcome(result: subprocess.CompletedProcess[str]) -> str:
     """Return the meaning of a script's exit code, or the error that ended it, such as an API that is missing."""
+    if "ModuleNotFoundError" in result.stderr:  # of an engine that is not installed
+        return OUTCOMES[77]
     if result.returncode in OUTCOMES and "Traceback" not in result.stderr:
         return OUTCOMES[result.returncode]
     last = result.stderr.strip().splitlines()[-1:] or [f"exit code {result.returncode}"]

@@ -179,8 +179,8 @@ def test_every_training_update_matches_the_formula(stack: Stack, form: str, case
         optim.SGD(net_copy.parameters(), lr=lr, **SGD_FORMS[form]).step()
         stack.subject.sgd_update(net.parameters(), lr)
         for name, old in before.items():
+            exact, _ = SGD(lr).step(old, grads[name], None, stack.precision)
             for update_name, updated in (("sgd_update", net), (f"optim.SGD, {form}", net_copy)):
-                exact, _ = SGD(lr).step(old, grads[name], None, stack.precision)
                 assert_rounded(updated.get_parameter(name), exact, f"{name} after {update_name}")
 
 
