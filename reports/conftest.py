@@ -13,6 +13,7 @@ import pytest
 
 from lenet.fingerprint import FORMAT
 from reports import figures
+from reports.history import PAGES
 
 STACK = {"torch": "2.13.0", "python": "3.11", "processor": "Test", "cores": "2"}
 STAMP = {"format": FORMAT, "stack": STACK, "date": "2026-11-22T12:00:00+00:00", "command": "pytest"}
@@ -141,8 +142,8 @@ def write(folder: Path, files: Files) -> None:
 
 
 def page(folder: Path) -> str:
-    """The page of a run."""
-    return (folder / "index.html").read_text()
+    """The pages of a run, one after another."""
+    return "".join((folder / name).read_text() for name in PAGES if name.endswith(".html"))
 
 
 class Page(HTMLParser):
@@ -160,7 +161,7 @@ class Page(HTMLParser):
         if tag == "script":
             self.external.append(tag)
         for name, value in attributes:
-            if tag == "a" and value and value.startswith("https://github.com/"):
+            if tag == "a" and value and value.startswith(("https://github.com/", "https://docs.pytorch.org/")):
                 continue  # a link loads nothing
             if name in LINKS and value and ":" in value and not value.startswith("data:"):
                 self.external.append(value)

@@ -401,6 +401,55 @@ def network() -> str:
         return _svg(figure)
 
 
+OPERATIONS = (
+    ("conv1, 6 filters of 5 x 5", "6 x 28 x 28"),
+    ("ReLU", "6 x 28 x 28"),
+    ("max pooling", "6 x 14 x 14"),
+    ("conv2, 16 filters of 5 x 5", "16 x 10 x 10"),
+    ("ReLU", "16 x 10 x 10"),
+    ("max pooling", "16 x 5 x 5"),
+    ("flatten", "400"),
+    ("fc1", "120"),
+    ("ReLU", "120"),
+    ("fc2", "84"),
+    ("ReLU", "84"),
+    ("fc3", "10 logits"),
+    ("mean squared error", "1 loss"),
+)
+"""The operations of the network and its loss, with the shapes of their results for one image."""
+
+
+def graph(nodes: list[tuple[str, list[str]]]) -> str:
+    """The operations from the image down to the loss, and beside them the nodes of `.grad_fn` with their parameters."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(9.0, 6.4), layout="constrained")
+        axes = figure.subplots()
+        axes.axis("off")
+        axes.text(1.0, 0.75, "forward: results", ha="center", fontweight="bold")
+        axes.text(4.3, 0.75, "backward: .grad_fn", ha="center", fontweight="bold")
+        for row, ((operation, shape), (node, parameters)) in enumerate(zip(OPERATIONS, nodes[::-1], strict=True)):
+            for x, width, text, color in ((0.0, 2.0, operation, "#E8F1FA"), (3.2, 2.2, node, "#FBEBD9")):
+                axes.add_patch(
+                    FancyBboxPatch(
+                        (x, -row), width, 0.5, boxstyle="round,pad=0.02", facecolor=color, edgecolor="#333333"
+                    )
+                )
+                axes.text(x + width / 2, 0.25 - row, text, ha="center", va="center", fontsize=8)
+            axes.text(2.15, 0.25 - row, shape, va="center", fontsize=8)
+            if parameters:
+                grads = ", ".join(f"{name}.grad" for name in sorted(parameters))
+                axes.annotate(grads, (5.42, 0.25 - row), (5.8, 0.25 - row), va="center", fontsize=8, arrowprops=TO_LEAF)
+            if row:
+                axes.annotate("", (1.0, 0.54 - row), (1.0, 0.96 - row), arrowprops={"arrowstyle": "->"})
+                axes.annotate("", (4.3, 0.96 - row), (4.3, 0.54 - row), arrowprops={"arrowstyle": "->"})
+        axes.set(xlim=(-0.1, 8.4), ylim=(-len(OPERATIONS) + 0.8, 1.1))
+        return _svg(figure)
+
+
+TO_LEAF = {"arrowstyle": "<-"}
+"""The arrow from a node to the gradient that it adds to."""
+
+
 def training_curves(runs: dict[str, list[dict[str, Any]]]) -> str:
     """Loss and test accuracy against the epoch, a line for each training run; a loss of None has no point."""
     with mpl.rc_context(STYLE):

@@ -21,7 +21,7 @@ from reports.run import Run, Timing
 RUNS = Path("reports/runs")
 """The folder of published runs."""
 
-PAGES = ("index.html", "summary.md", "picture.svg")
+PAGES = ("index.html", "learn.html", "validation.html", "summary.md", "picture.svg")
 """The files for readers that are made from a run."""
 
 PUBLISHING = ".publishing"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import pairwise, zip_longest
 from typing import Any
@@ -16,11 +17,13 @@ from lenet.fingerprint import FORMAT, headline
 from lenet.oracle import PRECISIONS
 from lenet.training_comparison import OPTIMIZER_LABELS
 from properties import sensitivity
+from properties.bug_reports import SEVERITIES, findings
 from properties.diagnosis import mutant_table, violations
-from reports import figures, sentences, verdict
+from properties.law_index import short
+from reports import figures, learning, sentences, verdict
 from reports.glossary import GLOSSARY
-from reports.history import by_machine, differences
-from reports.laws import total_forgiven
+from reports.history import PAGES, by_machine, differences
+from reports.laws import Issue, total_forgiven
 from reports.run import Run, Timing
 
 
@@ -43,6 +46,7 @@ def environment() -> Environment:
         "engine_label": _engine_label,
         "headline": headline,
         "forgiven": total_forgiven,
+        "by_severity": _by_severity,
         "significant": _significant,
     }
     environment.globals |= {"sentences": sentences, "verdict": verdict}
@@ -52,7 +56,7 @@ def environment() -> Environment:
 
 
 def render(run: Run) -> dict[str, str]:
-    """The content of `index.html`, `summary.md` and `picture.svg`, by name."""
+    """The content of the files for readers, `reports.history.PAGES`, by name."""
     table = mutant_table()
     forward = [timing for timing in (run.engine_times or {}).get("timings", []) if timing["operation"] == "forward"]
     gate = run.gate if run.gate and any(benchmark["pairs"] for benchmark in run.gate["benchmarks"]) else None
@@ -70,13 +74,15 @@ def render(run: Run) -> dict[str, str]:
         "mutants": _mutants(),
         "sensitivity": _sensitivity(),
         "network": figures.network(),
+        "graph": _graph(),
     }
     pictures |= _training_pictures(run.training) if run.training else {}
     values = {"run": run, "pictures": pictures, "glossary": GLOSSARY, "table": table, "format": FORMAT}
     values["mutants_by_dtype"] = mutants_by_dtype(table)
     values["sensitivity"] = sensitivity.published()
-    templates = {"index.html": "page.html", "summary.md": "summary.md"}
-    texts = {name: environment().get_template(template).render(values) for name, template in templates.items()}
+    values["steps"] = learning.STEPS
+    values["laws"] = defaultdict(lambda: None, {short(law.name): law for law in run.laws.laws})
+    texts = {name: environment().get_template(name).render(values) for name in PAGES if name != "picture.svg"}
     return texts | {"picture.svg": pictures["overview"]}
 
 
@@ -153,6 +159,11 @@ def mutants_by_dtype(table: dict[str, Any]) -> list[tuple[str, int, int, int]]:
 
 
 @cache
+def _graph() -> str:
+    return figures.graph(learning.graph())
+
+
+@cache
 def _mutants() -> str:
     return figures.mutants(mutant_table())
 
@@ -166,6 +177,13 @@ def _issue_url(reference: str) -> str:
     """The address of the issue `owner/name#number` on GitHub; empty for any other reference."""
     repository, _, number = reference.partition("#")
     return f"https://github.com/{repository}/issues/{number}" if number.isdigit() else ""
+
+
+def _by_severity(issues: Iterable[Issue]) -> list[tuple[str, Issue]]:
+    """Each issue with its severity, the worst first; an issue of an earlier version that has no script is the last."""
+    known = {title: finding.sections["Severity"] for title, finding in findings().items()}
+    order = (*SEVERITIES, "unknown")
+    return sorted(((known.get(i.title, "unknown"), i) for i in issues), key=lambda pair: order.index(pair[0]))
 
 
 def _engine_label(stack: str) -> str:
