@@ -55,6 +55,12 @@ def random_direction(stack: Stack, name: str, seed: int) -> Tensor:
     return stack.tensor(np.random.RandomState([seed, 9]).standard_normal(SHAPES[name]) / np.sqrt(fan_in))
 
 
+def direction_of_gradient(stack: Stack, gradient: Budgeted) -> Tensor:
+    """Return the direction of the gradient, scaled so that its largest element is 1 or -1 (0 if all are)."""
+    largest = np.max(np.abs(gradient.value)) or 1.0
+    return stack.tensor(gradient.value / largest)
+
+
 def loss_function(stack: Stack, case: Case, net: nn.Module, by_hand: bool = False) -> Callable[[Parameters], Tensor]:
     """Return the case's loss as a function of the parameters, by `F.mse_loss` or written out (`by_hand`)."""
     images, targets = stack.images(case), stack.targets(case)
@@ -134,17 +140,17 @@ def test_gradients_match_finite_differences(stack: Stack, case: Case, name: str,
         assert_within_budget(quotient, Budgeted(derivative, budget), "the finite difference")
 
 
-def directional_derivative(stack: Stack, gradient: Budgeted, tangent: Tensor) -> Budgeted:
+def directional_derivative(stack: Stack, gradient: Budgeted, tangent: Tensor, at_random: bool = True) -> Budgeted:
     """
     Return the directional derivative: the gradient times the tangent, summed over all elements.
 
-    The tangent is drawn at random, independently of the gradient's errors. So their products with it have random signs
-    and add up like the root of the sum of squares, even if all errors have one cause. The budget is infinite where the
-    sum of all products' magnitudes may be out of range.
+    If the tangent is drawn at random, it is independent of the gradient's errors. So their products with it have random
+    signs and add up like the root of the sum of squares, even if all errors have one cause. Otherwise, their magnitudes
+    may add up. The budget is infinite where the sum of all products' magnitudes may be out of range.
     """
     weights = float64(tangent)
-    budget = np.sqrt(np.sum((gradient.budget * weights) ** 2))
     largest_budget = np.sum(gradient.budget * np.abs(weights))
+    budget = np.sqrt(np.sum((gradient.budget * weights) ** 2)) if at_random else largest_budget
     largest_sum = oracle.budgeted(np.sum(np.abs(gradient.value * weights)), largest_budget, stack.precision)
     return Budgeted(np.sum(gradient.value * weights), np.where(np.isinf(largest_sum.budget), np.inf, budget))
 
@@ -211,21 +217,24 @@ def test_forward_over_reverse_matches_reverse_over_reverse(
 
 
 @example(case=Case(), name="fc3.bias", seed=3)  # a derivative that is large compared with its budget
-@given(case=cases(batches=(1, 2, 3)), name=parameter_names(), seed=st.integers(0, 2**32 - 1))
-def test_forward_mode_agrees_with_the_oracle(stack: Stack, case: Case, name: str, seed: int) -> None:
+@example(case=Case(), name="fc1.weight", seed=None)
+@given(case=cases(batches=(1, 2, 3)), name=parameter_names(), seed=st.none() | st.integers(0, 2**32 - 1))
+def test_forward_mode_agrees_with_the_oracle(stack: Stack, case: Case, name: str, seed: int | None) -> None:
     """
     `torch.func.jvp` of the loss equals the oracle's gradient times the tangent, within the rounding budget.
 
-    Along a direction of any one parameter. Rejects: forward and reverse mode that differ, also at ties and kinks.
+    Along a direction of any one parameter: a random one, or that of the gradient, in which the derivative is largest.
+    Rejects: forward and reverse mode that differ, also at ties and kinks; an operation without a forward derivative.
     """
-    net, tangent = stack.net(case), random_direction(stack, name, seed)
+    gradient, net = stack.exact(case).gradients[name], stack.net(case)
+    tangent = direction_of_gradient(stack, gradient) if seed is None else random_direction(stack, name, seed)
     parameters = detached_parameters(net)
     tangents = {other: torch.zeros_like(value) for other, value in parameters.items()} | {name: tangent}
 
     with skip_if_unsupported(stack):
         _, derivative = jvp(loss_function(stack, case, net), (parameters,), (tangents,))
 
-    exact = directional_derivative(stack, stack.exact(case).gradients[name], tangent)
+    exact = directional_derivative(stack, gradient, tangent, at_random=seed is not None)
     assert_within_budget(derivative, exact, "the directional derivative")
 
 

@@ -244,7 +244,24 @@ class EmptyBatchRaises(StagedNet):
         return maps.reshape(len(maps), -1)
 
 
-@mutant("Net", law="one_image_does_not_raise", category=Category.TYPE_CHECK, dtype="float64")
+@mutant("Net", law="one_image_does_not_raise", category=Category.TENSOR_SHAPE)
+class OneImageHasNoStatistics(StagedNet):
+    """The mean and the variance of the features over the batch are computed, which one image does not have."""
+
+    def flatten(self, maps: Tensor) -> Tensor:
+        features = super().flatten(maps)
+        if len(features):
+            F.batch_norm(features.detach(), None, None, training=True)
+        return features
+
+
+@mutant(
+    "Net",
+    law="one_image_does_not_raise",
+    category=Category.TYPE_CHECK,
+    dtype="float64",
+    unseen={"float32": "it is accepted"},
+)
 class OnlyFloat32Accepted(StagedNet):
     """Images of any dtype but float32 raise an error, although the network has been converted to theirs."""
 

@@ -237,9 +237,7 @@ class LogitsRoundedStochastically(AlteredLogits):
         return with_gradient_of(logits, logits + spacing * (random - 0.5).to(logits.dtype).sign())
 
 
-@mutant(
-    "sgd_update", law="integer_updates_are_exact", category=Category.NUMERICS, unseen={"bfloat16": "nothing is rounded"}
-)
+@mutant("sgd_update", law="integer_updates_are_exact", category=Category.NUMERICS)
 def update_product_in_bfloat16(parameters: Iterable[nn.Parameter], lr: float) -> None:
     """The product of learning rate and gradient is computed in bfloat16, where integers are exact only up to 256."""
     with torch.no_grad():
@@ -331,7 +329,10 @@ class Fc1OperandsRoundedTo18Bits(AlteredLayer):
         return with_rounded_operands(layer, inputs[0], round_to_18_bits)
 
 
-@mutant("Net", law="every_bit_of_two_factors_counts", category=Category.NUMERICS, dtype="bfloat16")
+IN_16_BITS = dict.fromkeys(("float32", "float64"), "the fault is in 16 bits alone")
+
+
+@mutant("Net", law="every_bit_of_two_factors_counts", category=Category.NUMERICS, dtype="bfloat16", unseen=IN_16_BITS)
 class Conv2ResultsTruncated(AlteredLayer):
     """In 16 bits, conv2's results are computed in float32 and truncated instead of rounded."""
 
@@ -357,7 +358,12 @@ class Fc1SumsRoundedTo20Bits(AlteredLayer):
         return with_gradient_of(output, total + layer.bias)
 
 
-@mutant("Net", law="long_sums_are_exact", category=Category.NUMERICS)
+@mutant(
+    "Net",
+    law="long_sums_are_exact",
+    category=Category.NUMERICS,
+    unseen={"bfloat16": "the first part is the number itself"},
+)
 class Fc1InTwoBfloat16Parts(AlteredLayer):
     """fc1 multiplies its inputs in two parts of 8 bits each, as for matrix units that have only bfloat16."""
 
@@ -372,7 +378,13 @@ class Fc1InTwoBfloat16Parts(AlteredLayer):
         return with_rounded_operands(layer, inputs[0], in_parts)
 
 
-@mutant("Net", law="long_sums_are_exact", category=Category.NUMERICS, dtype="float16")
+@mutant(
+    "Net",
+    law="long_sums_are_exact",
+    category=Category.NUMERICS,
+    dtype="float16",
+    unseen=dict.fromkeys(("float32", "float64"), "stored sums are as precise as the accumulator"),
+)
 class Fc1StoresPartialSums(AlteredLayer):
     """fc1 stores the sum over each hundred inputs in the dtype of the images, and adds up the stored sums."""
 
@@ -386,7 +398,7 @@ class Fc1StoresPartialSums(AlteredLayer):
         return with_gradient_of(output, total + layer.bias)
 
 
-@mutant("Net", law="long_sums_are_exact", category=Category.NUMERICS, dtype="bfloat16")
+@mutant("Net", law="long_sums_are_exact", category=Category.NUMERICS, dtype="bfloat16", unseen=IN_16_BITS)
 class Fc1SumsTruncated(AlteredLayer):
     """In 16 bits, fc1's sums are truncated instead of rounded when they are stored."""
 
@@ -525,7 +537,12 @@ class Image65HasNoBiasGradient(AlteredLayer):
         return output + (bias - bias.detach()) - (layer.bias - layer.bias.detach())[:, None, None]
 
 
-@mutant("Net", law="batches_of_any_size_are_exact", category=Category.NUMERICS)
+@mutant(
+    "Net",
+    law="batches_of_any_size_are_exact",
+    category=Category.NUMERICS,
+    unseen=dict.fromkeys(("bfloat16", "float16"), "TF32 has all bits of the dtype"),
+)
 class LargeBatchInputGradientInTf32(AlteredImages):
     """From 64 images on, the gradient with respect to the images is rounded to TF32."""
 
@@ -533,7 +550,13 @@ class LargeBatchInputGradientInTf32(AlteredImages):
         return with_altered_gradient(images, round_to_tf32) if len(images) >= 64 else images
 
 
-@mutant("Net", law="batches_of_any_size_are_exact", category=Category.NUMERICS, dtype="float16")
+@mutant(
+    "Net",
+    law="batches_of_any_size_are_exact",
+    category=Category.NUMERICS,
+    dtype="float16",
+    unseen={"bfloat16": "it is the dtype"},
+)
 class LargeBatchGradientInBfloat16(AlteredLayer):
     """From 64 images on, the gradients of fc1's parameters are rounded to bfloat16."""
 

@@ -204,7 +204,6 @@ class MomentumBufferSharedByShape(StagedSGD):
     "torch.optim.SGD",
     law="sgd_steps_match_the_formula",
     category=Category.NUMERICS,
-    unseen={"bfloat16": "nothing is rounded"},
 )
 class MomentumBufferInBfloat16(StagedSGD):
     """Momentum buffers are rounded to bfloat16 to save memory."""

@@ -68,7 +68,13 @@ class FlushToZeroNotReset(StagedNet):
         return super().forward(images)
 
 
-@mutant("Net", law="forward_leaves_global_state_unchanged", category=Category.API, dtype="float64")
+@mutant(
+    "Net",
+    law="forward_leaves_global_state_unchanged",
+    category=Category.API,
+    dtype="float64",
+    unseen={"float32": "it is the default dtype already"},
+)
 class DefaultDtypeChanged(StagedNet):
     """The forward pass sets the default dtype to that of the images."""
 

@@ -20,6 +20,9 @@ import lenet
 from properties.mutants import twin
 from properties.mutants.staged import StagedNet
 
+FEW = 16
+"""The number of images up to which some twins compute in their own way; gradients of so few are exact in bfloat16."""
+
 Operation = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A function of a layer's input, weight and bias."""
 
@@ -410,24 +413,33 @@ class ChannelsLastInternally(StagedNet):
 @twin("Net")
 class LinearByConvolution(FunctionalNet):
     """
-    Linear layers are convolutions, the first with 5x5 kernels and the others with 1x1, which compute the same sums.
+    For up to FEW images, linear layers are convolutions, the first with 5x5 kernels and the others with 1x1.
+
+    They compute the same sums, but on some processors PyTorch adds up their weight gradients in bfloat16.
     """
 
     def flatten(self, maps: Tensor) -> Tensor:
         return maps
 
     def linear(self, units: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        if len(units) > FEW:
+            return F.linear(units.flatten(1), weight, bias)
         maps = units if units.dim() == 4 else units[:, :, None, None]
         return F.conv2d(maps, weight.unflatten(1, maps.shape[1:]), bias).flatten(1)
 
 
 @twin("Net")
 class ImageByImage(StagedNet):
-    """The images of a batch are processed one by one, since they are independent."""
+    """
+    Up to FEW images are processed one by one, since they are independent.
+
+    Autograd adds up their gradients in the dtype of the network, which in bfloat16 cannot count beyond 256.
+    """
 
     def forward(self, images: Tensor) -> Tensor:
         self.check(images)
-        return torch.cat([super(ImageByImage, self).forward(image) for image in images.split(1)])
+        parts = images.split(1) if len(images) <= FEW else (images,)
+        return torch.cat([super(ImageByImage, self).forward(image) for image in parts])
 
 
 @twin("Net")

@@ -69,7 +69,6 @@ def gradients_rounded_to_bfloat16(parameters: Iterable[nn.Parameter], lr: float)
     "sgd_update",
     law="every_training_update_matches_the_formula",
     category=Category.NUMERICS,
-    unseen=dict.fromkeys(("bfloat16", "float16"), "the product of rate and gradient is rounded as coarsely"),
 )
 @torch.no_grad()
 def learning_rate_in_float16(parameters: Iterable[nn.Parameter], lr: float) -> None:
@@ -84,7 +83,6 @@ def learning_rate_in_float16(parameters: Iterable[nn.Parameter], lr: float) -> N
     law="manual_update_matches_the_formula",
     category=Category.NUMERICS,
     dtype="float64",
-    unseen=dict.fromkeys(("float32", "bfloat16", "float16"), "the product of rate and gradient is rounded as coarsely"),
 )
 @torch.no_grad()
 def learning_rate_in_float32(parameters: Iterable[nn.Parameter], lr: float) -> None:
