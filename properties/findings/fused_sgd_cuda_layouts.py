@@ -3,19 +3,20 @@ optim.SGD(fused=True) on CUDA raises an internal error if parameter and gradient
 
 Severity: exception or crash
 Reference: no report found
-Searched: "optim.SGD fused=True check_fast_path_restrictions INTERNAL ASSERT channels_last gradient", "fused optimizer CUDA
-strides mismatch parameter gradient memory format error", "_fused_sgd_ Expected at::native::check_fast_path_restrictions to
-be true, but got false" (2026-12-01). Similar: pytorch/pytorch#106951 and pytorch/pytorch#126585 (optim.Adam(fused=True)).
+Searched: "optim.SGD fused=True check_fast_path_restrictions INTERNAL ASSERT channels_last gradient", "fused optimizer
+CUDA strides mismatch parameter gradient memory format error", "_fused_sgd_ Expected
+at::native::check_fast_path_restrictions to be true, but got false" (2026-12-01). Similar: pytorch/pytorch#106951 and
+pytorch/pytorch#126585 (optim.Adam(fused=True)).
 
-Expected: The step that foreach=True and the for-loop take, or an error that names the layouts. A gradient may have its own
-layout: https://docs.pytorch.org/docs/stable/autograd.html#manual-gradient-layouts says how to choose it, and
+Expected: The step that foreach=True and the for-loop take, or an error that names the layouts. A gradient may have its
+own layout: https://docs.pytorch.org/docs/stable/autograd.html#manual-gradient-layouts says how to choose it, and
 https://docs.pytorch.org/docs/stable/generated/torch.optim.SGD.html states no condition on layouts for fused=True.
 
 Observed: In the run of 2026-11-26 (NVIDIA H200, torch 2.11.0+cu130) the fused step raises a RuntimeError that "Expected
 at::native::check_fast_path_restrictions(...) to be true, but got false"; the foreach step agrees with the formula. (Not
 run with 2.13.0: no GPU. On the CPU the fused step pairs the wrong elements, without an error.)
 
-Cause: _fused_sgd_kernel_cuda_ in aten/src/ATen/native/cuda/FusedSgdKernel.cu (main, read 2026-12-01) checks, without a
+Cause: _fused_sgd_kernel_cuda_ in aten/src/ATen/native/cuda/FusedSgdKernel.cu (undated copy of main) checks, without a
 message, check_fast_path_restrictions of ForeachUtils.h, which demands equal strides; _fused_sgd in torch/optim/sgd.py
 (2.13.0) calls it for any tensors. The foreach kernels test can_use_fast_route and otherwise take the slow path.
 """

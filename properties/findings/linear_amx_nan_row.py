@@ -3,21 +3,23 @@ Linear layers in bfloat16 on Intel AMX leak NaN and infinity into the row before
 
 Severity: silent wrong numbers
 Reference: uxlfoundation/oneDNN#5717
-Searched: "oneDNN 5717 AMX bf16 matmul NaN leaks into previous row", "pytorch bf16 linear AMX NaN contaminates other rows batch
-CPU nn.Linear mkldnn_linear", "pytorch conv2d bfloat16 CPU NaN leaks neighbouring column mkldnn brgconv" (2026-12-01). Fixed
-in oneDNN by uxlfoundation/oneDNN#5723 (2026-08-04). pytorch/pytorch#171034 (NaN instead of inf) may be the same.
+Searched: "oneDNN 5717 AMX bf16 matmul NaN leaks into previous row", "pytorch bf16 linear AMX NaN contaminates other
+rows batch CPU nn.Linear mkldnn_linear", "brgemm AMX maybe_pre_process_k_tail NaN leak K tail torch.nn.Linear torch.bmm
+bf16 CPU" (2026-12-01). Fixed in oneDNN by uxlfoundation/oneDNN#5723 (2026-08-04). pytorch/pytorch#171034 (NaN instead
+of inf) may be the same.
 
 Expected: Row i of the result depends on row i of the input alone: y = x A^T + b
-(https://docs.pytorch.org/docs/stable/generated/torch.nn.Linear.html). So it is in float32, with 16 rows, and without AMX.
+(https://docs.pytorch.org/docs/stable/generated/torch.nn.Linear.html). So it is in float32, with 16 rows, and without
+AMX.
 
-Observed: In the run of 2026-11-26 (Intel Xeon with AMX, torch 2.13.0+cpu), with 17 images of which one has a NaN pixel, the
-logits and the gradient of the image before it are NaN. (Not run on the machine that this script was written on, which has
-no AMX.)
+Observed: In the run of 2026-11-26 (Intel Xeon with AMX, torch 2.13.0+cpu), with 17 images of which one has a NaN pixel,
+the logits and the gradient of the image before it are NaN. (Without AMX the same call is right; this script has not run
+on a machine with it.)
 
-Cause: jit_brgemm_amx_uker_base_t::maybe_pre_process_k_tail in src/cpu/x64/brgemm/jit_brgemm_amx_uker.cpp (oneDNN before
-2a743fd; torch 2.13.0 has 3.12.0). AMX multiplies 32 columns at once. If the rows' length is no multiple of 32, the last
-tile of a row also holds the first elements of the next row, which are multiplied by zeros: NaN times 0 is NaN. Only the
-last 16 rows, whose read would leave the matrix, were copied to a buffer padded with zeros.
+Cause: jit_brgemm_amx_uker_base_t::maybe_pre_process_k_tail in src/cpu/x64/brgemm/jit_brgemm_amx_uker.cpp (oneDNN
+3.12.0, which torch 2.13.0 contains; corrected in 2a743fd). AMX multiplies 32 columns at once. If the rows' length is no
+multiple of 32, the last tile of a row also holds the first elements of the next row, which are multiplied by zeros: NaN
+times 0 is NaN. Only the last 16 rows, whose read would leave the matrix, were copied to a buffer padded with zeros.
 """
 
 import sys

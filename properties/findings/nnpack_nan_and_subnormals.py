@@ -3,8 +3,8 @@ Without oneDNN, convolutions of 16 or more images (by NNPACK) spread NaN and los
 
 Severity: silent wrong numbers
 Reference: pytorch/pytorch#157237
-Searched: "NNPACK convolution NaN spreads FFT tile batch size 16 mkldnn disabled", "_nnpack_spatial_convolution wrong NaN
-Inf output numerical difference mkldnn.enabled False", "pytorch 157237 NNPACK" (2026-12-01)
+Searched: "NNPACK convolution NaN spreads FFT tile batch size 16 mkldnn disabled", "_nnpack_spatial_convolution wrong
+NaN Inf output numerical difference mkldnn.enabled False", "pytorch 157237 NNPACK" (2026-12-01)
 
 Expected: An element of the output is NaN if and only if its window contains the NaN, as in the formula of
 https://docs.pytorch.org/docs/stable/generated/torch.nn.Conv2d.html. oneDNN and PyTorch's own kernel (15 images) do so.
@@ -12,13 +12,13 @@ A filter that copies one pixel copies a subnormal one as well. PyTorch's notes a
 (https://docs.pytorch.org/docs/stable/notes/numerical_accuracy.html) and undefined results of non-finite inputs only for
 torch.linalg. torch.set_flush_denormal is off.
 
-Observed: A NaN in the corner of one image is in 1 window, and 144 elements become NaN with 16 images, 1 with 15. Of
-12,544 copies of a subnormal pixel, 12,544 are 0 with 16 images; with 15, 0 of 11,760 are.
+Observed: With torch 2.13.0+cpu, a NaN in the corner of one image is in 1 window, and 144 elements become NaN with 16
+images, 1 with 15. Of 12,544 copies of a subnormal pixel, 12,544 are 0 with 16 images; with 15, 0 of 11,760 are.
 
-Cause: ConvParams::use_nnpack in aten/src/ATen/native/Convolution.cpp (2.13) selects NNPACK for float32 if oneDNN is
-disabled, from 16 images on. nnp_convolution_output of NNPACK (70a77f4, src/convolution-output.c) selects a Fourier
-transform of 8x8 or 16x16 tiles for every filter but 3x3: each output of a tile depends on all its inputs, so NaN fills
-the tile, and the products of transformed subnormals underflow.
+Cause: ConvParams::use_nnpack in aten/src/ATen/native/Convolution.cpp (undated copy of main) selects NNPACK for float32
+if oneDNN is disabled, from 16 images on. nnp_convolution_output of NNPACK (70a77f4, src/convolution-output.c) selects a
+Fourier transform of 8x8 or 16x16 tiles for every filter but 3x3: each output of a tile depends on all its inputs, so
+NaN fills the tile, and the products of transformed subnormals underflow.
 """
 
 import sys

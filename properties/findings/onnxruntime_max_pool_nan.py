@@ -3,8 +3,8 @@ ONNX Runtime's MaxPool propagates NaN only from the last position of a window
 
 Severity: silent wrong numbers
 Reference: no report found
-Searched: "onnxruntime MaxPool NaN not propagated CPU", "MlasMaximumFloat32x4 NaN MlasPool maxps", "max pooling drops NaN
-depends on position in window, differs from PyTorch and ONNX reference" (2026-12-01). Similar, of other operators:
+Searched: "onnxruntime MaxPool NaN not propagated CPU", "MlasMaximumFloat32x4 NaN MlasPool maxps", "max pooling drops
+NaN depends on position in window, differs from PyTorch and ONNX reference" (2026-12-01). Similar, of other operators:
 microsoft/onnxruntime#10514 (ReduceMax, open), microsoft/onnxruntime#21492 (Max and Min, fixed).
 
 Expected: NaN wherever a window contains NaN, as in torch.nn.MaxPool2d, from which such a graph is exported, numpy.max,
@@ -17,10 +17,10 @@ Observed: ONNX Runtime 1.32.0 on the CPU returns 0, 0, 0, nan for a 2x2 window o
 in maps of 4x4. At the right border of maps whose width is no multiple of 4 (2x2 or 10x10), position 1 propagates too,
 or instead.
 
-Cause: MlasPool2DVectorKernel in onnxruntime/core/mlas/lib/pooling.cpp (main, read 2026-12-01) reduces with
-MlasMaximumFloat32x4, which is _mm_max_ps(reduction, value) on x86: that instruction returns its second operand if
-either is NaN, so the next number of the window replaces a NaN. The scalar code for the rest of a row has std::max,
-which returns its first argument instead.
+Cause: MlasPool2DVectorKernel in onnxruntime/core/mlas/lib/pooling.cpp (02e93ec) reduces with MlasMaximumFloat32x4,
+which is _mm_max_ps(reduction, value) on x86: that instruction returns its second operand if either is NaN, so the next
+number of the window replaces a NaN. The scalar code for the rest of a row has std::max, which returns its first
+argument instead.
 """
 
 import sys

@@ -14,8 +14,8 @@ Observed: OpenVINO 2026.4.1 on the CPU, precision hint f32: ReLU of NaN is 0.0. 
 -3.4028235e+38, and of one NaN among 1, 2 and 3 it is 3.0.
 
 Cause: The CPU plugin uses kernels of oneDNN (read: 3.14.0, 3f27bec). relu_zero_ns_compute_vector_fwd in
-src/cpu/x64/injectors/jit_uni_eltwise_injector.cpp computes maxps(x, 0), and maxps returns its second operand, 0, if x is
-NaN. max_step_fwd in src/cpu/x64/jit_uni_pool_kernel.cpp starts at the lowest finite number and replaces it only by
+src/cpu/x64/injectors/jit_uni_eltwise_injector.cpp computes maxps(x, 0), and maxps returns its second operand, 0, if x
+is NaN. max_step_fwd in src/cpu/x64/jit_uni_pool_kernel.cpp starts at the lowest finite number and replaces it only by
 numbers that are greater, which NaN is not.
 """
 

@@ -3,24 +3,27 @@ torch.compile(mode='reduce-overhead') overwrites gradients and saved tensors of 
 
 Severity: silent wrong numbers
 Reference: pytorch/pytorch#169545
-Searched: "torch.compile reduce-overhead gradient accumulation wrong grad cudagraphs overwritten .grad", "cudagraph trees
-accessing tensor output of CUDAGraphs that has been overwritten by a subsequent run micro batches backward accumulate",
-"CUDAGraph Trees PyTorch documentation limitations overwritten memory cudagraph_mark_step_begin" (2026-12-01). A comment in
-pytorch/pytorch#96693 measures the silent case: a gradient of 0.25 for 1.0 after four micro-batches.
+Searched: "torch.compile reduce-overhead gradient accumulation wrong grad cudagraphs overwritten .grad", "cudagraph
+trees accessing tensor output of CUDAGraphs that has been overwritten by a subsequent run micro batches backward
+accumulate", "CUDAGraph Trees PyTorch documentation limitations overwritten memory cudagraph_mark_step_begin"
+(2026-12-01). A comment in pytorch/pytorch#96693 measures the silent case: a gradient of 0.25 for 1.0 after four
+micro-batches.
 
 Expected: The sum of the micro-batches' gradients, in every iteration, as without the mode: .grad accumulates
 (https://docs.pytorch.org/docs/stable/generated/torch.Tensor.backward.html). The documentation of CUDA graph trees
-(https://docs.pytorch.org/docs/stable/torch.compiler_cudagraph_trees.html) warns of outputs that a later run overwrites, not
-of .grad, and promises an error.
+(https://docs.pytorch.org/docs/stable/torch.compiler_cudagraph_trees.html) says that a later run overwrites the outputs
+of an earlier one, which then raise an error; it does not mention .grad, or wrong values.
 
-Observed: In the run of 2026-11-26 (NVIDIA H200, torch 2.11.0+cu130) the first iteration raised "accessing tensor output of
-CUDAGraphs that has been overwritten by a subsequent run"; later iterations of the same loop did not, and .grad was -7.0 to
-3.3 times the right value. (Not run with 2.13.0: no GPU. Its message advises to allocate .grad outside of the graph.)
+Observed: In the run of 2026-11-26 (NVIDIA H200, torch 2.11.0+cu130) the first iteration raised "accessing tensor output
+of CUDAGraphs that has been overwritten by a subsequent run"; later iterations of the same loop did not, and .grad was
+-7.0 to 3.3 times the right value. (Not run with 2.13.0: no GPU. Its message advises to allocate .grad outside of the
+graph.)
 
-Cause: The first backward pass of a step installs its output as .grad without a copy (AccumulateGrad,
-torch/csrc/autograd/functions/accumulate_grad.h); that memory belongs to the CUDA graph. CUDAGraphTreeManager in
+Cause: The first backward pass of a step installs its output as .grad without a copy (AccumulateGrad;
+pytorch/pytorch#96693 shows equal addresses); that memory belongs to the CUDA graph. CUDAGraphTreeManager in
 torch/_inductor/cudagraph_trees.py (2.13.0) frees it when the next iteration starts, and the graph's replay writes to it
-again. dealloc_current_path_weakrefs, which makes such an access an error, is used while graphs are recorded.
+again. While graphs are warmed up and recorded, dealloc_current_path_weakrefs makes such an access an error;
+try_end_curr_execution, for graphs that are replayed, does not.
 """
 
 import sys

@@ -15,8 +15,8 @@ Observed: jax 0.10.2 on the CPU returns (0.0, 8.5e-22): the first gradient is lo
 logits' softmax of a network that is certain has such gradients.)
 
 Cause: As for other subnormal numbers: the CPU client runs every executable, here the backward pass, under
-tsl::port::ScopedFlushDenormal (xla/pjrt/cpu/cpu_client.cc, read 2026-12-01), which sets the processor's flush-to-zero
-flag. A result below 2**-126 becomes zero.
+tsl::port::ScopedFlushDenormal (xla/pjrt/cpu/cpu_client.cc, undated copy of main), which sets the processor's
+flush-to-zero flag. A result below 2**-126 becomes zero.
 """
 
 import sys
