@@ -696,7 +696,7 @@ KNOWN_ISSUES = (
     ),
     KnownIssue(
         title="optim.SGD(fused=True) keeps an uninitialized momentum buffer if a GradScaler skips its first step",
-        reference=UNREPORTED,
+        reference="LibreYOLO/libreyolo#771",
         affects=in_dtypes(torch.float32, torch.float64, torch.bfloat16),
         expected_failures=(
             expected_failure(
@@ -1112,8 +1112,10 @@ def page() -> str:
 
 
 def _releases() -> str:
-    """Return the table of what each script found in each release that was judged."""
-    found = {version: read(version).get("scripts", {}) for version in judged_versions()}
+    """Return the table of what each script found in each release that was judged; empty if none was."""
+    found = {version: read(version)["scripts"] for version in judged_versions() if "scripts" in read(version)}
+    if not found:
+        return ""
     rows = [f"| script | {' | '.join(found)} |\n|{' --- |' * (len(found) + 1)}\n"]
     for finding in sorted(findings().values(), key=lambda finding: finding.name):
         marks = [MARKS.get(outcomes.get(finding.name, ""), "?") for outcomes in found.values()]
