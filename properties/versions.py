@@ -84,7 +84,7 @@ def install(version: str, folder: Path) -> Path:
         raise RuntimeError(f"{folder.parent} has {free / 1e9:.1f} GB free, an installation needs {NEEDED / 1e9:.0f} GB")
     venv.create(folder, with_pip=True, clear=True)
     python = folder / "bin/python"
-    command = [str(python), "-m", "pip", "install", "--no-cache-dir", "--quiet", f"torch=={version}", "-e", str(ROOT)]
+    command = [str(python), "-m", "pip", "install", "--no-cache-dir", "-qq", f"torch=={version}", "-e", str(ROOT)]
     if subprocess.run(command, check=False).returncode:
         raise RuntimeError(f"torch {version} could not be installed: {shlex.join(command)}")
     return python

@@ -14,7 +14,7 @@ from lenet import subject
 from lenet.oracle import PRECISIONS
 from lenet.subject import CONTRACT
 from properties import mutants as catalogue
-from properties.diagnosis import correct_diagnoses, mutant_table
+from properties.diagnosis import correct_diagnoses, mutant_table, violations
 from properties.mutants import BLIND, KINDS, Category, Variant, all_mutants, all_twins
 
 EVERYTHING = all_mutants() + all_twins()
@@ -105,6 +105,9 @@ def test_readme_states_the_numbers_of_the_table() -> None:
 
     rows = re.findall(r"^\| \[(\w+)\]\(\1\.py\) \| .* \| (\d+) of (\d+) \|$", readme, re.MULTILINE)
     assert rows == [(kind, str(killed[kind]), str(total[kind])) for kind in KINDS]
+    for dtype, laws in table["judged"].items():
+        unseen = sum(dtype in mutant["unseen"] for mutant in mutants)
+        assert f"| {dtype} | {len(laws)} | {len(violations(table, dtype))} | {unseen} |" in readme
     counts = {(str(len(table[group])), group) for group in ("laws", "mutants", "twins")}
     assert set(re.findall(r"(\d+) (laws|mutants|twins)", readme)) == counts
     assert "correct for {} of {} mutants".format(*correct_diagnoses(table)) in readme
