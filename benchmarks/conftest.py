@@ -20,15 +20,16 @@ from benchmarks.roofline import Entry, add_positions
 from benchmarks.summary import summary
 from lenet.files import set_aside
 from lenet.fingerprint import fingerprint, stamp
+from lenet.system import usable_cores
 from properties.record import command_line
 from properties.stack import Stack
 
 FAILURES = pytest.StashKey["Failures"]()
 ENTRIES = pytest.StashKey[list[Entry]]()
 NOT_WRITTEN = pytest.StashKey[str]()
-CORES = os.cpu_count() or 1
+CORES = usable_cores()
 THREADS = sorted({2**power for power in range(CORES.bit_length())} | {CORES})
-"""The powers of two up to the number of cores, and that number. (2 ** bit_length is the first power above it.)"""
+"""The powers of two up to the number of usable cores, and that number. (2 ** bit_length exceeds it.)"""
 
 
 @pytest.fixture(params=THREADS, ids=lambda n: f"{n}-threads")

@@ -1,8 +1,9 @@
 """
 Times of the engines, measured together: `lenet-properties engine-times` prints tables, `--record DIR` a JSON file.
 
-Each engine has a fresh process of its own, and only one process computes at any moment. A time is the median over
-blocks of calls of at least 5 ms. The blocks of all engines are interleaved, in a new random order in every round. As
+Each engine has a fresh process of its own, and only one process computes at any moment; the others are stopped. Each
+library waits as it does by default: idle threads may spin. A time is the median over blocks of calls of at least 5 ms,
+once they have no trend. The blocks of all engines are interleaved, in a new random order in every round. As
 controls, the first engine has a second process, and the rate of a matrix product is measured in the same rounds: the
 throughput of each engine is stated as a share of it. Every answer is verified before it is timed, in every batch size.
 """
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import sys
 import tempfile
@@ -29,6 +29,7 @@ from tqdm import tqdm
 from benchmarks.arguments import duration, file_problem, positive_int
 from benchmarks.command import ERROR, STOPPED
 from benchmarks.guard import folder as run_folder
+from benchmarks.interleaved import BLOCKS, PRODUCT_SIZE, WARMUP_SECONDS, has_trend
 from benchmarks.worker_client import Arm, Startup, Worker, WorkerError
 from benchmarks.workload import DISTINCT, TIMED_BATCHES
 from lenet import engines
@@ -37,6 +38,7 @@ from lenet.files import set_aside, write_atomically
 from lenet.fingerprint import fingerprint, headline, stamp
 from lenet.net import FORWARD_FLOPS, TRAINING_FLOPS
 from lenet.oracle import PRECISIONS, Array
+from lenet.system import usable_cores
 from lenet.table import table
 
 DEFAULT = ("eager", "channels-last", "no-onednn", "compiled", "compiled-deterministic", "aot-inductor", *PEERS)
@@ -46,7 +48,6 @@ FLOPS = {"forward": FORWARD_FLOPS, "training step": TRAINING_FLOPS}
 """The FLOPs of each operation per image."""
 
 PRODUCT = "matrix product"
-PRODUCT_SIZE = 1024
 AGAIN = " again"
 """The suffix of the name of the first engine's second process."""
 
@@ -137,9 +138,10 @@ def interleave(
     """
     Time rounds of blocks of what the workers have prepared, for `budget` seconds per worker.
 
-    A round is one block of each worker, in random order. The first block of each worker is a warm-up and is left out. A
-    worker that raises is left out from then on; the error is returned by its name. Only that of the matrix product,
-    which all are compared with, is raised.
+    A round is one block of each worker, in random order. Warm-up rounds come first, and are left out: until the last
+    blocks of each worker had no trend at least once, or for WARMUP_SECONDS per worker. A worker that raises is left out
+    from then on; the error is returned by its name. Only that of the matrix product, which all are compared with, is
+    raised.
     """
     left, errors = dict(workers), dict[str, str]()
 
@@ -153,8 +155,12 @@ def interleave(
             del left[name]
             return None
 
-    for name in workers:
-        seconds(name)
+    cold, warmup = {name: list[float]() for name in workers}, time.perf_counter() + WARMUP_SECONDS * len(workers)
+    while cold and time.perf_counter() < warmup:
+        for name in random.permutation(list(left)).tolist():
+            if (measured := seconds(name)) is not None and name in cold:
+                cold[name].append(measured)
+        cold = {name: times for name, times in cold.items() if name in left and not _warm(times)}
     blocks: list[Block] = []
     previous = None
     end, rounds = time.perf_counter() + budget * len(workers), 0
@@ -165,6 +171,10 @@ def interleave(
             previous = name
         rounds += 1
     return blocks, errors
+
+
+def _warm(times: list[float]) -> bool:
+    return len(times) >= BLOCKS and not has_trend(times[-BLOCKS:])
 
 
 def seconds_of(blocks: list[Block], engine: str) -> Array:
@@ -419,7 +429,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
         help=f"comma-separated; above {DISTINCT}, multiples of {DISTINCT}; "
         f"default {','.join(map(str, TIMED_BATCHES[:-1]))}; training steps are timed only at {TRAINING}",
     )
-    parser.add_argument("--threads", type=positive_int, default=os.cpu_count() or 1, help="default: all cores")
+    parser.add_argument("--threads", type=positive_int, default=usable_cores(), help="default: all usable cores")
     parser.add_argument("--device", default="cpu", help="default %(default)s")
     parser.add_argument("--dtype", choices=PRECISIONS, default="float32", help="default %(default)s")
     parser.add_argument(

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 MACHINE = {"host": "here", "processor": "a fast one"}
 
 FAKE_ENGINES = r"""
-import os, subprocess, sys, time
+import os, subprocess, sys, threading, time
 from pathlib import Path
 
 def note(pid):
@@ -77,6 +77,13 @@ def misshaped(net):
 
 def escaping(net):
     note(subprocess.Popen(["sleep", "1000"], start_new_session=True).pid)
+    return net
+
+def spinning(net):
+    def spin():
+        while True:
+            pass
+    threading.Thread(target=spin, daemon=True).start()
     return net
 
 def hanging(net):

@@ -11,14 +11,14 @@ stays in the cache, can therefore exceed 100 % of the attainable rate.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 
-from lenet.system import CACHES
+from lenet.system import CPUS
 
 Entry: TypeAlias = dict[str, Any]
 """A benchmark of benchmarks.json: its `extra_info`, and its `stats` with the `median` in seconds."""
@@ -84,23 +84,13 @@ def configuration(entry: Entry) -> Configuration:
     return info["subject"], info["device"], info["dtype"], info["threads"]
 
 
-def rates(entries: Iterable[Entry], operation: str, amount: str) -> dict[Configuration, float]:
-    """Return `amount` per second by configuration, for ("matrix product", "flops") or ("copy", "bytes")."""
-    chosen = [entry for entry in entries if entry["extra_info"]["operation"] == operation]
-    return {configuration(entry): entry["extra_info"][amount] / entry["stats"]["median"] for entry in chosen}
-
-
 def add_positions(entries: list[Entry]) -> None:
-    """
-    Add its roofline position to the `extra_info` of each entry that has FLOPs and bytes.
-
-    Entries of a configuration in which the two rates were not both measured have no position.
-    """
-    compute, memory = rates(entries, "matrix product", "flops"), rates(entries, "copy", "bytes")
+    """Add its roofline position to the `extra_info` of each entry that has FLOPs, bytes and measured limits."""
     for entry in entries:
-        info, at = entry["extra_info"], configuration(entry)
-        if info.get("flops") and info.get("bytes") and at in compute and at in memory:
-            found = position(info["flops"], info["bytes"], entry["stats"]["median"], compute[at], memory[at])
+        info = entry["extra_info"]
+        if info.get("flops") and info.get("bytes") and info.get("limits"):
+            compute, memory = info["limits"]["flops_per_second"], info["limits"]["bytes_per_second"]
+            found = position(info["flops"], info["bytes"], entry["stats"]["median"], compute, memory)
             info["roofline"] = asdict(found)
 
 
@@ -114,7 +104,7 @@ def copied_bytes(cache: int | None) -> int:
     return GIB if cache is None else min(4 * cache, GIB)
 
 
-def last_level_cache(device: torch.device, system: Path = CACHES) -> int | None:
+def last_level_cache(device: torch.device, system: Path = CPUS) -> int | None:
     """Return the bytes of all last-level caches, of the GPU or as Linux reports the CPU's; None if unknown."""
     if device.type == "cuda":
         return getattr(torch.cuda.get_device_properties(device), "L2_cache_size", None)

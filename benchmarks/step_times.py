@@ -13,7 +13,7 @@ PLUGINS = ("hypothesispytest", "benchmark")
 EXAMPLES = """\
 examples:
   lenet-properties time --dtype float32
-  lenet-properties time mine.py:Net --steps 'forward and not latency'
+  lenet-properties time mine.py:Net --steps forward
 
 exit codes: 0 all is timed, 1 a wrong result was not timed, 2 an error, 130 stopped by Ctrl-C
 """

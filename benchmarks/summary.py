@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
 
+from benchmarks.interleaved import WARMUP_SECONDS
 from benchmarks.latency import CONFIDENCE, PERCENTILES
-from benchmarks.roofline import Configuration, Entry, configuration, data_sheet, rates
+from benchmarks.roofline import Configuration, Entry, configuration, data_sheet
+from benchmarks.step_parts import PARTS
 from lenet.table import table
 
 OPERATIONS = ("forward", "training step")
@@ -13,9 +16,10 @@ MIB = 2**20
 
 
 def summary(entries: list[Entry], stack: Mapping[str, str]) -> list[str]:
-    """Return the lines of the tables of latency, throughput, memory and roofline, each only if it was measured."""
+    """Return the lines of the tables that were measured, and what was timed although it was not stationary."""
     chosen = [entry for entry in entries if entry["extra_info"]["operation"] in OPERATIONS]
-    return [*latency(entries), *throughput(chosen), *memory(chosen), *roofline(entries, stack)]
+    tables = [latency(entries), throughput(chosen), parts(entries), memory(chosen), roofline(entries, stack)]
+    return [line for lines in [*tables, trends(entries)] for line in lines]
 
 
 def latency(entries: Iterable[Entry]) -> list[str]:
@@ -51,6 +55,27 @@ def throughput(entries: list[Entry]) -> list[str]:
     return lines
 
 
+def parts(entries: Iterable[Entry]) -> list[str]:
+    """Return the table of the parts of training steps, which add up to the time of the step."""
+    rows = []
+    for entry in entries:
+        if divided := entry["extra_info"].get("parts"):
+            seconds = [*(divided[name] for name in PARTS), entry["stats"]["median"]]
+            one = [label(configuration(entry)), f"{entry['extra_info']['batch']:,}"]
+            rows.append([*one, *(f"{1e3 * each:.4g}" for each in seconds)])
+    return _titled("Parts of a training step in ms", ["", "batch size", *PARTS, "step"], rows)
+
+
+def trends(entries: Iterable[Entry]) -> list[str]:
+    """Return a line for each operation whose times still had a trend when its warm-up ended."""
+    return [
+        f"note: {info['operation']}, batch size {info['batch']:,}, {label(configuration(entry))}: "
+        f"its times had a trend after {WARMUP_SECONDS:g} s of warm-up"
+        for entry in entries
+        if (info := entry["extra_info"]).get("stationary") is False
+    ]
+
+
 def memory(entries: list[Entry]) -> list[str]:
     """Return the table of each call's peak memory and the least that it needs, by configuration and batch size."""
     found: dict[tuple[Configuration, int], dict[str, list[str]]] = {}
@@ -68,13 +93,19 @@ def memory(entries: list[Entry]) -> list[str]:
 
 
 def roofline(entries: list[Entry], stack: Mapping[str, str]) -> list[str]:
-    """Return a table per configuration: its two measured rates, and the position of each operation and batch size."""
+    """
+    Return a table per configuration: its two measured rates, and the position of each operation and batch size.
+
+    Each position is relative to the rates measured between its own blocks; the title has their medians.
+    """
     lines = []
     positioned = [entry for entry in entries if "roofline" in entry["extra_info"]]
-    compute, copy = rates(entries, "matrix product", "flops"), rates(entries, "copy", "bytes")
     for one in dict.fromkeys(map(configuration, positioned)):
-        rows = [_position(entry) for entry in positioned if configuration(entry) == one]
-        measured = f"matrix product {compute[one] / 1e9:.4g} GFLOP/s, copy {copy[one] / 1e9:.4g} GB/s"
+        own = [entry for entry in positioned if configuration(entry) == one]
+        rows = [_position(entry) for entry in own]
+        limits = [entry["extra_info"]["limits"] for entry in own]
+        compute, copy = (median(each[rate] for each in limits) for rate in ("flops_per_second", "bytes_per_second"))
+        measured = f"matrix product {compute / 1e9:.4g} GFLOP/s, copy {copy / 1e9:.4g} GB/s"
         title = f"Roofline, {label(one)}: {measured}; {data_sheet(stack, one[1], one[2])}"
         header = ["", "batch size", "FLOP/B", "bound", "attainable GFLOP/s", "GFLOP/s", "% of attainable"]
         lines += _titled(title, header, rows)

@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
+from benchmarks.roofline import copied_bytes, last_level_cache
 from benchmarks.workload import LR, Workload, output_problem
 from lenet.engines import Engine, EngineError, Run
 from lenet.timer import timer
@@ -123,8 +124,9 @@ class MatrixProduct:
 
     needs_graph = False
 
-    def __init__(self, stack: Stack, size: int, runs: Runs) -> None:
-        self.matrix = torch.randn(size, size, device=stack.device, dtype=stack.dtype)
+    def __init__(self, device: torch.device, dtype: torch.dtype, size: int) -> None:
+        self.matrix = torch.randn(size, size, device=device, dtype=dtype)
+        self.flops = 2 * size**3
 
     def build(self) -> float:
         """Return 0: there is nothing to build."""
@@ -141,10 +143,29 @@ class MatrixProduct:
             raise AssertionError(f"the product of {len(ones)} x {len(ones)} ones is wrong")
 
 
+class Copy:
+    """A copy of an array too large for any cache: the memory rate of the machine, each byte read and written once."""
+
+    def __init__(self, device: torch.device) -> None:
+        page = torch.arange(1024, device=device, dtype=torch.int32)  # distinct values
+        self.numbers = page.repeat(copied_bytes(last_level_cache(device)) // page.nbytes)
+        self.copy = torch.empty_like(self.numbers)
+        self.moved = 2 * self.numbers.nbytes
+
+    def call(self) -> Tensor:
+        """Return the copy."""
+        return self.copy.copy_(self.numbers)
+
+    def verify(self, answer: Tensor) -> None:
+        """Raise AssertionError unless the copy has the same numbers."""
+        if not torch.equal(answer, self.numbers):
+            raise AssertionError(f"a copy of {self.numbers.nbytes:,} bytes is wrong")
+
+
 TASKS: dict[str, Callable[[Stack, int, Runs], Task]] = {
     "forward": Forward,
     "training step": TrainingStep,
-    "matrix product": MatrixProduct,
+    "matrix product": lambda stack, size, _: MatrixProduct(stack.device, stack.dtype, size),
 }
 """The operations by name. The integer is the batch size, or the size of the matrices."""
 

@@ -15,6 +15,7 @@ from benchmarks.decision import FALSE_ALARM_RATE, MISS_RATE, Rates
 from benchmarks.fakes import ROOT
 from benchmarks.gate import BUDGET, DEFAULT, DELTA, EXIT_CODES
 from benchmarks.gate_trial import REPLAYS, SAMPLE_SECONDS
+from benchmarks.interleaved import BLOCKS, TREND, WARMUP_SECONDS
 from benchmarks.latency import QUERIES
 from benchmarks.trial_table import RULES
 from benchmarks.workload import TIMED_BATCHES
@@ -220,7 +221,10 @@ def test_settings_are_those_of_the_code() -> None:
     assert f"{QUERIES:,} forward passes" in TEXT
     assert f"None of {len(DEFAULT) * REPLAYS:,} replays, {REPLAYS:,} per benchmark, failed" in TEXT
     *sizes, largest = (f"{batch:,}" for batch in TIMED_BATCHES)
-    assert f"Batch sizes are {', '.join(sizes)} and {largest} (loss and backward: up to {sizes[-1]})" in TEXT
+    assert f"Batch sizes are {', '.join(sizes)} and {largest}." in TEXT
+    assert BLOCKS == 6
+    assert "once the last six blocks of calls have no trend" in TEXT
+    assert f"at a level of {100 * TREND:g} %. A step whose times still have one after {WARMUP_SECONDS:g} s" in TEXT
 
 
 @pytest.mark.parametrize("environment", sorted(set(re.findall(r"tox run -e ([\w-]+)", TEXT))))

@@ -70,22 +70,15 @@ def test_attainable_rate_is_the_smaller_of_the_two_limits(
     assert (found.bound, found.attainable, found.share) == (bound, attainable, share)
 
 
-def test_position_uses_the_rates_of_the_same_configuration() -> None:
-    product = [benchmark_entry("matrix product", 0.5, threads, flops=100 * threads) for threads in (1, 2)]
-    copy = [benchmark_entry("copy", 2.0, threads, flops=0, bytes=800 * threads) for threads in (1, 2)]
-    forward = [benchmark_entry("forward", 1.0, threads, flops=50, bytes=10) for threads in (1, 2, 4)]
+def test_position_uses_the_limits_measured_between_its_own_blocks() -> None:
+    limits = {"flops_per_second": 200.0, "bytes_per_second": 800.0}
+    own = benchmark_entry("forward", 1.0, flops=50, bytes=10, limits=limits)
+    others = [benchmark_entry("forward", 1.0, flops=50, bytes=10), benchmark_entry("update", 1.0, flops=50)]
 
-    add_positions([*product, *copy, *forward])
+    add_positions([own, *others])
 
-    assert forward[0]["extra_info"]["roofline"] == {
-        "intensity": 5,
-        "attainable": 200,
-        "share": 0.25,
-        "bound": "compute",
-    }
-    assert forward[1]["extra_info"]["roofline"]["attainable"] == 400
-    assert "roofline" not in forward[2]["extra_info"]
-    assert "roofline" not in copy[0]["extra_info"]
+    assert own["extra_info"]["roofline"] == {"intensity": 5, "attainable": 200, "share": 0.25, "bound": "compute"}
+    assert not any("roofline" in entry["extra_info"] for entry in others)
 
 
 def test_copy_is_four_times_the_size_of_the_caches() -> None:

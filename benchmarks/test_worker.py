@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from benchmarks import worker_client
 from benchmarks.fakes import ROOT, mutated_json, remaining_processes
 from benchmarks.worker_client import PROTOCOL, Arm, Limit, NotTimed, Worker, WorkerError
+from lenet import system
 
 
 def test_right_answer_is_timed_whatever_the_engine_prints(fake_engines: Path) -> None:
@@ -88,6 +90,35 @@ def test_process_in_a_session_of_its_own_is_killed(fake_engines: Path) -> None:
 
     assert len((fake_engines / "pids").read_text().split()) == 2
     assert not remaining_processes(fake_engines)
+
+
+def stat(process: int) -> tuple[str, int]:
+    """Return the state of a process and its processor time in clock ticks."""
+    fields = (system.PROC / str(process) / "stat").read_text().rpartition(")")[2].split()
+    return fields[0], int(fields[11]) + int(fields[12])
+
+
+def test_worker_with_spinning_threads_is_stopped_between_two_requests(fake_engines: Path) -> None:
+    with Worker(Arm(engine="fakes:spinning")) as worker:
+        worker.prepare("forward", 1)
+        for _ in range(2):
+            while stat(worker.process.pid)[0] != "T":  # all of its threads stop within a moment
+                time.sleep(0.01)
+            stopped = stat(worker.process.pid)
+            time.sleep(0.2)  # twenty ticks of a spinning thread
+
+            assert stat(worker.process.pid) == stopped
+            assert worker.measure() > 0
+
+    assert not remaining_processes(fake_engines)
+
+
+def test_stopped_worker_exits_by_itself() -> None:
+    worker = Worker(Arm())
+    with worker:
+        pass
+
+    assert worker.process.returncode == 0
 
 
 def test_limit_is_the_deadline_but_leaves_patience() -> None:
@@ -180,10 +211,17 @@ READY = {
 PREPARED = {"build": 0.5, "first": 0.25, "memory": 7}
 
 
+class Silent(Worker):
+    """A worker without a process."""
+
+    def _signal(self, number: signal.Signals) -> None:
+        pass
+
+
 @pytest.fixture(scope="module")
 def silent() -> Iterator[Worker]:
     """A worker without a process: what it receives is set by the tests."""
-    worker = Worker(Arm())
+    worker = Silent(Arm())
     worker.requests = io.BytesIO()
     with tempfile.TemporaryFile() as worker.errors:
         yield worker

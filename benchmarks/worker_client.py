@@ -2,8 +2,9 @@
 The parent's handle to a worker process: `with Worker(arm) as worker` starts one, asks it to time calls and stops it.
 
 The process runs `benchmarks/worker.py`. A request is one line of JSON, and so is its answer. Between two requests
-the process blocks in a read, so of many workers only one computes at any time. A worker knows nothing of the others:
-engines, subjects and entire Python environments are compared in the same way.
+the process is stopped (SIGSTOP), so of many workers only one computes at any time, although idle threads of OpenMP,
+ONNX Runtime and others spin by default: each library keeps the way to wait that it has for its users. A worker knows
+nothing of the others: engines, subjects and entire Python environments are compared in the same way.
 """
 
 from __future__ import annotations
@@ -28,9 +29,6 @@ from lenet import system
 
 MIN_BLOCK_SECONDS = 0.005
 """A block of calls takes at least this long: hundreds of times what the clock and the request cost."""
-
-PASSIVE_WAIT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
-"""Environment in which idle OpenMP threads sleep. By default they spin, and take cores from the worker being timed."""
 
 PREPARE_TIMEOUT = 1200.0
 """Seconds that a worker has to start, and to build, call and verify what it is to time."""
@@ -156,7 +154,7 @@ class Worker:
         try:
             self.process = subprocess.Popen(
                 [self.python, "-P", "-c", START, json.dumps(self._first_imports()), json.dumps(asdict(self.arm))],
-                env=os.environ | PASSIVE_WAIT | own | dict(self.environment),
+                env=os.environ | own | dict(self.environment),
                 cwd=self.folder,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -203,6 +201,7 @@ class Worker:
         if self.answers.closed:
             return
         with suppress(OSError):  # the process may have exited already
+            self._signal(signal.SIGCONT)
             self.requests.close()
         try:
             self.process.wait(EXIT_TIMEOUT)
@@ -270,16 +269,26 @@ class Worker:
     def request(self, request: dict[str, Any]) -> None:
         """Send a request without waiting for the answer."""
         self.awaited = True
+        self._signal(signal.SIGCONT)
         with suppress(BrokenPipeError):  # the process has exited, which reading the answer will report
             self.requests.write(json.dumps(request).encode() + b"\n")
             self.requests.flush()
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process and what it started, except what is in a session of its own."""
+        with suppress(ProcessLookupError):  # it has exited, which reading an answer will report
+            os.killpg(self.process.pid, number)
 
     def _ask(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
         self.request(request)
         return self._answer(timeout)
 
     def _answer(self, timeout: float) -> dict[str, Any]:
-        """Return the answer to the last request; raises WorkerError, or NotTimed, if it is an error or none."""
+        """
+        Return the answer to the last request, and stop the process until the next one.
+
+        Raises WorkerError, or NotTimed, if the answer is an error or if there is none.
+        """
         line = self._line(timeout if self.limit is None else self.limit.seconds())
         try:
             answer = json.loads(line)
@@ -288,6 +297,7 @@ class Worker:
         if not isinstance(answer, dict):
             raise self._error(f"wrote {one_line(line.decode(errors='replace'))[:100]!r} instead of an answer")
         self.awaited = False
+        self._signal(signal.SIGSTOP)
         for key, error in (("not timed", NotTimed), ("failed", WorkerError)):
             if key in answer:
                 raise error(one_line(f"{self._label}: {str(answer[key])[:1000]}"))

@@ -10,6 +10,7 @@ is all that this module imports.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import platform
 import subprocess
@@ -20,8 +21,14 @@ from pathlib import Path
 PROC = Path("/proc")
 """The folder in which Linux describes processes and the machine. https://docs.kernel.org/filesystems/proc.html"""
 
-CACHES = Path("/sys/devices/system/cpu")
-"""The folder in which Linux describes the caches of each processor."""
+CPUS = Path("/sys/devices/system/cpu")
+"""The folder in which Linux describes the caches and the frequency of each processor."""
+
+CGROUPS = Path("/sys/fs/cgroup")
+"""Where Linux mounts control groups. https://docs.kernel.org/admin-guide/cgroup-v2.html"""
+
+UNLIMITED = 2**60
+"""Bytes of memory that no machine has. Version 1 of control groups writes a larger number if there is no limit."""
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # <linux/prctl.h>
 
@@ -82,6 +89,64 @@ def environments() -> Iterator[tuple[int, list[bytes]]]:
 def available_cores() -> list[int]:
     """Return the cores that this process is allowed to use, or [0] if the system does not report them."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+
+
+def usable_cores() -> int:
+    """Return how many cores this process can keep busy: as many as it may run on, and as its control groups allow."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = cpu_limit()
+    return allowed if limit is None else max(1, min(allowed, math.ceil(limit)))
+
+
+def affinity() -> str:
+    """Return the cores that this process may run on, such as `0-3,8`; empty if the system does not report them."""
+    lines = _read(PROC / "self" / "status").splitlines()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("Cpus_allowed_list:")), "")
+
+
+def cpu_limit() -> float | None:
+    """Return the processor time per second that the control groups of this process allow; None if any."""
+    quotas = [text.split() for text in _in_cgroups("", "cpu.max")]  # version 2: `max 100000` or `150000 100000`
+    version_1 = (_in_cgroups("cpu", f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+    quotas += map(list, zip(*version_1, strict=True))
+    return min((int(quota) / int(period) for quota, period in quotas if quota not in ("max", "-1")), default=None)
+
+
+def memory_limit() -> int | None:
+    """Return the bytes of memory that the control groups of this process allow; None if any."""
+    limits = [*_in_cgroups("", "memory.max"), *_in_cgroups("memory", "memory.limit_in_bytes")]
+    return min((int(limit) for limit in limits if limit != "max" and int(limit) < UNLIMITED), default=None)
+
+
+def _in_cgroups(controller: str, name: str) -> list[str]:
+    """
+    Return what the files of this name contain, in this process's control group and in those that contain it.
+
+    The controller is that of version 1; version 2 has one group for all controllers, named by an empty text.
+    """
+    found = []
+    for line in _read(PROC / "self" / "cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            parts = Path(path).parts[1:]
+            roots = [CGROUPS / controllers] if controllers else [CGROUPS, CGROUPS / "unified"]
+            folders = [root.joinpath(*parts[:depth]) for root in roots for depth in range(len(parts) + 1)]
+            found += [text for folder in folders if (text := _read(folder / name).strip())]
+    return found
+
+
+def governors() -> str:
+    """Return the names of the frequency governors of all processors; empty if the system does not report them."""
+    names = {_read(CPUS / cpu / "cpufreq" / "scaling_governor").strip() for cpu in _names(CPUS)}
+    return ", ".join(sorted(names - {""}))
+
+
+def _read(file: Path) -> str:
+    """Return the text of a file of the system; empty if it cannot be read."""
+    try:
+        return file.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def pin(process: int, cores: Iterable[int]) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import platform
+import re
+import subprocess
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,7 +15,7 @@ import torch
 
 from lenet import fingerprint as module
 from lenet import system
-from lenet.fingerprint import PACKAGES, fingerprint, headline, stamp
+from lenet.fingerprint import PACKAGES, fingerprint, headline, project, stamp
 
 
 def test_fingerprint_names_versions_and_hardware() -> None:
@@ -22,6 +25,71 @@ def test_fingerprint_names_versions_and_hardware() -> None:
     assert {name: stack[name] for name in PACKAGES} == {name: version(name) for name in PACKAGES}
     assert ("GPU" in stack) == torch.cuda.is_available()
     assert all(isinstance(words, str) and words for words in stack.values())
+
+
+@pytest.mark.skipif(torch.backends.mkl.is_available() is False, reason="this build of PyTorch has no MKL")
+def test_fingerprint_names_the_libraries_that_compute() -> None:
+    stack = fingerprint()
+
+    assert re.fullmatch(r"MKL 20\d\d\.\d+", stack["BLAS"])
+    assert re.fullmatch(r"\d+\.\d+\.\d+", stack["oneDNN"])
+    assert re.search(r"\d", stack["BLAS of numpy"])
+
+
+def test_fingerprint_has_the_limits_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system, "affinity", lambda: "0-3")
+    monkeypatch.setattr(system, "cpu_limit", lambda: 1.5)
+    monkeypatch.setattr(system, "memory_limit", lambda: 2**30)
+    monkeypatch.setattr(system, "governors", lambda: "")
+
+    stack = fingerprint()
+
+    assert (stack["affinity"], stack["CPU limit"], stack["memory limit"]) == ("0-3", "1.5 cores", "1024 MiB")
+    assert "governor" not in stack
+    assert stack["kernel"] == platform.release()
+
+
+def git(folder: Path, *command: str) -> str:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    return subprocess.run(["git", *identity, *command], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A repository with one commit and a tag, which the project takes for its own clone."""
+    (tmp_path / "file").write_text("one")
+    for command in (["init"], ["add", "."], ["commit", "-m", "first"], ["tag", "-a", "v9", "-m", "nine"]):
+        git(tmp_path, *command)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    project.cache_clear()
+    yield tmp_path
+    project.cache_clear()
+
+
+def test_project_has_its_commit_and_whether_the_tree_was_dirty(clone: Path) -> None:
+    head = git(clone, "rev-parse", "HEAD").strip()
+    (clone / "untracked").touch()
+    clean = project()
+    project.cache_clear()
+    (clone / "file").write_text("two")
+
+    assert (clean["commit"], clean["dirty"]) == (head, False)
+    assert (project()["commit"], project()["dirty"]) == (head, True)
+
+
+def test_repository_that_the_project_is_installed_in_is_not_its_own(
+    clone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (clone / "site-packages").mkdir()
+    monkeypatch.setattr(module, "ROOT", clone / "site-packages")
+
+    assert project().keys() == {"version"}
+
+
+def test_commit_is_unknown_without_git(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+
+    assert project().keys() == {"version"}
 
 
 def test_missing_package_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,6 +151,7 @@ def test_stamp_has_date_and_command() -> None:
     assert record["format"] == module.FORMAT
     assert record["command"] == "python -m lenet"
     assert record["stack"] == fingerprint()
+    assert record["project"] == project()
     assert datetime.now(UTC) - datetime.fromisoformat(record["date"]) < timedelta(minutes=1)
 
 

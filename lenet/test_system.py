@@ -161,3 +161,71 @@ def test_benchmark_is_timed_without_linux(tmp_path: Path) -> None:
 
     assert result.returncode == 0, result.stdout + result.stderr
     assert json.loads((tmp_path / "benchmarks.json").read_text())["benchmarks"]
+
+
+@pytest.mark.parametrize(
+    ("memberships", "files", "cores", "memory"),
+    [
+        ("0::/\n", {"cpu.max": "150000 100000", "memory.max": "1048576"}, 1.5, 2**20),
+        ("0::/\n", {"cpu.max": "max 100000", "memory.max": "max"}, None, None),
+        ("0::/a/b\n", {"a/cpu.max": "50000 100000", "a/b/cpu.max": "max 100000"}, 0.5, None),
+        ("0::/a\n", {"unified/a/memory.max": "4096"}, None, 4096),
+        (
+            "4:memory:/c\n2:cpu,cpuacct:/c\n0::/\n",
+            {
+                "cpu,cpuacct/c/cpu.cfs_quota_us": "300000",
+                "cpu,cpuacct/c/cpu.cfs_period_us": "100000",
+                "memory/memory.limit_in_bytes": "9223372036854771712",
+                "memory/c/memory.limit_in_bytes": "8192",
+            },
+            3.0,
+            8192,
+        ),
+        ("2:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None, None),
+        ("", {}, None, None),
+    ],
+)
+def test_limits_are_the_smallest_of_all_control_groups(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    memberships: str,
+    files: dict[str, str],
+    cores: float | None,
+    memory: int | None,
+) -> None:
+    for name, text in ({f"groups/{name}": text for name, text in files.items()} | {"self/cgroup": memberships}).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(system, "PROC", tmp_path)
+    monkeypatch.setattr(system, "CGROUPS", tmp_path / "groups")
+
+    assert (system.cpu_limit(), system.memory_limit()) == (cores, memory)
+
+
+@pytest.mark.parametrize(("limit", "usable"), [(None, 3), (1.5, 2), (0.1, 1), (8.0, 3)])
+def test_usable_cores_are_those_of_the_affinity_within_the_limit(
+    monkeypatch: pytest.MonkeyPatch, limit: float | None, usable: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 2, 5})
+    monkeypatch.setattr(system, "cpu_limit", lambda: limit)
+
+    assert system.usable_cores() == usable
+
+
+def test_governors_of_all_processors_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for core, governor in enumerate(("powersave\n", "performance\n", "powersave\n")):
+        (tmp_path / f"cpu{core}/cpufreq").mkdir(parents=True)
+        (tmp_path / f"cpu{core}/cpufreq/scaling_governor").write_text(governor)
+    monkeypatch.setattr(system, "CPUS", tmp_path)
+
+    assert system.governors() == "performance, powersave"
+
+
+def test_affinity_is_that_of_the_process() -> None:
+    cores = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {max(cores)})
+
+        assert (system.affinity(), system.usable_cores()) == (str(max(cores)), 1)
+    finally:
+        os.sched_setaffinity(0, cores)

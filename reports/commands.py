@@ -129,7 +129,12 @@ def diff(arguments: list[str]) -> int:
     for folder in (options.A, options.B):
         if not folder.is_dir():
             raise ReportError(f"no folder {folder}; name the folder of a run")
-    print("\n".join(history.differences(load(options.A), load(options.B))))
+    lines = history.differences(load(options.A), load(options.B)) or ["no differences"]
+    print(
+        "\n".join(
+            [*lines, "times are not compared: `lenet-properties gate` shows whether a change made anything slower"]
+        )
+    )
     return 0
 
 

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from benchmarks.engine_times import AGAIN
+from benchmarks.step_parts import PARTS
 from lenet.oracle import PRECISIONS
 from properties.law_index import short
 from reports.laws import CHAPTERS, Law
@@ -49,8 +50,8 @@ ENGINES = {
 NETWORK = ("forward", "training step")
 """The timed operations that run or train the entire network."""
 
-PARTS = {"forward and loss": "#0072B2", "backward": "#E69F00", "rest, including the update": "#999999"}
-"""The color of each part of a training step, as `Run.step_breakdown` names them."""
+PART_STYLES = (("#56B4E9", ""), ("#0072B2", "//"), ("#009E73", ""), ("#E69F00", ".."), ("#D55E00", ""))
+"""The color and hatch of each part of a training step, in their order."""
 
 BOUNDS = ("lower", "upper")
 
@@ -349,23 +350,21 @@ def slowdowns(benchmarks: list[dict[str, Any]], delta: float) -> str:
         return _svg(figure)
 
 
-def step_breakdown(steps: dict[int, float], parts: dict[int, dict[str, float]]) -> str:
+def step_breakdown(steps: list[Timing]) -> str:
     """Each part in % of the time of a training step, stacked, by batch size; above each bar the time of the step."""
     with mpl.rc_context(STYLE | {"axes.grid.axis": "y"}):
         figure = Figure(figsize=(9.0, 3.2), layout="constrained")
         axes = figure.subplots()
-        batches = sorted(parts)
-        bottom = np.zeros(len(batches))
-        for (name, color), hatch in zip(PARTS.items(), ("", "//", ".."), strict=True):
-            heights = np.array([100 * parts[batch][name] / steps[batch] for batch in batches])
-            axes.bar(
-                range(len(batches)), heights, bottom=bottom, color=color, label=name, hatch=hatch, edgecolor="white"
-            )
+        steps = sorted(steps, key=lambda step: step.batch or 0)
+        bottom = np.zeros(len(steps))
+        for name, (color, hatch) in zip(PARTS, PART_STYLES, strict=True):
+            heights = np.array([100 * step.parts[name] / step.median for step in steps])
+            axes.bar(range(len(steps)), heights, bottom=bottom, color=color, label=name, hatch=hatch, edgecolor="white")
             bottom += heights
-        for position, (batch, top) in enumerate(zip(batches, bottom, strict=True)):
-            axes.text(position, top + 1, f"{1e3 * steps[batch]:.3g} ms", ha="center", va="bottom", fontsize=8)
-        axes.set_xticks(range(len(batches)), [f"{batch:,}" for batch in batches])
-        axes.set(xlabel="batch size", ylabel="% of the time of a step", ylim=(0, 1.1 * bottom.max()))
+        for position, (step, top) in enumerate(zip(steps, bottom, strict=True)):
+            axes.text(position, top + 1, f"{1e3 * step.median:.3g} ms", ha="center", va="bottom", fontsize=8)
+        axes.set_xticks(range(len(steps)), [f"{step.batch:,}" for step in steps])
+        axes.set(xlabel="batch size", ylabel="% of the time of a step", ylim=(0, 110))
         figure.legend(frameon=False, loc="outside upper center", ncols=len(PARTS))
         return _svg(figure)
 

@@ -1,9 +1,9 @@
 """
 Published runs: `lenet-properties publish`, `index` and `diff`.
 
-A published run is a folder `<date>_<machine>_torch-<version>` with the JSON files of a run and its page. Laws are
-compared between any two runs, times only between runs of one machine. Such a comparison is not a verdict; the gate
-gives one.
+A published run is a folder `<date>_<machine>_torch-<version>` with the JSON files of a run and its page. Stacks, laws
+and known issues are compared between any two runs. Times are not: a run times each operation in one process, which
+cannot show that another run is slower. The gate can.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lenet.files import locked, write_atomically
 from reports.loading import ReportError, load
-from reports.run import Run, Timing
+from reports.run import Run
 
 RUNS = Path("reports/runs")
 """The folder of published runs."""
@@ -28,7 +28,7 @@ PUBLISHING = ".publishing"
 """The beginning of the names of folders that are not complete yet."""
 
 MACHINE = ("processor", "cores", "GPU", "system", "CPU capability")
-"""The parts of a stack in which two runs must agree for their times to be compared."""
+"""The parts of a stack that identify its machine."""
 
 
 def folder_name(run: Run) -> str:
@@ -112,7 +112,7 @@ def machine(run: Run) -> tuple[str, ...]:
 
 
 def differences(old: Run, new: Run) -> list[str]:
-    """One line for each difference between two runs: stack, laws, known issues, times."""
+    """One line for each difference between two runs: stack, laws, known issues, known deviations."""
     lines = []
     for part in dict.fromkeys([*old.stack, *new.stack]):
         before, after = (run.stack.get(part, "none") for run in (old, new))
@@ -130,26 +130,4 @@ def differences(old: Run, new: Run) -> list[str]:
     deviations = [list(map(str, run.laws.known_deviations)) for run in (old, new)]
     lines += [f"known deviation gone: {one}" for one in deviations[0] if one not in deviations[1]]
     lines += [f"new known deviation: {one}" for one in deviations[1] if one not in deviations[0]]
-    return lines + _time_differences(old, new)
-
-
-def _time_differences(old: Run, new: Run) -> list[str]:
-    """One line for each pair of medians that both lie outside the other run's interquartile range."""
-    if machine(old) != machine(new):
-        return ["times are not compared: the runs are of different machines"]
-    before = {_key(timing): timing for timing in old.timings}
-    pairs = [(before[_key(timing)], timing) for timing in new.timings if _key(timing) in before]
-    different = [(a, b) for a, b in pairs if not (b.q1 <= a.median <= b.q3 or a.q1 <= b.median <= a.q3)]
-    lines = [f"{_label(b)}: {b.median / a.median:.2f} times as long" for a, b in different]
-    same = len(pairs) - len(different)
-    summary = f"{same} of {len(pairs)} medians lie within the other run's interquartile range"
-    return [*lines, f"{summary}; only the gate gives a verdict"]
-
-
-def _key(timing: Timing) -> tuple[object, ...]:
-    return timing.operation, timing.configuration, timing.batch
-
-
-def _label(timing: Timing) -> str:
-    batch = f", batch size {timing.batch}" if timing.batch else ""
-    return f"{timing.operation}{batch} ({timing.label})"
+    return lines

@@ -93,6 +93,7 @@ def load(folder: Path, complete: bool = False) -> Run:
         engines=law_results(files["engines.json"]) if "engines.json" in files and main == "laws.json" else None,
         engine_times=files.get("engine_times.json"),
         latencies=[_latency(entry) for entry in benchmarks["benchmarks"] if "latency" in entry["extra_info"]],
+        project=laws.get("project", {}),
         files=list(files),
         unused=[f"{name}: {fault}" for name, fault in faults.items() if fault],
     )
@@ -250,6 +251,8 @@ def _timing(entry: dict[str, Any]) -> Timing:
         bytes_moved=info.get("bytes", 0),
         images=info.get("images", 0),
         roofline_share=info.get("roofline", {}).get("share"),
+        parts=info.get("parts", {}),
+        limits=info.get("limits", {}),
     )
 
 

@@ -7,12 +7,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import pairwise, zip_longest
+from statistics import median
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup, escape
 
 from benchmarks.roofline import data_sheet
+from benchmarks.step_parts import PARTS
 from lenet.fingerprint import FORMAT, headline
 from lenet.oracle import PRECISIONS
 from lenet.training_comparison import OPTIMIZER_LABELS
@@ -51,7 +53,7 @@ def environment() -> Environment:
     }
     environment.globals |= {"sentences": sentences, "verdict": verdict}
     environment.globals |= {"bits_of": sensitivity.bits_of, "best_of": sensitivity.best_of, "precisions": PRECISIONS}
-    environment.globals |= {"significant_bits": sensitivity.SIGNIFICANT_BITS}
+    environment.globals |= {"parts_of_a_step": PARTS, "significant_bits": sensitivity.SIGNIFICANT_BITS}
     return environment
 
 
@@ -66,9 +68,7 @@ def render(run: Run) -> dict[str, str]:
         "rooflines": rooflines(run),
         "latency": figures.latency(latencies) if latencies else "",
         "throughput": [(timings[0].subject, figures.throughput(timings)) for timings in throughput_groups(run)],
-        "step_breakdown": [
-            (label, figures.step_breakdown(steps, parts)) for label, steps, parts in run.step_breakdown()
-        ],
+        "step_breakdown": [(label, figures.step_breakdown(steps), steps) for label, steps in run.step_breakdown()],
         "engines": figures.engines(forward) if forward else "",
         "gate": figures.slowdowns(gate["benchmarks"], gate["delta"]) if gate else "",
         "mutants": _mutants(),
@@ -110,7 +110,7 @@ def rooflines(run: Run) -> list[tuple[str, str, str]]:
     """
     A label, the data sheet's rates and a figure for each subject, device and dtype whose roofline was measured.
 
-    At the largest number of threads.
+    At the largest number of threads. The roof is that of the median rates; each share is of the rates of its own block.
     """
     located = [timing for timing in run.timings if timing.roofline_share is not None]
     by_threads = sorted(located, key=lambda timing: timing.threads)
@@ -118,9 +118,11 @@ def rooflines(run: Run) -> list[tuple[str, str, str]]:
     found = []
     for configuration in configurations.values():
         timings = [timing for timing in located if timing.configuration == configuration]
-        compute, bandwidth = run.matrix_product_rate(timings[0]), run.copy_bandwidth(timings[0])
-        if compute and bandwidth:
+        rates = [(run.matrix_product_rate(timing), run.copy_bandwidth(timing)) for timing in timings]
+        known = [(compute, bandwidth) for compute, bandwidth in rates if compute and bandwidth]
+        if known:
             sheet = data_sheet(run.stack, timings[0].device, timings[0].dtype)
+            compute, bandwidth = map(median, zip(*known, strict=True))
             found.append((timings[0].label, sheet, figures.roofline(timings, compute, bandwidth)))
     return found
 

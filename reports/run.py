@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from reports.laws import Law, LawResults, group_laws
@@ -26,6 +26,12 @@ class Timing:
     bytes_moved: int  # per call, by a network that runs layer by layer; 0 if not counted
     images: int  # per call
     roofline_share: float | None  # from 0 to 1
+    parts: dict[str, float] = field(
+        default_factory=dict, compare=False
+    )  # seconds, of a training step; empty if not observed
+    limits: dict[str, float] = field(
+        default_factory=dict, compare=False
+    )  # rates, from between its blocks; may be empty
 
     @property
     def flops_per_second(self) -> float:
@@ -72,6 +78,7 @@ class Run:
     engines: LawResults | None
     engine_times: dict[str, Any] | None  # the content of engine_times.json
     latencies: list[dict[str, Any]]
+    project: dict[str, Any]  # version, commit and state of this project; empty in older files
     files: list[str]
     unused: list[str]  # files of another run, each with the reason
 
@@ -100,33 +107,23 @@ class Run:
         timings = [timing for timing in self.timings if timing.operation == operation]
         return max(timings, key=lambda timing: timing.throughput, default=None)
 
-    def step_breakdown(self) -> list[tuple[str, dict[int, float], dict[int, dict[str, float]]]]:
-        """For each configuration: the seconds of a training step, and of each of its parts, by batch size."""
-        breakdown = []
-        for configuration in dict.fromkeys(timing.configuration for timing in self.timings):
-            timings = [timing for timing in self.timings if timing.configuration == configuration]
-            medians = {(timing.operation, timing.batch): timing.median for timing in timings if timing.batch}
-            parts = {
-                batch: {
-                    "forward and loss": medians["loss", batch],
-                    "backward": medians["backward", batch],
-                    "rest, including the update": max(0.0, step - medians["loss", batch] - medians["backward", batch]),
-                }
-                for (operation, batch), step in medians.items()
-                if operation == "training step" and {("loss", batch), ("backward", batch)} <= medians.keys()
-            }
-            steps = {batch: medians["training step", batch] for batch in parts}
-            if parts:
-                breakdown.append((timings[0].label, steps, parts))
-        return breakdown
+    def step_breakdown(self) -> list[tuple[str, list[Timing]]]:
+        """For each configuration: its name, and the training steps whose parts were observed, by batch size."""
+        divided = [timing for timing in self.timings if timing.parts]
+        labels = dict.fromkeys(timing.label for timing in divided)
+        return [(label, [timing for timing in divided if timing.label == label]) for label in labels]
 
     def matrix_product_rate(self, timing: Timing) -> float | None:
-        """Floating-point operations per second of a matrix product in the same configuration; None if not timed."""
+        """FLOP/s of a matrix product between the blocks of a timing, else in its configuration; None if not timed."""
+        if timing.limits:
+            return timing.limits["flops_per_second"]
         product = self._in_same_configuration(timing, "matrix product")
         return product.flops_per_second if product else None
 
     def copy_bandwidth(self, timing: Timing) -> float | None:
-        """Bytes per second of a copy in the same configuration; None if not timed."""
+        """Bytes/s of a copy between the blocks of a timing, else in its configuration; None if not timed."""
+        if timing.limits:
+            return timing.limits["bytes_per_second"]
         copy = self._in_same_configuration(timing, "copy")
         return copy.bytes_moved / copy.median if copy else None
 

@@ -56,3 +56,10 @@ def slowdowns(run: Run) -> str:
 def compared(run: Run) -> str:
     """What the gate compared; the subject of a commit is in quotes."""
     return "; ".join(COMMIT.sub(r' at \1 "\2"', line) for line in run.gate["compared"]) if run.gate else ""
+
+
+def project(run: Run) -> str:
+    """The version of this project that wrote the verdicts, its commit, and whether its files differed from that."""
+    commit = f", commit {run.project['commit']}" if "commit" in run.project else ""
+    changed = ", with uncommitted changes" if run.project.get("dirty") else ""
+    return f"{run.project['version']}{commit}{changed}"

@@ -9,6 +9,7 @@ from xml.etree import ElementTree as Xml
 
 import pytest
 
+from benchmarks.step_parts import PARTS
 from reports import figures
 from reports.commands import report
 from reports.conftest import EVIL, ROOFLINE, Files, Page, entry, page, parsed, timing, write
@@ -362,21 +363,33 @@ def test_significant_digits_have_no_exponent(number: float, text: str) -> None:
     assert environment().filters["significant"](number) == text
 
 
-def test_parts_of_a_step_are_relative_to_the_timed_step(tmp_path: Path, files: Files) -> None:
-    """The parts are timed alone: if they take longer than the step, nothing is left for the rest."""
-    parts = [timing("loss", 256, 0.01), timing("backward", 256, 0.015)]
-    longer = [timing("training step", 16, 0.02), timing("loss", 16, 0.01), timing("backward", 16, 0.015)]
-    files["benchmarks.json"]["benchmarks"] += parts + longer
+def test_parts_of_a_step_are_drawn_and_listed(tmp_path: Path, files: Files) -> None:
+    parts = dict(zip(PARTS, (0.001, 0.01, 0.002, 0.015, 0.002), strict=True))
+    files["benchmarks.json"]["benchmarks"][2]["extra_info"]["parts"] = parts
+    files["laws.json"]["project"] = {"version": "0.1", "commit": "abc", "dirty": True}
     write(tmp_path, files)
 
-    ((_, steps, breakdown),) = load(tmp_path).step_breakdown()
+    ((label, (step,)),) = load(tmp_path).step_breakdown()
+    assert (label, step.median, step.parts) == ("lenet, cpu, float32, 2 threads", 0.03, parts)
+    assert report([str(tmp_path)]) == 0
+    text = page(tmp_path)
+    cells = "".join(f'<td class="number">{ms}</td>' for ms in (256, 1, 10, 2, 15, 2, 30))
+    assert f"<tr>{cells}</tr>" in text
+    assert "30 ms" in text
+    assert "<dt>lenet-properties</dt><dd>0.1, commit abc, with uncommitted changes</dd>" in text
 
-    assert steps == {256: 0.03, 16: 0.02}
-    assert breakdown[256]["rest, including the update"] == 0.03 - 0.01 - 0.015
-    assert breakdown[16]["rest, including the update"] == 0
-    picture = figures.step_breakdown(steps, breakdown)
-    assert "30 ms" in picture
-    assert "20 ms" in picture
+
+def test_limits_of_a_timing_are_those_between_its_own_blocks(tmp_path: Path, files: Files) -> None:
+    """Without them, as in older files, they are those of the configuration."""
+    own = {"flops_per_second": 5e9, "bytes_per_second": 3e9}
+    files["benchmarks.json"]["benchmarks"][1]["extra_info"]["limits"] = own
+    files["benchmarks.json"]["benchmarks"].append(timing("copy", 1, 0.5, bytes=10**9))
+    write(tmp_path, files)
+
+    run = load(tmp_path)
+
+    rates = [(run.matrix_product_rate(timing), run.copy_bandwidth(timing)) for timing in run.timings[:2]]
+    assert rates == [(10**6 / 1e-5, 2e9), (5e9, 3e9)]
 
 
 def test_second_process_of_an_engine_is_drawn_dotted_in_the_color_of_the_first() -> None:

@@ -17,10 +17,9 @@ from lenet.engines.onnx_graph import OnnxNetwork
 
 
 def start_session(graph: bytes) -> Run:
-    """Load the graph into ONNX Runtime's CPU provider, with PyTorch's thread count; threads sleep between calls."""
+    """Load the graph into ONNX Runtime's CPU provider, with PyTorch's thread count."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> Tensor:
