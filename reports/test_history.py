@@ -52,7 +52,7 @@ def test_folder_is_named_by_date_machine_and_version(publish: Publish, files: Fi
     folder = publish(moved(files, "2026-11-22T12:00:00+00:00", torch="2.13.0+cpu", processor="AMD EPYC (TM)"))
 
     assert folder.name == "2026-11-22_amd-epyc-tm_torch-2.13.0"
-    assert {file.name for file in folder.iterdir()} == {*files, "index.html", "summary.md", "picture.svg"}
+    assert {file.name for file in folder.iterdir()} == {*files, *history.PAGES}
     assert passed(load(folder))
 
 

@@ -192,9 +192,9 @@ def test_run_without_times_and_training_is_reported(
     assert shown.startswith("PASSED: ")
     assert "No training step was timed." in shown
     assert "not run: times (`lenet-properties time`), training (`lenet-properties train --record DIR`), " in shown
-    page = (tmp_path / "index.html").read_text()
-    assert "Not timed: run <code>lenet-properties time</code>." in page
-    assert "Not trained: run <code>lenet-properties train --record DIR</code>." in page
+    assert "Not timed: run <code>lenet-properties time</code>." in (tmp_path / "index.html").read_text()
+    learn = (tmp_path / "learn.html").read_text()
+    assert "Not trained: run <code>lenet-properties train --record DIR</code>." in learn
 
 
 def test_run_of_engines_alone_is_reported(tmp_path: Path, complete: Files, capsys: pytest.CaptureFixture[str]) -> None:
