@@ -1,10 +1,16 @@
 """
 The gate's decision rule: is head slower than base, given one log ratio per pair of processes?
 
-Each observation is log(time of head / time of base) of one pair of processes. Which process of a pair is head's is
-randomized, so if head is slower by a constant factor, the observations are symmetric about its logarithm. Symmetry is
-all that Wilcoxon's signed-rank test assumes. Its null distribution is exact for every number of pairs, needs no normal
-distribution, and limits the influence of a disturbed pair to its rank.
+Each observation is log(time of head / time of base) of one pair of processes. Wilcoxon's signed-rank test assumes that
+the observations are symmetric about their center. Its null distribution is exact for every number of pairs, needs no
+normal distribution, and limits the influence of a disturbed pair to its rank.
+
+Symmetry is an assumption, except for equal sides: which process of a pair is head's is randomized, so the observations
+are then symmetric about 0, whatever the noise. If head is slower by a constant factor, they are symmetric about its
+logarithm. What breaks it is a head whose slowdown differs from process to process: one that is slow in a part of them,
+as with two memory layouts, or whose times scatter more to one side. The test then decides about the pseudomedian (the
+center of the Walsh averages), and its error rates at delta are approximate. A slowdown of a few calls in each process
+is in no block's quartiles; `--tail` tests it.
 
 The design is group-sequential: pairs are added until the rule decides or the time limit is reached, and the test is
 made at several interim looks. Error rates are spent by an alpha-spending function (Lan & DeMets 1983, "Discrete
@@ -76,11 +82,23 @@ class Slowdown:
     lower: float
     upper: float
     pairs: int
+    margin: float
+    """How far the estimate of one look is above the lower bound of the same look, as a factor minus 1."""
 
-    @property
-    def margin(self) -> float:
-        """The distance from the estimate to its lower bound: a slowdown of delta plus this would be detected."""
-        return self.estimate - self.lower
+    def detectable(self, delta: float) -> float:
+        """Return the smallest slowdown that would have been detected: then the lower bound would have been delta."""
+        return (1 + delta) * (1 + self.margin) - 1
+
+    def narrowed(self, earlier: Slowdown) -> Slowdown:
+        """
+        Return this latest look's slowdown with the bounds of all looks of a round, which hold simultaneously.
+
+        The estimate is the nearest one to the latest that lies within the bounds. The margin is the smallest of a look,
+        since any look could have detected a slowdown.
+        """
+        lower, upper = max(earlier.lower, self.lower), min(earlier.upper, self.upper)
+        estimate = min(max(self.estimate, lower), upper)
+        return Slowdown(estimate, lower, upper, self.pairs, min(earlier.margin, self.margin))
 
 
 def slowdown(ratios: Sequence[float], share: float, rates: Rates) -> Slowdown:
@@ -93,8 +111,8 @@ def slowdown(ratios: Sequence[float], share: float, rates: Rates) -> Slowdown:
     lower = _lower_bound(np.array(ratios), share * rates.slower)
     upper = -_lower_bound(-np.array(ratios), share * rates.within)
     estimate = float(np.median(_walsh_averages(np.array(ratios))))
-    estimate, lower, upper = np.expm1([estimate, lower, upper]).tolist()
-    return Slowdown(estimate, lower, upper, pairs=len(ratios))
+    estimate, lower, upper, margin = np.expm1([estimate, lower, upper, estimate - lower]).tolist()
+    return Slowdown(estimate, lower, upper, len(ratios), margin)
 
 
 def _walsh_averages(values: Array) -> Array:

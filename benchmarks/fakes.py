@@ -96,15 +96,17 @@ def hanging(net):
 @dataclass
 class FakeWorkers:
     """
-    The behavior of fake workers, by the names of their engines, and what they were asked to do.
+    The behavior of fake workers, by the names of their subjects, and what they were asked to do.
 
-    A key of `slower` and `slower_at_first` is an engine, or an engine and an operation: "head's training step".
+    A key of `slower` and `slower_at_first` is a subject, or a subject and an operation: "head's training step".
     """
 
     slower: dict[str, float] = field(default_factory=dict)
     slower_at_first: dict[str, float] = field(default_factory=dict)  # in the first nine pairs
     noise: float = 0.003  # relative standard deviation between processes
+    slow_calls: dict[str, float] = field(default_factory=dict)  # how much slower every tenth single call is
     counters: dict[str, dict[str, int]] = field(default_factory=dict)
+    stacks: dict[str, dict[str, str]] = field(default_factory=dict)
     machines: dict[str, dict[str, str]] = field(default_factory=dict)
     without_training: tuple[str, ...] = ()
     dies_at: int | None = None  # the number of the block, over all workers
@@ -120,12 +122,12 @@ class FakeWorkers:
 
 
 class FakeWorker:
-    """A worker whose call takes one second, times its engine's slowdown and noise that differs between processes."""
+    """A worker whose call takes one second, times its subject's slowdown and noise that differs between processes."""
 
     workers: ClassVar[FakeWorkers]
     random: ClassVar[np.random.Generator]
-    stack: ClassVar[dict[str, str]] = fingerprint()
     calls = 1
+    single_calls = 0
 
     def __init__(
         self, arm: Arm, python: str, environment: Mapping[str, str], folder: Path | None, side: str, limit: Limit
@@ -140,8 +142,9 @@ class FakeWorker:
 
     def wait_until_ready(self) -> None:
         """As `Worker.wait_until_ready`."""
-        self.machine = self.workers.machines.get(self.arm.engine, MACHINE)
-        self.operations = ["forward", "training step"][: 1 if self.arm.engine in self.workers.without_training else 2]
+        self.machine = self.workers.machines.get(self.arm.subject, MACHINE)
+        self.stack = fingerprint() | self.workers.stacks.get(self.arm.subject, {})
+        self.operations = ["forward", "training step"][: 1 if self.arm.subject in self.workers.without_training else 2]
 
     def stop(self) -> None:
         """As `Worker.stop`."""
@@ -162,7 +165,7 @@ class FakeWorker:
 
     def count(self) -> dict[str, int]:
         """As `Worker.count`."""
-        return self.workers.counters.get(self.arm.engine, {"FLOPs": 7, "peak memory": 100})
+        return self.workers.counters.get(self.arm.subject, {"FLOPs": 7, "peak memory": 100})
 
     def measure(self) -> float:
         """As `Worker.measure`."""
@@ -177,12 +180,21 @@ class FakeWorker:
             )
         return (1 + self.slower_by) * float(np.exp(self.noise))
 
+    def sample(self, calls: int) -> list[float]:
+        """As `Worker.sample`: every tenth call is as slow as `slow_calls` has it."""
+        seconds = []
+        for _ in range(calls):
+            self.single_calls += 1
+            slow = self.workers.slow_calls.get(self.arm.subject, 0.0) if self.single_calls % 10 == 0 else 0.0
+            seconds.append((1 + self.slower_by) * (1 + slow) * float(np.exp(self.noise)))
+        return seconds
+
     @property
     def slower_by(self) -> float:
         """How much slower it is than one second now, without noise."""
         slower = self.workers.slower_at_first if self.workers.pairs <= 9 else self.workers.slower
         slower = slower or self.workers.slower
-        return slower.get(self.arm.engine, slower.get(f"{self.arm.engine} {self.operation}", 0.0))
+        return slower.get(self.arm.subject, slower.get(f"{self.arm.subject} {self.operation}", 0.0))
 
 
 def start_command(command: str, *options: str) -> subprocess.Popen[str]:

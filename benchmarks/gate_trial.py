@@ -2,10 +2,11 @@
 A trial of the gate: how often it raises a false alarm, and how often it detects a real slowdown.
 
 `lenet-properties gate-trial --minutes 60 --record DIR` has the gate compare the reference with itself and with the
-variants of `benchmarks/slowdowns.py`, in alternation, and appends each verdict to `gate_trial.json`; the next run
-resumes there. `--background 1` runs the trial under load: a background process trains at the same time. With each
-verdict the trial also takes samples as other tools do, one side after the other, each in one process, and records what
-their rules decide.
+variants of `benchmarks/slowdowns.py`, as people compare commits: base is checked out to another folder, where nothing
+is compiled to bytecode yet, and head is the working tree. `benchmarks/trial_table.py` has the plan. Each verdict is
+appended to `gate_trial.json` with its pairs, and the next run resumes there.
+`--background 1` runs the trial under load: a background process trains at the same time. With each verdict the trial
+also takes samples as other tools do, and records what their rules decide.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from tqdm import tqdm
 
 from benchmarks.arguments import duration, file_problem
 from benchmarks.command import ERROR, STOPPED, one_line
-from benchmarks.comparison import Benchmark, ComparisonError, Pair, Side, compare, operation_and_batch
+from benchmarks.comparison import BENCHMARKS, Benchmark, ComparisonError, Pair, Settings, Side, compare
 from benchmarks.decision import Rates
-from benchmarks.gate import BUDGET, DEFAULT, DELTA
+from benchmarks.gate import BUDGET, DEFAULT, DELTA, checkout, has_changes, interpreter, top_level
 from benchmarks.gate_report import as_dict
-from benchmarks.trial_table import CONDITIONS, LOADS, Condition, proportion, rows
-from benchmarks.worker_client import Arm, Worker, WorkerError
+from benchmarks.trial_table import CONDITIONS, LOADS, Condition, next_gate, proportion, rows
+from benchmarks.worker_client import ROOT, Arm, Worker, WorkerError
 from lenet.files import RESULTS, write_atomically
 from lenet.fingerprint import FORMAT, fingerprint, headline, stamp
 from lenet.table import table
@@ -50,43 +51,62 @@ SAMPLE_SECONDS = 1.0
 """Seconds of single calls for the rules of other tools: the default of pytest-benchmark's `--benchmark-max-time`."""
 
 
-def trial(condition: Condition, seed: int) -> list[dict[str, Any]]:
-    """Return the gate's verdict and the samples for other rules, per benchmark of a condition; raises as `compare`."""
-    base, head = (
-        Side(name, Arm(subject=subject)) for name, subject in (("base", condition.base), ("head", condition.head))
-    )
-    budget = BUDGET * len(condition.benchmarks)
-    result = as_dict(compare(base, head, condition.benchmarks, DELTA, budget, seed))
-    samples = [sampled(side, condition.benchmarks) for side in (base, head)]
+def trial(condition: Condition, benchmarks: tuple[str, ...], seed: int, base_python: str) -> list[dict[str, Any]]:
+    """
+    Return the gate's verdict and the samples for other rules, per benchmark; raises as `compare`.
+
+    Base runs in a checkout of HEAD, and in the interpreter `base_python` if the condition says so.
+    """
+    python = base_python if condition.other_environment else sys.executable
+    settings = Settings(DELTA, BUDGET * len(benchmarks), seed)
+    with checkout("HEAD") as folder:
+        base = Side("base", Arm(subject=condition.base, threads=condition.threads), python, folder)
+        head = Side("head", Arm(subject=condition.head, threads=condition.threads))
+        result = as_dict(compare(base, head, benchmarks, settings))
+        samples = [sampled(side, benchmarks) for side in (base, head)]
     return [
         {
             "condition": condition.name,
             "benchmark": benchmark["name"],
             "seed": seed,
             "verdict": benchmark["verdict"],
+            "by_time": benchmark["by_time"],
+            "risen": benchmark["risen"],
             "slowdown": benchmark["slowdown"],
             "first_round": benchmark["first_round"],
             "ratios": [[pair["round"], pair["ratio"]] for pair in benchmark["pairs"]],
-            "seconds": result["seconds"] / len(condition.benchmarks),
-            "sequential": sequential(*(sample[benchmark["name"]] for sample in samples)),
+            "pairs": benchmark["pairs"],
+            "seconds": result["seconds"] / len(benchmarks),
+            "sequential": sample_statistics(*(sample[benchmark["name"]] for sample in samples)),
+            "interleaved": sample_statistics(
+                *([pair[side] for pair in benchmark["pairs"]] for side in ("base", "head"))
+            ),
         }
         for benchmark in result["benchmarks"]
     ]
 
 
+def check_checkout() -> None:
+    """Raise ComparisonError unless HEAD is this project's code as it runs, so that A/A compares equal code."""
+    if top_level().resolve() != ROOT:
+        raise ComparisonError(f"{Path.cwd()}: run the trial in a clone of this project that is installed as editable")
+    if has_changes():
+        raise ComparisonError("files differ from their commit: commit them first, since base is checked out from HEAD")
+
+
 def sampled(side: Side, names: Sequence[str]) -> dict[str, list[float]]:
     """Return the seconds of single calls of each benchmark, in one fresh process that is not pinned to cores."""
-    with Worker(side.arm) as worker:
+    with Worker(side.arm, side.python, folder=side.folder) as worker:
         times = {}
         for name in names:
-            worker.prepare(*operation_and_batch(name))
+            worker.prepare(*BENCHMARKS[name])
             worker.measure()
             times[name] = worker.sample(SAMPLE_SECONDS)
         return times
 
 
-def sequential(base: list[float], head: list[float]) -> dict[str, float]:
-    """Return the ratio of medians and the Mann-Whitney p-value of samples taken one side after the other."""
+def sample_statistics(base: list[float], head: list[float]) -> dict[str, float]:
+    """Return the ratio of medians (head / base) and the p-value of the Mann-Whitney test."""
     ratio = float(np.median(head) / np.median(base))
     return {"ratio": ratio, "p": float(stats.mannwhitneyu(base, head).pvalue)}
 
@@ -103,14 +123,14 @@ def replayed(verdicts: Sequence[dict[str, Any]], benchmark: str, seed: int = 0) 
     pairs = max(len(v["ratios"]) for v in verdicts if v["benchmark"] == benchmark)
     random, failed, rates = np.random.default_rng(seed), 0, Rates.of(len(DEFAULT))
     for _ in range(REPLAYS):
-        gate = Benchmark(benchmark, rates)
+        gate = Benchmark(benchmark, rates, DELTA)
         drawn = random.choice(pool, pairs) * random.choice((-1, 1), pairs)
         for ratio in drawn.tolist():
             gate.pairs.append(Pair(gate.round, (), 0.0, 0.0, ratio, 0))
-            gate.take_look(DELTA, len(gate.pairs) / pairs)
-            if gate.verdict:
+            gate.take_look(len(gate.pairs) / pairs)
+            if gate.by_time:
                 break
-        failed += gate.verdict == "failed"
+        failed += gate.by_time == "failed"
     return proportion(failed, REPLAYS)
 
 
@@ -165,15 +185,6 @@ def _checked(verdict: dict[str, Any]) -> dict[str, Any]:
     return verdict
 
 
-def next_condition(verdicts: Sequence[dict[str, Any]], processes: int) -> str:
-    """Return the condition with the fewest trials for its weight, under this number of background processes."""
-    done = dict.fromkeys(CONDITIONS, 0.0)
-    for verdict in verdicts:
-        if verdict["background_processes"] == processes:
-            done[verdict["condition"]] += 1 / len(CONDITIONS[verdict["condition"]].benchmarks)
-    return min(done, key=lambda name: (done[name] + 1) / CONDITIONS[name].weight)
-
-
 @contextmanager
 def background(processes: int) -> Iterator[Callable[[], None]]:
     """Train in a background process (if 1, not 0); the yielded function raises WorkerError if it no longer runs."""
@@ -187,7 +198,7 @@ def background(processes: int) -> Iterator[Callable[[], None]]:
             worker.sample(SAMPLE_SECONDS)
 
     with Worker(Arm()) as worker, ThreadPoolExecutor(1) as pool:
-        worker.prepare(*operation_and_batch("training-step-64"))
+        worker.prepare(*BENCHMARKS["training-step-64"])
         training = pool.submit(train, worker)
 
         def check() -> None:
@@ -202,7 +213,7 @@ def background(processes: int) -> Iterator[Callable[[], None]]:
 
 def run(verdicts: list[dict[str, Any]], options: argparse.Namespace) -> None:
     """
-    Run trials for the given minutes; after each, append its verdicts to `verdicts` and write the file.
+    Run trials until the plan is done or the given minutes are over; after each, append its verdicts and write the file.
 
     Raises as `compare` does. All processes are stopped in any case.
     """
@@ -213,9 +224,13 @@ def run(verdicts: list[dict[str, Any]], options: argparse.Namespace) -> None:
         tqdm(total=round(seconds), unit="s", leave=False, disable=None) as bar,
     ):
         while time.monotonic() < start + seconds:
-            name, seed = next_condition(verdicts, options.background), seed + 1
-            bar.set_description_str(f"{len(verdicts)} verdicts, now {name}")
-            found = trial(CONDITIONS[name], seed)
+            gate = next_gate(verdicts, options.background, options.base_python is not None)
+            if gate is None:
+                break
+            condition, benchmarks = gate
+            seed += 1
+            bar.set_description_str(f"{len(verdicts)} verdicts, now {condition.name}")
+            found = trial(condition, benchmarks, seed, options.base_python)
             check()
             verdicts += [verdict | {"background_processes": options.background} for verdict in found]
             write(options.record / FILE, verdicts)
@@ -235,6 +250,7 @@ def main(arguments: list[str]) -> int:
     try:
         verdicts = read(options.record / FILE)
         print(f"{headline(fingerprint())}: {len(verdicts)} verdicts so far", flush=True)
+        check_checkout()
         run(verdicts, options)
     except (ComparisonError, WorkerError, ValueError) as error:
         print(f"error: {one_line(str(error))}", file=sys.stderr)
@@ -257,6 +273,12 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--background", type=int, choices=LOADS, default=0, help="background processes that train meanwhile; default 0"
+    )
+    parser.add_argument(
+        "--base-python",
+        type=interpreter,
+        metavar="FILE",
+        help="an interpreter of another environment with the same versions: compare equal code across them, too",
     )
     parser.add_argument("--record", type=Path, default=RESULTS / "latest", metavar="DIR", help="default %(default)s")
     options = parser.parse_args(arguments)

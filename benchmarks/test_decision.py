@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.decision import FALSE_ALARM_RATE, MISS_RATE, Rates, decide, log_ratio, looks, slowdown
+from benchmarks.decision import FALSE_ALARM_RATE, MISS_RATE, Rates, Slowdown, decide, log_ratio, looks, slowdown
 from lenet.oracle import Array
 
 RATES = Rates(slower=0.02, within=0.05)
@@ -49,6 +49,12 @@ def test_too_few_pairs_give_infinite_bounds() -> None:
     assert decide(found, 0.015) == "undecided"
 
 
+def test_margin_is_the_distance_of_estimate_and_bound_of_one_look() -> None:
+    found = slowdown(ratios(20).tolist(), 0.5, RATES)
+
+    assert abs((1 + found.lower) * (1 + found.margin) / (1 + found.estimate) - 1) < 1e-12
+
+
 def test_spending_less_of_a_rate_widens_the_bounds() -> None:
     found = [slowdown(ratios(20).tolist(), share, RATES) for share in (1.0, 0.5, 0.1, 0.0)]
 
@@ -59,6 +65,25 @@ def test_spending_less_of_a_rate_widens_the_bounds() -> None:
 
 def test_intervals_between_looks_increase() -> None:
     assert list(islice(looks(), 5)) == [9, 13, 19, 28, 42]
+
+
+def test_no_slowdown_below_delta_is_called_detectable() -> None:
+    """Also if an earlier look has a lower bound above the estimate of the last look."""
+    earlier, latest = Slowdown(0.02, 0.01, 0.03, 9, 0.0099), Slowdown(-0.01, -0.04, 0.04, 13, 0.031)
+
+    found = latest.narrowed(earlier)
+
+    assert found.estimate - found.lower == 0.0  # as its nearest value within the bounds
+    assert found.detectable(0.012) > 0.012
+    assert found == Slowdown(0.01, 0.01, 0.03, 13, 0.0099)
+
+
+def test_detectable_slowdown_is_found_if_it_is_added() -> None:
+    numbers = ratios(20)
+    found = slowdown(numbers.tolist(), 0.5, RATES)
+    added = np.log1p(found.detectable(0.012)) - np.log1p(found.estimate)  # so that the estimate is the detectable one
+
+    assert abs(slowdown((numbers + added).tolist(), 0.5, RATES).lower - 0.012) < 1e-9
 
 
 def test_rates_of_two_rounds_keep_the_rates_of_the_gate() -> None:

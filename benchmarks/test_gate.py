@@ -12,7 +12,7 @@ from xml.etree import ElementTree as Xml
 import pytest
 
 from benchmarks import comparison, gate
-from benchmarks.comparison import ComparisonError
+from benchmarks.comparison import BENCHMARKS, ComparisonError
 from benchmarks.fakes import (
     MACHINE,
     ROOT,
@@ -22,8 +22,9 @@ from benchmarks.fakes import (
     start_command,
     wait_for_processes,
 )
-from benchmarks.gate import NAMES, checkout, default_base, describe, main, resolve
+from benchmarks.gate import checkout, default_base, describe, main, resolve
 from benchmarks.gate_report import FORMATS
+from benchmarks.worker_client import PROTOCOL
 from properties.testing import FAULTY
 
 RunGate = Callable[..., tuple[int, dict, str, str]]
@@ -42,13 +43,13 @@ def run_gate(tmp_path: Path) -> RunGate:
     return run
 
 
-DIFFERENT_ENGINES = ("--base-engine", "base's", "--head-engine", "head's")
+DIFFERENT = ("--base-subject", "base's", "--head-subject", "head's")
 
 
 def test_passed_gate_exits_with_zero(
     fake_workers: FakeWorkers, run_gate: RunGate, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, record, junit, markdown = run_gate(*DIFFERENT_ENGINES)
+    code, record, junit, markdown = run_gate(*DIFFERENT)
 
     assert (code, record["verdict"]) == (0, "passed")
     assert "PASSED: no benchmark is slower by 1.2% or more" in capsys.readouterr().out
@@ -61,7 +62,7 @@ def test_passed_gate_exits_with_zero(
 def test_slower_head_exits_with_one_and_is_a_failed_test(fake_workers: FakeWorkers, run_gate: RunGate) -> None:
     fake_workers.slower = {"head's training step": 0.05}
 
-    code, record, junit, markdown = run_gate(*DIFFERENT_ENGINES)
+    code, record, junit, markdown = run_gate(*DIFFERENT)
 
     assert (code, record["verdict"]) == (1, "failed")
     (failure,) = Xml.fromstring(junit).findall("testcase/failure")
@@ -74,10 +75,10 @@ def test_slower_head_exits_with_one_and_is_a_failed_test(fake_workers: FakeWorke
 def test_risen_counter_is_reported_with_both_values(fake_workers: FakeWorkers, run_gate: RunGate) -> None:
     fake_workers.counters["head's"] = {"FLOPs": 1234567, "peak memory": 100}
 
-    code, record, junit, _ = run_gate(*DIFFERENT_ENGINES, "--select", "forward-1")
+    code, record, junit, _ = run_gate(*DIFFERENT, "--select", "forward-1")
 
     assert code == 1
-    assert record["benchmarks"][0]["reason"] == "FLOPs rose from 7 to 1,234,567"
+    assert record["benchmarks"][0]["reason"].startswith("FLOPs rose from 7 to 1,234,567; by time passed: at most +")
     assert "FLOPs rose from 7 to 1,234,567" in junit
 
 
@@ -86,19 +87,111 @@ def test_inconclusive_gate_exits_with_three_and_reports_the_detectable_slowdown(
 ) -> None:
     fake_workers.noise = 0.05
 
-    code, record, junit, _ = run_gate(*DIFFERENT_ENGINES, "--budget", "20s", "--select", "forward-1")
+    code, record, junit, _ = run_gate(*DIFFERENT, "--budget", "20s", "--select", "forward-1")
 
     assert (code, record["verdict"]) == (3, "inconclusive")
     found = record["benchmarks"][0]["slowdown"]
-    detectable = gate.DELTA + found["estimate"] - found["lower"]
+    detectable = (1 + gate.DELTA) * (1 + found["margin"]) - 1
     expected = f"undecided: slowdowns above {detectable:.2%} would have been detected in this time"
     assert record["benchmarks"][0]["reason"] == expected
-    assert Xml.fromstring(junit).get("skipped") == "1"
+    assert Xml.fromstring(junit).get("failures") == "1"
+
+
+def test_inconclusive_gate_passes_where_asked_with_a_skipped_test(
+    fake_workers: FakeWorkers, run_gate: RunGate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_workers.noise = 0.05
+    options = (*DIFFERENT, "--budget", "20s", "--select", "forward-1", "--inconclusive", "pass")
+
+    code, record, junit, _ = run_gate(*options)
+
+    assert (code, record["verdict"], record["tolerated"]) == (0, "inconclusive", True)
+    assert (Xml.fromstring(junit).get("skipped"), Xml.fromstring(junit).get("failures")) == ("1", "0")
+    assert capsys.readouterr().out.endswith(" (passes: --inconclusive pass)\n")
+
+
+@pytest.mark.parametrize("inconclusive", gate.INCONCLUSIVE)
+@pytest.mark.parametrize(("slower", "noise"), [(0.0, 0.003), (0.05, 0.003), (0.0, 0.05)])
+def test_junit_fails_if_and_only_if_the_exit_code_is_not_zero(
+    fake_workers: FakeWorkers, run_gate: RunGate, inconclusive: str, slower: float, noise: float
+) -> None:
+    fake_workers.slower, fake_workers.noise = {"head's": slower}, noise
+
+    code, _, junit, _ = run_gate(*DIFFERENT, "--budget", "20s", "--inconclusive", inconclusive)
+
+    suite = Xml.fromstring(junit)
+    assert (suite.get("failures") == suite.get("errors") == "0") == (code == 0)
+
+
+def test_failed_gate_fails_although_inconclusive_ones_pass(fake_workers: FakeWorkers, run_gate: RunGate) -> None:
+    fake_workers.counters["head's"] = {"FLOPs": 8, "peak memory": 100}
+    fake_workers.noise = 0.05
+
+    code, record, _, _ = run_gate(*DIFFERENT, "--budget", "20s", "--select", "forward-1", "--inconclusive", "pass")
+
+    assert (code, record["benchmarks"][0]["by_time"]) == (1, "inconclusive")
+
+
+def test_table_shows_medians_and_percentiles_of_single_calls(
+    fake_workers: FakeWorkers, run_gate: RunGate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_workers.slow_calls, fake_workers.noise = {"head's": 1.0}, 0.0
+
+    run_gate(*DIFFERENT, "--select", "forward-1")
+
+    table = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+    (row,) = ([cell.strip() for cell in line if cell.strip()] for line in table if line[0].strip() == "forward-1")
+    assert row[5:9] == ["1000.000 ms", "1000.000 ms", "1000.000 ms", "2000.000 ms"]
+
+
+def test_tail_is_a_test_of_its_own_with_time_of_its_own(fake_workers: FakeWorkers, run_gate: RunGate) -> None:
+    fake_workers.slow_calls = {"head's": 1.0}
+
+    code, record, junit, _ = run_gate(*DIFFERENT, "--select", "forward-1", "--tail", "10%")
+
+    assert code == 1
+    assert [(one["name"], one["verdict"], one["delta"]) for one in record["benchmarks"]] == [
+        ("forward-1", "passed", gate.DELTA),
+        ("forward-1 p99", "failed", 0.1),
+    ]
+    assert [test.get("name") for test in Xml.fromstring(junit)] == ["forward-1", "forward-1 p99"]
+    options = gate._options(["--select", "forward-1", "--tail", "10%"])
+    assert gate._settings(options).budget == 2 * gate.BUDGET
+
+
+ACCEPTED = '[forward-1.FLOPs]\nat_most = 8\nreason = "a wider layer"\n'
+
+
+def test_accepted_rise_of_the_judged_repository_passes(
+    fake_workers: FakeWorkers, run_gate: RunGate, repository: Path
+) -> None:
+    fake_workers.counters["head's"] = {"FLOPs": 8, "peak memory": 100}
+    (repository / "benchmarks").mkdir()
+    (repository / "benchmarks/accepted.toml").write_text(ACCEPTED)
+
+    code, record, _, _ = run_gate(*DIFFERENT, "--select", "forward-1")
+
+    assert (code, record["verdict"]) == (0, "passed")
+    assert record["benchmarks"][0]["accepted"] == {"FLOPs": "a wider layer"}
+    assert record["benchmarks"][0]["risen"] == {"FLOPs": [7, 8]}
+
+
+def test_invalid_acceptance_is_an_error(
+    fake_workers: FakeWorkers, run_gate: RunGate, repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (repository / "benchmarks").mkdir()
+    (repository / "benchmarks/accepted.toml").write_text('[forward-1.FLOPs]\nreason = "because"\n')
+
+    code, _, _, _ = run_gate(*DIFFERENT)
+
+    assert code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "accepted.toml: forward-1.FLOPs: needs at_most and reason alone" in line
 
 
 @pytest.mark.parametrize(("seconds", "pairs"), [(1, "1 pair is"), (4, "3 pairs are")])
 def test_too_few_pairs_are_reported(fake_workers: FakeWorkers, run_gate: RunGate, seconds: int, pairs: str) -> None:
-    code, record, _, _ = run_gate(*DIFFERENT_ENGINES, "--budget", f"{seconds}s", "--select", "forward-1")
+    code, record, _, _ = run_gate(*DIFFERENT, "--budget", f"{seconds}s", "--select", "forward-1")
 
     assert code == 3
     assert record["benchmarks"][0]["reason"] == f"undecided: {pairs} too few (raise --budget or --delta)"
@@ -108,7 +201,7 @@ def test_too_few_pairs_are_reported(fake_workers: FakeWorkers, run_gate: RunGate
 def test_large_speedup_is_pointed_out(fake_workers: FakeWorkers, run_gate: RunGate) -> None:
     fake_workers.slower = {"base's": 0.2}
 
-    code, record, _, _ = run_gate(*DIFFERENT_ENGINES, "--select", "forward-1")
+    code, record, _, _ = run_gate(*DIFFERENT, "--select", "forward-1")
 
     assert code == 0
     assert record["benchmarks"][0]["reason"].endswith("; faster by more than delta")
@@ -119,7 +212,7 @@ def test_failing_worker_exits_with_two_and_is_an_error(
 ) -> None:
     fake_workers.dies_at = 3
 
-    code, record, junit, markdown = run_gate(*DIFFERENT_ENGINES)
+    code, record, junit, markdown = run_gate(*DIFFERENT)
 
     assert (code, record["verdict"]) == (2, "error")
     assert "SIGKILL" in record["reason"]
@@ -134,17 +227,17 @@ def test_failing_worker_exits_with_two_and_is_an_error(
 def test_markup_in_names_is_escaped(fake_workers: FakeWorkers, run_gate: RunGate) -> None:
     fake_workers.machines["head's"] = MACHINE | {"host": "<b>|there|</b>\n# `x`"}
 
-    _, _, junit, markdown = run_gate(*DIFFERENT_ENGINES)
+    _, _, junit, markdown = run_gate(*DIFFERENT)
 
     assert "<b>" not in junit
     assert "\\<b\\>\\|there\\|\\</b\\> \\# \\`x\\`" in markdown
 
 
 def test_files_of_the_previous_run_are_kept(fake_workers: FakeWorkers, run_gate: RunGate, tmp_path: Path) -> None:
-    run_gate(*DIFFERENT_ENGINES)
+    run_gate(*DIFFERENT)
     fake_workers.dies_at = fake_workers.blocks + 3
 
-    run_gate(*DIFFERENT_ENGINES)
+    run_gate(*DIFFERENT)
 
     assert json.loads((tmp_path / "gate.previous.json").read_text())["verdict"] == "passed"
     assert json.loads((tmp_path / "gate.json").read_text())["verdict"] == "error"
@@ -153,7 +246,7 @@ def test_files_of_the_previous_run_are_kept(fake_workers: FakeWorkers, run_gate:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--select", "backward-*"], "no benchmark is named backward-*; there are forward-1, forward-4"),
+        (["--select", "loss-*"], "no benchmark is named loss-*; there are forward-1, forward-4"),
         (["--select", "forward-1,"], "no benchmark is named ;"),
         (["--delta", "0%"], "not a share between 0 and 100%"),
         (["--delta", "2"], "not a share between 0 and 100%"),
@@ -176,6 +269,8 @@ def test_files_of_the_previous_run_are_kept(fake_workers: FakeWorkers, run_gate:
         (["--threads", "0"], "--threads: '0' is not a whole number of at least 1"),
         (["--threads", "two"], "--threads: 'two' is not a whole number of at least 1"),
         (["--dtype", "int8"], "invalid choice"),
+        (["--inconclusive", "skip"], "invalid choice"),
+        (["--tail", "0"], "not a share between 0 and 100%"),
         (["--base-python", "/nowhere/python"], "/nowhere/python is not an executable program"),
         (["--json", "/proc/none/gate.json"], "--json /proc/none/gate.json: not in a writable folder"),
     ],
@@ -206,7 +301,7 @@ def test_unforeseen_error_is_no_verdict(
 
     monkeypatch.setattr(gate, "compare", fails)
 
-    code, record, junit, markdown = run_gate(*DIFFERENT_ENGINES)
+    code, record, junit, markdown = run_gate(*DIFFERENT)
 
     assert (code, record["verdict"]) == (2, "error")
     (line,) = capsys.readouterr().err.splitlines()
@@ -230,7 +325,7 @@ def test_verdict_is_printed_and_written_to_the_files_that_can_be_written(
     fake_workers.slower = {"head's": 0.05}
     files = ("--json", str(tmp_path / "full.json"), "--markdown", str(tmp_path / "gate.md"))
 
-    assert main([*DIFFERENT_ENGINES, *files]) == 2
+    assert main([*DIFFERENT, *files]) == 2
 
     output = capsys.readouterr()
     assert "FAILED: slower" in output.out
@@ -250,7 +345,7 @@ def test_verdict_that_cannot_be_printed_is_written(
 
     monkeypatch.setattr(gate, "_show", fails_at_the_end)
 
-    code, record, _, _ = run_gate(*DIFFERENT_ENGINES)
+    code, record, _, _ = run_gate(*DIFFERENT)
 
     assert (code, record["verdict"]) == (2, "passed")
     assert capsys.readouterr().err == "error: the verdict cannot be printed: Broken pipe\n"
@@ -268,7 +363,7 @@ def test_terminal_without_unicode_is_no_error(monkeypatch: pytest.MonkeyPatch) -
 def test_options_accept_patterns_percentages_and_units() -> None:
     options = gate._options(["--select", "forward-*,training-step-1", "--delta", "5%", "--budget", "2m"])
 
-    assert options.select == (*(name for name in NAMES if name.startswith("forward")), "training-step-1")
+    assert options.select == (*(name for name in BENCHMARKS if name.startswith("forward")), "training-step-1")
     assert (options.delta, options.budget) == (0.05, 120.0)
     assert gate._options(["--delta", "0.05", "--budget", "120s"]).budget == 120.0
 
@@ -470,7 +565,9 @@ def test_worker_with_another_protocol_is_an_error(run_gate: RunGate, tmp_path: P
     code, record, _, _ = run_gate("--base-python", str(python), "--select", "forward-1")
 
     assert code == 2
-    expected = "uses protocol None, this version protocol 1: this commit cannot be compared; choose a newer --base"
+    expected = (
+        f"uses protocol None, this version protocol {PROTOCOL}: this commit cannot be compared; choose a newer --base"
+    )
     assert expected in record["reason"]
 
 
@@ -509,7 +606,43 @@ def test_real_comparison_times_pairs_on_one_core(run_gate: RunGate, monkeypatch:
     assert code in (0, 1, 3)
     (benchmark,) = record["benchmarks"]
     assert benchmark["counters"]["base"]["FLOPs"] == benchmark["counters"]["head"]["FLOPs"] == 4 * 833_040
-    if not benchmark["risen"]:
-        assert benchmark["pairs"]
-        assert all(len(pair["cores"]) == 1 and pair["base"] > 0 and pair["head"] > 0 for pair in benchmark["pairs"])
+    assert benchmark["pairs"]
+    assert all(len(pair["cores"]) == 1 and pair["base"] > 0 and pair["head"] > 0 for pair in benchmark["pairs"])
     assert record["stacks"]["head"] == record["stack"]
+
+
+KERNEL = """
+import lenet
+
+class Net(lenet.Net):
+    def forward(self, images):
+        return super().forward({images})
+"""
+
+
+@pytest.mark.slow
+def test_kernel_in_a_repository_of_its_own_is_compared_with_its_base_commit(
+    repository: Path, run_gate: RunGate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commits differ in one file, and nothing of this project is in them."""
+    monkeypatch.setattr(comparison, "MIN_BLOCKS", 4)
+    (repository / "kernels").mkdir()
+    file = repository / "kernels/mine.py"
+    for images in ("images", "images.clone()"):
+        file.write_text(KERNEL.replace("{images}", images))
+        git("add", "kernels/mine.py")
+        git("commit", "-m", f"takes {images}")
+    options = ("--subject", "kernels/mine.py:Net", "--select", "forward-1", "--budget", "10s")
+
+    code, record, _, _ = run_gate(*options, "--base", "HEAD~1")
+    file.write_text(KERNEL.replace("{images}", "images"))
+    _, reverted, _, _ = run_gate(*options, "--base", "HEAD")
+
+    assert code == 1
+    (benchmark,), (other,) = record["benchmarks"], reverted["benchmarks"]
+    assert set(benchmark["risen"]) >= {"operators", "allocations"}
+    assert benchmark["counters"] == {"base": other["counters"]["head"], "head": other["counters"]["base"]}
+    assert not other["risen"]
+    assert benchmark["pairs"]
+    assert other["pairs"]
+    assert record["compared"][0].endswith("takes images")

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import re
 from functools import cache
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import pytest
-from scipy import stats
 
+from benchmarks.accepted import FILE, read
+from benchmarks.comparison import BENCHMARKS, SAMPLED_CALLS
 from benchmarks.decision import FALSE_ALARM_RATE, MISS_RATE, Rates
 from benchmarks.fakes import ROOT
 from benchmarks.gate import BUDGET, DEFAULT, DELTA, EXIT_CODES
 from benchmarks.gate_trial import REPLAYS, SAMPLE_SECONDS
 from benchmarks.interleaved import BLOCKS, TREND, WARMUP_SECONDS
 from benchmarks.latency import QUERIES
-from benchmarks.trial_table import RULES
+from benchmarks.trial_table import RULES, interval, plan
 from benchmarks.workload import TIMED_BATCHES
 
 RUN = ROOT / "reports/runs/2026-11-23_amd-epyc_torch-2.13.0"
@@ -138,11 +140,7 @@ def test_trial_table_has_the_published_figures(row: list[str]) -> None:
     own = verdicts(CONDITIONS[row[0]], LOADS[row[1]])
     counts = [sum(one["verdict"] == kind for one in own) for kind in ("failed", "passed", "inconclusive")]
     samples = [one["sequential"] for one in own]
-    median_rule = sum(sample["ratio"] > 1.05 for sample in samples)
-    mann_whitney = sum(sample["ratio"] > 1 and sample["p"] < 0.002 for sample in samples)
-
-    both = sum(sample["ratio"] > 1.05 and sample["p"] < 0.002 for sample in samples)
-    others = [f"{count} of {len(own)}" for count in (median_rule, mann_whitney, both)]
+    others = [f"{sum(rule(**sample) for sample in samples)} of {len(own)}" for rule in RULES.values()]
     assert row[2:] == [f"{counts[0]} of {len(own)}", *map(str, counts[1:]), *others]
 
 
@@ -153,22 +151,31 @@ def test_trial_table_has_all_published_verdicts() -> None:
 
     assert sum(int(row[2].split(" of ")[1]) for row in table("head", "load")) == len(everything)
     assert f"{len(everything)} verdicts from {len(gates)} gates in {minutes:.0f} minutes" in TEXT
-    assert published("gate_trial.json")["budget"] == BUDGET
+    assert f"with a time limit of {published('gate_trial.json')['budget']:g} s per benchmark" in TEXT
+    assert published("gate_trial.json")["budget"] == BUDGET / 2  # "with half of today's time limit"
 
 
-@pytest.mark.parametrize("row", table("head", "verdicts"), ids=lambda row: row[0])
+@pytest.mark.parametrize("row", table("head", "gates"), ids=lambda row: row[0])
 def test_table_of_error_rates_has_the_published_figures(row: list[str]) -> None:
     own = verdicts(CONDITIONS[row[0]])
+    gates = {seed: [one["verdict"] for one in own if one["seed"] == seed] for seed in {one["seed"] for one in own}}
+    failed_gates = sum("failed" in each for each in gates.values())
     failed = sum(one["verdict"] == "failed" for one in own)
-    interval = stats.binomtest(failed, len(own)).proportion_ci(method="exact")
     seconds = [median(one["seconds"] for one in verdicts(CONDITIONS[row[0]], (load,))) for load in (0, 1)]
 
-    assert row[1] == f"{len(own)}, from {len({one['seed'] for one in own})} gates"
-    assert row[2] == str(failed)
-    low, high = row[3].removesuffix(" %").split(" to ")
-    for text, bound in ((low, interval.low), (high, interval.high)):
-        assert text == f"{100 * bound:.{len(text.partition('.')[2])}f}"
-    assert row[4:] == [f"{each:.0f} s" for each in seconds]
+    intervals = [interval(failed_gates, len(gates), len(gates)), interval(failed, len(own), len(gates))]
+    shown = [f"{100 * low:.0f} to {100 * high:.0f} %" for low, high in intervals]
+    assert row[1:4] == [str(len(gates)), str(failed_gates), shown[0]]
+    assert row[4:7] == [str(len(own)), str(failed), shown[1]]
+    assert row[7:] == [f"{each:.0f} s" for each in seconds]
+
+
+def test_plan_of_the_trial_is_that_of_the_code() -> None:
+    equal, slower = (2 * sum(n for one, _, n in plan(False) if one.name == name) for name in ("A/A", "+5%"))
+
+    assert f"{equal} gates on equal sides and {slower} on code 5 % slower" in TEXT
+    assert f"at most {100 * interval(0, equal, equal)[1]:.1f} % false alarms" in TEXT
+    assert f"at least {100 * interval(slower, slower, slower)[0]:.1f} % detections" in TEXT
 
 
 def test_inconclusive_verdicts_and_gates_have_the_published_figures() -> None:
@@ -180,7 +187,6 @@ def test_inconclusive_verdicts_and_gates_have_the_published_figures() -> None:
     assert f"so did {len(inconclusive)} of {len(equal)} equal benchmarks" in TEXT
     assert f"{len(undecided)} of the trial's {len(gates)} gates on equal sides were inconclusive" in TEXT
     assert f"Of the {len(gates)} gates on equal sides, {len(undecided)} were inconclusive" in TEXT
-    assert f"false alarms per benchmark therefore rests on {len(gates)} gates" in TEXT
     assert [one["verdict"] for one in verdicts("+2%")] == ["inconclusive"] * 3
 
 
@@ -208,6 +214,15 @@ def test_text_on_other_rules_has_the_published_figures() -> None:
     assert f"They are faster: {2 * SAMPLE_SECONDS:g} s per benchmark" in TEXT
 
 
+def test_example_of_an_accepted_rise_can_be_read(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / FILE).parent.mkdir()
+    (tmp_path / FILE).write_text(example)
+
+    assert f"`{FILE}`" in README
+    assert read(tmp_path, BENCHMARKS)["training-step-64"]["peak memory"].at_most == 1_200_000
+
+
 def test_settings_are_those_of_the_code() -> None:
     assert {row[1]: int(row[0]) for row in table("exit code")} == EXIT_CODES | {"(no verdict)": 130}
     assert f"the tolerated slowdown ({100 * DELTA:g} %, `--delta`)" in TEXT
@@ -220,6 +235,10 @@ def test_settings_are_those_of_the_code() -> None:
     assert f"at most {100 * MISS_RATE:g} %." in TEXT
     assert f"{QUERIES:,} forward passes" in TEXT
     assert f"None of {len(DEFAULT) * REPLAYS:,} replays, {REPLAYS:,} per benchmark, failed" in TEXT
+    assert [row[0].strip("`") for row in table("benchmark of the gate")] == list(
+        dict.fromkeys(re.sub(r"\d+$", "N", name) for name in BENCHMARKS)
+    )
+    assert f"99th percentiles of single calls, {SAMPLED_CALLS} in each process" in TEXT
     *sizes, largest = (f"{batch:,}" for batch in TIMED_BATCHES)
     assert f"Batch sizes are {', '.join(sizes)} and {largest}." in TEXT
     assert BLOCKS == 6

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -11,10 +11,52 @@ import torch
 
 import lenet
 from benchmarks import slowdowns
+from benchmarks.counters import count
 from benchmarks.slowdowns import Slowed
 from lenet import subject
 
-NAMES = ("Slower0", "Slower2", "Slower3", "Slower5", "Slower10", "ExtraCopy", "ForeachSGD", "ForLoopSGD")
+BUSY = ("Slower0", "Slower2", "Slower3", "Slower5", "Slower10")
+FAULTY = {
+    "ExtraCopy": {"operators", "allocations", "peak memory"},
+    "ExtraAllocation": {"operators", "allocations"},
+    "ExtraDispatch": {"operators"},
+    "LayoutConversion": {"operators", "allocations"},
+    "CacheHostile": {"operators", "allocations"},
+    "Synchronization": {"operators", "allocations"},
+    "PythonLoop": {"operators"},
+    "OneThread": set(),
+}
+"""The realistic faults, each with counters of a forward pass that it raises."""
+NAMES = (*BUSY, *FAULTY, "ForeachSGD", "ForLoopSGD")
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """The number of threads that a test begins with is that of the next test."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", FAULTY)
+def test_fault_raises_its_counters(name: str) -> None:
+    images = torch.rand(2, 1, 32, 32)
+    counted = []
+    for one in (lenet, subject.load(f"benchmarks.slowdowns:{name}")):
+        call = torch.no_grad()(partial(one.Net(), images))
+        counted.append(count(call, torch.device("cpu"), 0))
+
+    reference, faulty = counted
+    assert {counter for counter in reference if faulty[counter] > reference[counter]} >= FAULTY[name]
+    if not FAULTY[name]:
+        assert faulty == reference
+
+
+def test_one_thread_is_set() -> None:
+    torch.set_num_threads(2)
+    slowdowns.OneThread.Net()
+
+    assert torch.get_num_threads() == 1
 
 
 @pytest.mark.slow

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import signal
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 
-from benchmarks import worker_client
+from benchmarks import worker, worker_client
 from benchmarks.fakes import ROOT, mutated_json, remaining_processes
+from benchmarks.worker import Bench
 from benchmarks.worker_client import PROTOCOL, Arm, Limit, NotTimed, Worker, WorkerError
 from lenet import system
 
@@ -144,6 +147,111 @@ def test_answers_are_verified_under_python_o(fake_engines: Path) -> None:
         pytest.raises(NotTimed, match=r"logits has shape \(10,\), expected \(4, 10\)"),
     ):
         worker.prepare("forward", 4)
+
+
+class StubbedTask:
+    """A task that notes whether garbage is collected while it is called."""
+
+    needs_graph = False
+
+    def __init__(self) -> None:
+        self.collected: list[bool] = []
+
+    def call(self) -> None:
+        self.collected.append(gc.isenabled())
+
+
+@pytest.fixture
+def bench() -> Bench:
+    """The state of a worker process that has prepared a StubbedTask and waits for nothing."""
+    bench = object.__new__(Bench)
+    bench.task, bench.waited = StubbedTask(), lambda: 0.0
+    return bench
+
+
+@pytest.mark.parametrize(("others", "seconds"), [(0.0, 7.0), (3.0, 10.0)])
+def test_time_that_other_programs_took_is_subtracted_and_that_of_own_threads_is_not(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, others: float, seconds: float
+) -> None:
+    clocks = {"timer": iter((0.0, 10.0)), "waited": iter((0.0, 3.0)), "others": iter((0.0, others))}
+    monkeypatch.setattr(worker, "timer", lambda: next(clocks["timer"]))
+    monkeypatch.setattr(worker, "_other_threads", lambda: next(clocks["others"]))
+    monkeypatch.setattr(worker, "available_cores", lambda: [0])
+    bench.waited = lambda: next(clocks["waited"])
+
+    assert bench.block(2) == seconds
+
+
+def test_garbage_is_collected_in_single_calls_and_not_in_blocks(bench: Bench) -> None:
+    bench.block(2)
+    bench.sample(0.0, 3)
+
+    assert bench.task.collected == [False, False, True, True, True]
+
+
+def test_processor_time_of_other_threads_is_counted() -> None:
+    before = worker._other_threads()
+    with ThreadPoolExecutor(1) as pool:
+        used = pool.submit(lambda: sum(range(10**6)) and time.thread_time()).result()
+
+    assert worker._other_threads() - before >= used > 0
+
+
+def test_samples_have_at_least_the_requested_calls_and_time(bench: Bench) -> None:
+    assert len(bench.sample(0.0, 5)) == 5
+    assert sum(bench.sample(0.01, 1)) >= 0.01
+
+
+@pytest.mark.parametrize("operation", ["backward", "update", "optimizer step"])
+def test_part_of_a_step_is_verified_and_timed(operation: str) -> None:
+    with Worker(Arm()) as part:
+        part.prepare(operation, 2)
+
+        assert part.block(3) > 0
+        assert part.count()["operators"] > 0
+
+
+WRONG_PARTS = """
+import torch, lenet
+
+class Wrong(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits):
+        return logits.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 1.001 * gradient
+
+class Net(lenet.Net):
+    def forward(self, images):
+        return Wrong.apply(super().forward(images))
+
+def sgd_update(parameters, lr):
+    lenet.sgd_update(list(parameters)[:-1], lr)
+
+class SGD(torch.optim.SGD):
+    def step(self):
+        self.param_groups[0]["lr"] *= 1.001
+        super().step()
+
+replaces = {"torch.optim.SGD": SGD}
+"""
+
+
+@pytest.mark.parametrize(
+    ("operation", "message"),
+    [
+        ("backward", r"\.grad\[.* budgets of"),
+        ("update", "fc3.bias"),
+        ("optimizer step", "conv1.weight"),
+    ],
+)
+def test_wrong_part_of_a_step_is_not_timed(tmp_path: Path, operation: str, message: str) -> None:
+    (tmp_path / "wrong.py").write_text(WRONG_PARTS)
+
+    with Worker(Arm(subject=f"{tmp_path}/wrong.py")) as part, pytest.raises(NotTimed, match=message):
+        part.prepare(operation, 2)
 
 
 def interpreter(folder: Path, script: str) -> str:

@@ -14,19 +14,21 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from time import process_time, thread_time
 from typing import IO, Any
 
 import torch
 
 from benchmarks.counters import compiled_graphs, count
 from benchmarks.probes import machine_identity, peak_memory, reset_peak_memory
-from benchmarks.tasks import TASKS, Runs, Task, timed
+from benchmarks.tasks import Runs, Task, timed
+from benchmarks.training_tasks import ALL_TASKS
 from benchmarks.worker_client import PROTOCOL, Arm, Startup
 from lenet import engines, subject
 from lenet.engines import EngineError
 from lenet.engines.eager import disable_tf32
 from lenet.fingerprint import fingerprint
-from lenet.system import run_queue_wait
+from lenet.system import available_cores, foreign_wait, run_queue_wait
 from lenet.timer import timer
 from properties.stack import Stack
 
@@ -48,7 +50,7 @@ class Bench:
     def prepare(self, operation: str, batch: int) -> Startup:
         """Build an operation, call it once and verify the answer; raises AssertionError if it is wrong."""
         self.task = None
-        task = TASKS[operation](self.stack, batch, self.runs)
+        task = ALL_TASKS[operation](self.stack, batch, self.runs)
         before = reset_peak_memory(self.stack.device)
         build = task.build()
         with torch.set_grad_enabled(task.needs_graph):
@@ -65,33 +67,38 @@ class Bench:
         with torch.set_grad_enabled(task.needs_graph):
             return count(task.call, self.stack.device, self.graphs)
 
-    def sample(self, seconds: float) -> list[float]:
-        """Call the operation at least once, until this many seconds are reached; return the seconds of each call."""
+    def sample(self, seconds: float, calls: int) -> list[float]:
+        """
+        Time single calls, until there are this many and they took this many seconds; return the seconds of each.
+
+        Garbage is collected as in any other program, so that a call in which that happens is among the slow ones.
+        """
         times: list[float] = []
         total = 0.0
-        while not times or total < seconds:
-            times.append(self.block(1))
+        while len(times) < calls or total < seconds:
+            times.append(self._seconds_of(1))
             total += times[-1]
         return times
 
     def block(self, calls: int) -> float:
-        """
-        Return the seconds that a block of this many calls takes.
-
-        Garbage collection is off, and the time during which the system ran other threads instead is subtracted.
-        """
-        task = self._prepared()
-        call = task.call
+        """Return the seconds that a block of this many calls takes, without garbage collection."""
         gc.disable()
         try:
-            with torch.set_grad_enabled(task.needs_graph):
-                start, waited = timer(), self.waited()
-                for _ in range(calls):
-                    call()
-                waited = self.waited() - waited
-                return timer() - start - waited
+            return self._seconds_of(calls)
         finally:
             gc.enable()
+
+    def _seconds_of(self, calls: int) -> float:
+        """Return the seconds that calls take, without those during which the system ran other programs instead."""
+        task = self._prepared()
+        call, cores = task.call, len(available_cores())
+        with torch.set_grad_enabled(task.needs_graph):
+            start, waited, others = timer(), self.waited(), _other_threads()
+            for _ in range(calls):
+                call()
+            waited, others = self.waited() - waited, _other_threads() - others
+            elapsed = timer() - start
+        return elapsed - foreign_wait(elapsed, waited, others, cores)
 
     def _prepared(self) -> Task:
         if self.task is None:
@@ -108,12 +115,17 @@ class Bench:
             if "count" in request:
                 return self.count()
             if "sample" in request:
-                return {"seconds": self.sample(request["sample"])}
+                return {"seconds": self.sample(*request["sample"])}
             return {"seconds": self.block(request["block"])}
         except AssertionError as error:
             return {error_key: _one_line(str(error))}
         except Exception as error:  # an engine can raise anything
             return {error_key: _failure(error)}
+
+
+def _other_threads() -> float:
+    """Return the processor time of this process's threads other than this one, in seconds."""
+    return process_time() - thread_time()
 
 
 def _failure(error: Exception) -> str:
@@ -153,7 +165,7 @@ def main() -> None:
         return
     with bench.stack.installed():
         stack, root = fingerprint(), str(Path(__file__).resolve().parents[1])
-        about = {"operations": list(TASKS), "machine": machine_identity(stack), "stack": stack, "root": root}
+        about = {"operations": list(ALL_TASKS), "machine": machine_identity(stack), "stack": stack, "root": root}
         reply({"protocol": PROTOCOL} | about)
         for line in requests:
             reply(bench.answer(json.loads(line)))

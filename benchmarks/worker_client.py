@@ -57,7 +57,7 @@ The program of a worker process. Its first argument is a list of folders to impo
 The working directory comes last, so that nothing in it hides a package of this project.
 """
 
-PROTOCOL = 1
+PROTOCOL = 2
 """
 The version of the requests and answers, and of what a time means.
 
@@ -242,12 +242,15 @@ class Worker:
         """Return the exact counters of one call."""
         return {name: self._count(value) for name, value in self._ask({"count": True}, PREPARE_TIMEOUT).items()}
 
-    def sample(self, seconds: float) -> list[float]:
-        """Call the operation repeatedly for this many seconds, and return the seconds of each call."""
-        times = self._ask({"sample": seconds}, seconds + ANSWER_TIMEOUT).get("seconds")
-        if not isinstance(times, list) or not times:
-            raise self._error("gave no times")
-        return [self._seconds(value) for value in times]
+    def sample(self, seconds: float = 0.0, calls: int = 1) -> list[float]:
+        """Time single calls, at least this many and for at least this many seconds; return the seconds of each."""
+        times = self._ask({"sample": [seconds, calls]}, seconds + ANSWER_TIMEOUT).get("seconds")
+        if not isinstance(times, list) or len(times) < calls:
+            raise self._error("gave too few times of single calls")
+        found = [self._seconds(value) for value in times]
+        if 0 in found:
+            raise self._error("took no time for a call")
+        return found
 
     def pin(self, cores: Iterable[int]) -> None:
         """Restrict all threads of the process to these cores, if the system supports it."""

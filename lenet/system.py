@@ -174,6 +174,17 @@ def run_queue_wait() -> Callable[[], float]:
     return lambda: int(os.pread(file, 100, 0).split()[1]) / 1e9
 
 
+def foreign_wait(elapsed: float, waited: float, others: float, cores: int) -> float:
+    """
+    Return the seconds, of the `waited` ones of a thread, in which other programs ran on its core.
+
+    Within `elapsed` seconds, the process's other threads took `others` seconds of processor time. The process may use
+    `cores` cores, so what did not fit on the others ran on this one, and the thread waited for its own process.
+    """
+    displaced = max(0.0, others - (cores - 1) * elapsed)
+    return max(0.0, waited - displaced)
+
+
 def reset_peak_memory() -> int | None:
     """Reset the peak that `peak_memory` reads, and return the resident bytes; None if the system cannot do that."""
     try:

@@ -95,6 +95,22 @@ def test_clock_of_waiting_time_moves_under_linux() -> None:
     assert 0 <= clock() <= clock()
 
 
+@pytest.mark.parametrize(
+    ("waited", "others", "cores", "foreign"),
+    [
+        (3.0, 0.0, 1, 3.0),  # another program ran
+        (3.0, 3.0, 1, 0.0),  # another thread of this process ran instead
+        (3.0, 2.0, 1, 1.0),  # both did
+        (0.0, 5.0, 1, 0.0),  # this thread slept meanwhile
+        (3.0, 10.0, 2, 3.0),  # the other thread had the other core
+        (5.0, 15.0, 2, 0.0),  # four threads of this process shared two cores
+        (3.0, 0.0, 2, 3.0),
+    ],
+)
+def test_waiting_for_own_threads_is_not_foreign(waited: float, others: float, cores: int, foreign: float) -> None:
+    assert system.foreign_wait(10.0, waited, others, cores) == foreign
+
+
 def test_peak_memory_is_at_least_what_is_resident() -> None:
     resident = system.reset_peak_memory()
 

@@ -109,7 +109,8 @@ def gated(files: Files) -> Files:
         "verdict": "passed",
         "ratios": [[1, 0.0]] * 7,
     }
-    trial = {"delta": 0.015, "budget": 60.0, "verdicts": [verdict | {"sequential": {"ratio": 1.2, "p": 0.5}}] * 20}
+    verdicts = [verdict | {"seed": seed, "sequential": {"ratio": 1.2, "p": 0.5}} for seed in range(20)]
+    trial = {"delta": 0.015, "budget": 60.0, "verdicts": verdicts}
     return files | {"gate.json": STAMP | gate | {"benchmarks": [benchmark]}, "gate_trial.json": STAMP | trial}
 
 

@@ -265,7 +265,7 @@ def test_gate_and_its_trial_are_shown(tmp_path: Path, gated: Files) -> None:
     slowdown = "forward-1 takes 1.050 times as long as base (interval 1.020 to unbounded)"
     assert f"Gate failed: slower: forward-1. {slowdown}." in shown.text
     assert "0 of 20: 0.0% (0.0% to 16.8%)" in shown.text
-    assert "20 of 20: 100.0%" in shown.text
+    assert "20 of 20" in shown.text
     assert "Gate: **failed**" in summary
 
 
