@@ -336,7 +336,8 @@ def slowdowns(benchmarks: list[dict[str, Any]], delta: float) -> str:
                 bounds = (slowdown[end] if slowdown[end] is not None else slowdown["estimate"] for end in BOUNDS)
                 intervals.plot([100 * bound for bound in bounds], [row, row], color="#0072B2")
                 intervals.plot(100 * slowdown["estimate"], row, "o", color="#0072B2")
-            ratios = [100 * float(np.expm1(pair["ratio"])) for pair in benchmark["pairs"]]
+            with np.errstate(over="ignore"):  # an infinite slowdown has no point
+                ratios = 100 * np.expm1([pair["ratio"] for pair in benchmark["pairs"]])
             color, style = list(LINES.values())[row % len(LINES)]
             pairs.plot(range(1, len(ratios) + 1), ratios, style, marker=".", color=color, label=benchmark["name"])
         intervals.axvline(100 * delta, color="#D55E00", linestyle="--")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import pairwise, zip_longest
@@ -81,7 +80,7 @@ def render(run: Run) -> dict[str, str]:
     values["mutants_by_dtype"] = mutants_by_dtype(table)
     values["sensitivity"] = sensitivity.published()
     values["steps"] = learning.STEPS
-    values["laws"] = defaultdict(lambda: None, {short(law.name): law for law in run.laws.laws})
+    values["laws"] = {short(law.name): law for law in run.laws.laws}
     texts = {name: environment().get_template(name).render(values) for name in PAGES if name != "picture.svg"}
     return texts | {"picture.svg": pictures["overview"]}
 
