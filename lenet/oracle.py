@@ -3,7 +3,7 @@ Exact logits, losses and gradients of the network, each with its rounding budget
 
 This module imports NumPy alone and no torch, so that it is an independent implementation. `solve` computes a case in
 float64, which counts as exact: its rounding errors are 2**29 times smaller than float32's. (A subject in float64 has
-rounding errors as large as the oracle's; its measured errors, at most 4.6 budgets, contain both.) With each result
+rounding errors as large as the oracle's; its measured errors, at most 3.4 budgets, contain both.) With each result
 comes a rounding budget, the unit in which the error of a result under test is measured.
 
 **Rounding errors.** Budgets are estimated by Monte Carlo arithmetic (Parker 1997, "Monte Carlo Arithmetic: exploiting
