@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ SECTIONS = ("Severity", "Reference", "Searched", "Expected", "Observed", "Cause"
 
 OUTCOMES = {0: "gone", 1: "occurs", 77: "not shown here"}
 """What the exit codes of the scripts mean."""
+
+TIMEOUT = 600
+"""Seconds that a script may take: one compiles, which took 70 s on two busy cores."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,10 @@ def _read(path: Path) -> Finding:
 def run(finding: Finding, python: Path | str = sys.executable) -> subprocess.CompletedProcess[str]:
     """Run the script by this Python, in a process of its own, and return its exit code and its output."""
     command = [str(python), str(finding.path)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, -signal.SIGKILL, "", f"no result within {TIMEOUT} s")
 
 
 def outcome(result: subprocess.CompletedProcess[str]) -> str:

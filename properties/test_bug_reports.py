@@ -91,6 +91,14 @@ def test_issue_is_expected_in_the_releases_that_have_it(version: str) -> None:
         assert known.intermittent or found in {"not shown here", "occurs" if expected else "gone"}, known.title
 
 
+def test_script_that_does_not_end_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a_bug.py"
+    path.write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setattr(bug_reports, "TIMEOUT", 0.2)
+
+    assert outcome(run(Finding(path, "A bug", {}, ""))) == "error: no result within 0.2 s"
+
+
 def test_report_has_the_script_its_output_and_the_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     docstring = "A bug\n\n" + "".join(f"{name}: {name} of\nthe bug.\n\n" for name in bug_reports.SECTIONS)
     (tmp_path / "a_bug.py").write_text(f'"""\n{docstring}"""\n\nimport sys\n\nprint("1 is 2")\nsys.exit(1)\n')
