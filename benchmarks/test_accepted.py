@@ -24,7 +24,7 @@ def test_missing_file_accepts_nothing(tmp_path: Path) -> None:
 def test_rises_are_read_by_benchmark_and_counter(tmp_path: Path) -> None:
     text = """
         [forward-1]
-        operators = { at_most = 64, reason = "checks input" }
+        operators = { at_most = 64, reason = "checks  its input" }
         "peak memory" = { at_most = 73_088, reason = "keeps a copy" }
         [update.allocations]
         at_most = 2
