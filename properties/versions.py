@@ -138,7 +138,7 @@ def main(arguments: list[str]) -> int:
     for version in options.versions:
         try:
             judge(version, options.part, options.keep)
-        except RuntimeError as error:
+        except (RuntimeError, subprocess.CalledProcessError) as error:
             print(f"torch {version}: {error}", file=sys.stderr)
             failed = True
     return 2 if failed else 0
