@@ -162,7 +162,7 @@ class Benchmark:
     rates: Rates
     delta: float
     counters: dict[str, dict[str, int]] = field(default_factory=dict)  # by side
-    accepted: dict[str, str] = field(default_factory=dict)  # counters that rose and do not fail, each with the reason
+    excused: dict[str, str] = field(default_factory=dict)  # counters that rose and do not fail, each with the reason
     pairs: list[Pair] = field(default_factory=list)
     by_time: str = ""  # passed, failed or inconclusive; empty while undecided
     first_round: Slowdown | None = None  # the result of the first round, if it found head slower
@@ -184,7 +184,7 @@ class Benchmark:
     @property
     def verdict(self) -> str:
         """Failed if a counter rose that must not; else the verdict by time, empty while undecided."""
-        return "failed" if self.risen.keys() - self.accepted.keys() else self.by_time
+        return "failed" if self.risen.keys() - self.excused.keys() else self.by_time
 
     def _start_round(self, number: int, time: float) -> None:
         self.round, self.round_start, self.spent, self.looks = number, time, 0.0, looks()
@@ -349,10 +349,10 @@ def compare_counters(
     ):
         first = {side: startup.first_call for side, startup in prepare(workers, benchmark.name).items()}
         benchmark.counters = {side: worker.count() for side, worker in workers.items()}
-        benchmark.accepted = {
+        benchmark.excused = {
             counter: reason
             for counter, (base, head) in benchmark.risen.items()
-            if (reason := difference or accepted(benchmark.name, counter, base, head, settings))
+            if (reason := "not compared" if difference else excuse(benchmark.name, counter, base, head, settings))
         }
         suspect = benchmark.name != FIRST_CALL and first["head"] >= 2 * first["base"]
         if suspect and (pair := time_pair(workers, 1, 0.0, limit, random)).ratio >= GROSS:
@@ -368,12 +368,12 @@ def _difference(workers: Mapping[str, Worker]) -> str:
     return "; ".join(f"base's {part} is {base[part]}, head's {head[part]}" for part in base if base[part] != head[part])
 
 
-def accepted(benchmark: str, counter: str, base: int, head: int, settings: Settings) -> str:
+def excuse(benchmark: str, counter: str, base: int, head: int, settings: Settings) -> str:
     """Return why a counter may rise from `base` to `head`; empty if it may not."""
     if counter == "peak memory" and head <= base * (1 + settings.memory):
         return f"{settings.memory:.1%} more is tolerated"
     acceptance = settings.accepted.get(benchmark, {}).get(counter)
-    return acceptance.reason if acceptance and head <= acceptance.at_most else ""
+    return f"accepted: {acceptance.reason}" if acceptance and head <= acceptance.at_most else ""
 
 
 def sample_pairs(

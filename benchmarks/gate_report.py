@@ -54,7 +54,7 @@ def benchmark_reason(benchmark: Benchmark) -> str:
     """Return the reason for a benchmark's verdict, in one line: the counters that rose, and what was timed."""
     rises = [
         f"{name} rose from {base:,} to {head:,}"
-        + (f" (accepted: {benchmark.accepted[name]})" if name in benchmark.accepted else "")
+        + (f" ({benchmark.excused[name]})" if name in benchmark.excused else "")
         for name, (base, head) in benchmark.risen.items()
     ]
     return "; ".join([*rises, f"by time {benchmark.by_time}: {_by_time(benchmark)}" if rises else _by_time(benchmark)])
@@ -152,7 +152,7 @@ def as_dict(result: Result) -> dict[str, Any]:
                 "first_round": _slowdown(benchmark.first_round),
                 "counters": benchmark.counters,
                 "risen": benchmark.risen,
-                "accepted": benchmark.accepted,
+                "excused": benchmark.excused,
                 "rates": asdict(benchmark.rates),
                 "pairs": [asdict(pair) for pair in benchmark.pairs],
             }

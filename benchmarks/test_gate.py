@@ -172,7 +172,7 @@ def test_accepted_rise_of_the_judged_repository_passes(
     code, record, _, _ = run_gate(*DIFFERENT, "--select", "forward-1")
 
     assert (code, record["verdict"]) == (0, "passed")
-    assert record["benchmarks"][0]["accepted"] == {"FLOPs": "a wider layer"}
+    assert record["benchmarks"][0]["excused"] == {"FLOPs": "accepted: a wider layer"}
     assert record["benchmarks"][0]["risen"] == {"FLOPs": [7, 8]}
 
 
