@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", metavar="DTYPES", help="comma-separated; default: float32,float64,bfloat16,float16")
     add("--law", action="append", metavar="NAME", help="only these laws: a name or pattern; may be repeated")
     add("--case", metavar="CASE", help="draw this case only, as a failure prints it")
-    profiles = "quick (5 random examples of each law), ci (20, the same in every run) or thorough (250, random)"
+    profiles = "quick (3 random examples of each law), ci (20, the same in every run) or thorough (250, random)"
     add("--profile", default="ci", metavar="NAME", help=f"{profiles}; default: %(default)s")
     add("--seed", type=int, metavar="N", help="seed of random examples (profiles quick and thorough)")
     add("--timeout", type=_seconds, metavar="SECONDS", help="a law that takes longer fails; default: no limit")

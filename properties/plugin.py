@@ -56,7 +56,7 @@ COMMON = settings(deadline=None, report_multiple_bugs=False, print_blob=False, p
 FAILURES = DirectoryBasedExampleDatabase(
     Path(os.environ.get("HYPOTHESIS_STORAGE_DIRECTORY", ".hypothesis"), "examples")
 )
-settings.register_profile("quick", COMMON, max_examples=5, derandomize=False, database=FAILURES)
+settings.register_profile("quick", COMMON, max_examples=3, derandomize=False, database=FAILURES)
 settings.register_profile("ci", COMMON, max_examples=20, derandomize=True, database=None)
 settings.register_profile("thorough", COMMON, phases=PHASES, max_examples=250, derandomize=False, database=FAILURES)
 UNSHRUNK = settings(COMMON, derandomize=True, database=None, phases={Phase.explicit, Phase.generate})
