@@ -563,7 +563,7 @@ KNOWN_ISSUES = (
         title="optim.SGD(fused=True) pairs elements by memory position if parameter and gradient layouts differ",
         reference=UNREPORTED,
         affects=on_cpu(),
-        since=(2, 9),
+        since=(2, 5),
         expected_failures=(
             expected_failure(
                 "optimizer_step_is_correct_in_any_memory_layout",
@@ -595,7 +595,7 @@ KNOWN_ISSUES = (
         title="optim.SGD(fused=True) writes to memory outside a parameter that is a strided view",
         reference=UNREPORTED,
         affects=on_cpu(),
-        since=(2, 9),
+        since=(2, 5),
         expected_failures=(
             expected_failure(
                 "optimizer_step_writes_only_its_parameter",
@@ -611,7 +611,7 @@ KNOWN_ISSUES = (
         title="optim.SGD(fused=True) updates parameters unnoticed by autograd: older graphs silently use new values",
         reference=UNREPORTED,
         affects=ANY_STACK,
-        since=(2, 9),
+        since=(2, 5),
         expected_failures=(
             expected_failure(
                 "backward_after_step_raises_or_uses_saved_values",
@@ -627,7 +627,7 @@ KNOWN_ISSUES = (
         title="optim.SGD(fused=True) with momentum raises if a parameter gets its first gradient after the first step",
         reference=UNREPORTED,
         affects=ANY_STACK,
-        since=(2, 9),
+        since=(2, 5),
         expected_failures=(
             expected_failure(
                 "late_first_gradient_is_treated_as_first_step",
@@ -643,7 +643,7 @@ KNOWN_ISSUES = (
         title="optim.SGD(foreach=True, nesterov=True) adds the momentum to the gradients in place",
         reference=UNREPORTED,
         affects=ANY_STACK,
-        since=(2, 9),
+        since=(2, 5),
         expected_failures=(
             expected_failure(
                 "optimizer_step_leaves_gradients_unchanged",
@@ -659,7 +659,7 @@ KNOWN_ISSUES = (
         title="Optimizer.load_state_dict does not copy the state's tensors: both optimizers then share them",
         reference="pytorch/pytorch#196083",
         affects=ANY_STACK,
-        since=(2, 9),
+        since=(2, 5),
         expected_failures=tuple(
             expected_failure(
                 "loaded_optimizer_state_is_independent",
@@ -676,7 +676,7 @@ KNOWN_ISSUES = (
         title="An optimizer writes its default settings into the parameter group dictionaries passed to it",
         reference="pytorch/pytorch#51794",
         affects=ANY_STACK,
-        since=(2, 9),
+        since=(2, 5),
         expected_failures=(
             expected_failure(
                 "optimizer_leaves_given_group_dicts_unchanged",
@@ -691,7 +691,7 @@ KNOWN_ISSUES = (
         title="All parameter groups of an optimizer share the tensor passed as the learning rate",
         reference=UNREPORTED,
         affects=ANY_STACK,
-        since=(2, 9),
+        since=(2, 5),
         expected_failures=(
             expected_failure(
                 "groups_do_not_share_a_learning_rate_tensor",
@@ -706,7 +706,7 @@ KNOWN_ISSUES = (
         title="optim.SGD(fused=True) keeps an uninitialized momentum buffer if a GradScaler skips its first step",
         reference="LibreYOLO/libreyolo#771",
         affects=in_dtypes(torch.float32, torch.float64, torch.bfloat16),
-        since=(2, 9),
+        since=(2, 5),
         expected_failures=(
             expected_failure(
                 "grad_scaler_skips_step_with_nonfinite_gradients",
@@ -758,7 +758,7 @@ KNOWN_ISSUES = (
         title="A GradScaler never increases its scale again after its growth interval is set below its count of steps",
         reference=UNREPORTED,
         affects=in_dtypes(torch.float32, torch.float64, torch.bfloat16),
-        since=(2, 9),
+        since=(2, 5),
         expected_failures=(
             expected_failure(
                 "grad_scaler_grows_and_backs_off_as_documented",
@@ -776,7 +776,7 @@ KNOWN_ISSUES = (
         title="GradScaler.step accepts a closure passed by position and then steps with scaled gradients",
         reference=UNREPORTED,
         affects=in_dtypes(torch.float32, torch.float64, torch.bfloat16),
-        since=(2, 9),
+        since=(2, 5),
         expected_failures=(
             expected_failure(
                 "grad_scaler_rejects_calls_out_of_order",
@@ -790,7 +790,7 @@ KNOWN_ISSUES = (
         title="A network that has run in an autocast region raises in a nested region of another dtype",
         reference=UNREPORTED,
         affects=in_dtypes(torch.float32),
-        since=(2, 9),
+        since=(2, 5),
         expected_failures=(
             expected_failure(
                 "nested_autocast_regions_are_independent",
@@ -805,7 +805,7 @@ KNOWN_ISSUES = (
         title='Forward-over-reverse differentiation of mse_loss raises "ZeroTensors are immutable"',
         reference="pytorch/pytorch#123996",
         affects=in_dtypes(torch.float64),
-        since=(2, 9),
+        since=(2, 5),
         expected_failures=(
             expected_failure(
                 "forward_over_reverse_matches_reverse_over_reverse",
@@ -822,7 +822,7 @@ KNOWN_ISSUES = (
         title="clip_grad_value_ raises an internal error if no parameter has a gradient; clip_grad_norm_ returns 0",
         reference="xingyizhou/UniDet#24",
         affects=ANY_STACK,
-        since=(2, 9),
+        since=(2, 5),
         expected_failures=tuple(
             expected_failure(
                 "clipping_without_gradients_does_nothing",
@@ -838,7 +838,7 @@ KNOWN_ISSUES = (
         title="clip_grad_norm_ of infinite order raises if one gradient is empty; the other orders skip it",
         reference="meta-pytorch/torchrec#3891",
         affects=ANY_STACK,
-        since=(2, 9),
+        since=(2, 5),
         expected_failures=tuple(
             expected_failure(
                 "clip_grad_norm_scales_by_the_total_norm",
@@ -860,7 +860,7 @@ KNOWN_ISSUES = (
         title="conv2d's weight gradient accumulates over the batch in float16 and saturates at 2,048 equal terms",
         reference=UNREPORTED,
         affects=CPU_WITHOUT_FLOAT16_INSTRUCTIONS,
-        since=(2, 9),
+        since=(2, 5),
         expected_failures=(expected_failure("large_batch_counts_are_exact", always, SATURATED, batch=4096),),
     ),
     KnownIssue(
@@ -868,7 +868,7 @@ KNOWN_ISSUES = (
         reference=UNREPORTED,
         engines=("no-onednn",),
         affects=on_cpu(torch.bfloat16),
-        since=(2, 9),
+        since=(2, 5),
         expected_failures=tuple(
             expected_failure("large_batch_counts_are_exact", always, SATURATED, batch=batch) for batch in (600, 4096)
         ),
@@ -877,7 +877,7 @@ KNOWN_ISSUES = (
         title="On a CPU without AVX512, conv2d's weight gradient accumulates in bfloat16 and saturates at 512",
         reference=UNREPORTED,
         affects=CPU_WITHOUT_BFLOAT16_KERNELS,
-        since=(2, 9),
+        since=(2, 5),
         expected_failures=tuple(
             expected_failure("large_batch_counts_are_exact", always, SATURATED, batch=batch) for batch in (600, 4096)
         ),
@@ -887,7 +887,7 @@ KNOWN_ISSUES = (
         reference=UNREPORTED,
         engines=("no-onednn",),
         affects=on_cpu(torch.float16),
-        since=(2, 9),
+        since=(2, 5),
         expected_failures=(expected_failure("large_batch_counts_are_exact", always, SATURATED, batch=4096),),
     ),
     KnownIssue(
@@ -925,7 +925,7 @@ KNOWN_ISSUES = (
         title="Without oneDNN, convolutions of 16 or more images (by NNPACK) spread NaN and lose subnormal numbers",
         reference="pytorch/pytorch#157237",
         affects=CPU_WITH_NNPACK,
-        since=(2, 9),
+        since=(2, 5),
         expected_failures=(
             expected_failure(
                 "nan_spreads_exactly_over_its_receptive_field",
@@ -942,7 +942,7 @@ KNOWN_ISSUES = (
         reference="pytorch/pytorch#157237",
         engines=("no-onednn",),
         affects=CPU_WITH_NNPACK,
-        since=(2, 9),
+        since=(2, 5),
         expected_failures=(
             *(
                 expected_failure("large_batch_counts_are_exact", always, FEATURES_INEXACT, batch=batch)
@@ -1062,7 +1062,7 @@ KNOWN_ISSUES = (
         title="cross_entropy in float16 is infinite if the sum of the losses overflows before it is divided",
         reference="pytorch/pytorch#85791",
         affects=on_cpu(torch.float16),
-        since=(2, 9),
+        since=(2, 5),
         expected_failures=(
             *(
                 expected_failure(
