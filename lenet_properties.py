@@ -37,7 +37,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "maintain this project, in a clone": {
         "publish": ("reports.commands:publish", "keep a run in reports/runs"),
         "index": ("reports.commands:make_index", "write the pages of all published runs again"),
-        "known-issues": ("properties.known_issues", "write the page of known issues"),
+        "known-issues": ("properties.known_issues_page", "write the page of known issues"),
         "versions": ("properties.versions", "judge other releases of PyTorch, and keep what was found"),
         "mutants": ("properties.mutants.__main__", "judge the mutants and twins"),
         "repro-check": ("properties.mutants.reproduced", "check the stand-alone counterexamples, on mutants"),

@@ -37,7 +37,7 @@ def test_trend_is_seen_although_two_neighbors_are_in_the_other_order(times: list
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time, which stands still until a call adds to it."""
+    """The time, which changes only when a call adds to it."""
     now = [0.0]
     for name in ("timer", "perf_counter"):
         monkeypatch.setattr(interleaved, name, lambda: now[0])

@@ -93,7 +93,7 @@ def available_cores() -> list[int]:
 
 def usable_cores() -> int:
     """Return how many cores this process can keep busy: as many as it may run on, and as its control groups allow."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = len(available_cores()) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = cpu_limit()
     return allowed if limit is None else max(1, min(allowed, math.ceil(limit)))
 

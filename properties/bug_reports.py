@@ -46,6 +46,11 @@ class Finding:
         """The name of the file, without its suffix."""
         return self.path.stem
 
+    @property
+    def severity(self) -> str:
+        """One of SEVERITIES."""
+        return self.sections["Severity"]
+
 
 @cache
 def findings() -> dict[str, Finding]:

@@ -4,8 +4,8 @@ Measure the errors of correct results in budgets of the oracle, from which `lene
 `tox run -e calibrate` runs the reference network on random cases, degenerate ones included, with every loss of the
 oracle and at every precision that a computation may claim. It writes the distribution of each case's worst
 `error / budget` and the worst case of each claim, loss and tensor to `properties/calibration.json`. A run continues
-what the file has already, so that cases can be added on any machine. The threshold is the power of two above the worst
-of all cases. Only what a known issue of PyTorch makes wrong is left out: the loss of
+what the file has already, so that cases can be added on any machine. The threshold is the power of two above twice
+the worst of all cases. Only what a known issue of PyTorch makes wrong is left out: the loss of
 float16 numbers, where their sum overflows before it is divided by their number (pytorch/pytorch#85791).
 """
 

@@ -11,7 +11,8 @@ import torch
 
 from lenet import subject
 from properties import known_issues
-from properties.known_issues import KNOWN_ISSUES, UNREPORTED, expected_issues, page
+from properties.known_issues import KNOWN_ISSUES, UNREPORTED, expected_issues
+from properties.known_issues_page import page
 from properties.stack import Stack
 from properties.testing import run
 

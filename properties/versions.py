@@ -22,6 +22,7 @@ from typing import Any
 
 from lenet.files import write_atomically
 from properties.bug_reports import findings, outcome, run
+from properties.law_index import short
 
 ROOT = Path(__file__).parents[1]
 RELEASES = Path(__file__).with_name("releases")
@@ -53,7 +54,7 @@ def run_laws(python: Path, folder: Path, *options: str) -> Found:
         raise RuntimeError(f"the laws did not run to their end: {shlex.join(command)}")
     found: dict[str, dict[str, set[str]]] = {}
     for entry in content["laws"]:
-        outcomes = found.setdefault(entry["law"].removeprefix("test_"), {})
+        outcomes = found.setdefault(short(entry["law"]), {})
         outcomes.setdefault("known issue" if entry["known_issues"] else entry["outcome"], set()).add(entry["stack"])
     return {law: {name: sorted(stacks) for name, stacks in outcomes.items()} for law, outcomes in found.items()}
 

@@ -48,6 +48,7 @@ def environment() -> Environment:
         "headline": headline,
         "forgiven": total_forgiven,
         "by_severity": _by_severity,
+        "short": short,
         "significant": _significant,
     }
     environment.globals |= {"sentences": sentences, "verdict": verdict}
@@ -182,7 +183,7 @@ def _issue_url(reference: str) -> str:
 
 def _by_severity(issues: Iterable[Issue]) -> list[tuple[str, Issue]]:
     """Each issue with its severity, the worst first; an issue of an earlier version that has no script is the last."""
-    known = {title: finding.sections["Severity"] for title, finding in findings().items()}
+    known = {title: finding.severity for title, finding in findings().items()}
     order = (*SEVERITIES, "unknown")
     return sorted(((known.get(i.title, "unknown"), i) for i in issues), key=lambda pair: order.index(pair[0]))
 

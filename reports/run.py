@@ -26,12 +26,10 @@ class Timing:
     bytes_moved: int  # per call, by a network that runs layer by layer; 0 if not counted
     images: int  # per call
     roofline_share: float | None  # from 0 to 1
-    parts: dict[str, float] = field(
-        default_factory=dict, compare=False
-    )  # seconds, of a training step; empty if not observed
-    limits: dict[str, float] = field(
-        default_factory=dict, compare=False
-    )  # rates, from between its blocks; may be empty
+    parts: dict[str, float] = field(default_factory=dict, compare=False)
+    """Seconds, of a training step; empty if not observed."""
+    limits: dict[str, float] = field(default_factory=dict, compare=False)
+    """Rates of the machine from between its blocks; empty in older files."""
 
     @property
     def flops_per_second(self) -> float:
