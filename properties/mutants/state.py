@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from functools import partial
+from mmap import MAP_SHARED
 from typing import Any, ClassVar, Self
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -546,19 +547,9 @@ def mapped_tensors_lose_last_element(file: Any, *args: Any, mmap: bool = False, 
 
 @mutant("torch.load", law="training_leaves_a_mapped_file_unchanged", category=Category.COMPUTATION_MODEL)
 def mapped_file_is_shared(file: Any, *args: Any, mmap: bool = False, **options: Any) -> Any:
-    """What is written to tensors that are mapped from a file is written to the file, as MAP_SHARED would."""
-    content = load(file, *args, **options)
-
-    # Not by MAP_SHARED itself: on some file systems, reading a file that is mapped and written blocks.
-    class Shared(Tensor):
-        @classmethod
-        def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            result = super().__torch_function__(function, types, args, kwargs)
-            if function.__name__.endswith("_") and not function.__name__.startswith("__"):
-                torch.save(content, file)
-            return result
-
-    return {name: value.as_subclass(Shared) for name, value in content.items()} if mmap else content
+    """What is written to tensors that are mapped from a file is written to the file (MAP_SHARED)."""
+    with torch.serialization.set_default_mmap_options(MAP_SHARED):
+        return load(file, *args, mmap=mmap, **options)
 
 
 # Graphs and memory
